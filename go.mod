@@ -1,0 +1,3 @@
+module github.com/carme-hpc/carme
+
+go 1.26

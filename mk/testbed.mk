@@ -1,0 +1,1 @@
+# The cluster of containers that integration tests, demo and benchmarks use.
