@@ -28,7 +28,9 @@
 #define NOBODY 65534
 #define MAX_GROUPS 256
 
-static const char *source;
+/* "/proc/self/fd/N": SOURCE is held by a descriptor, so that its own mount can be
+ * taken away and no path on the machine goes round this file system. */
+static char source[32];
 
 /*
  * Takes on the caller's identity for this thread alone (glibc's setgroups() would
@@ -312,7 +314,13 @@ int main(int argc, char **argv)
 		fprintf(stderr, "usage: rootsquash SOURCE TARGET [FUSE options]\n");
 		return EXIT_FAILURE;
 	}
-	source = argv[1];
+	int fd = open(argv[1], O_PATH | O_DIRECTORY); /* kept through the fork */
+
+	if (fd < 0) {
+		perror(argv[1]);
+		return EXIT_FAILURE;
+	}
+	snprintf(source, sizeof(source), "/proc/self/fd/%d", fd);
 	/* The rest is fuse_main's, which takes argv[1] for the mount point. */
 	argv[1] = argv[0];
 	umask(0);
