@@ -51,7 +51,7 @@ fmt: ## Format Go and C sources
 .PHONY: bench
 bench: ## Benchmarks side by side, with a table of ratios at the end
 	@tools/prepare testbed
-	@$(MAKE) --no-print-directory testbed testbed-install
+	@$(MAKE) --no-print-directory testbed
 	@go run ./bench
 
 ##@ Demo
@@ -63,9 +63,7 @@ demo: ## From a bare Debian machine to a sealed job on the screen; FROM=3 resume
 
 .PHONY: demo-down
 demo-down: ## Take away all that the demo brought; PURGE=yes also the packages it installed
-	@$(MAKE) --no-print-directory testbed-down
-	@tools/prepare undo
-	@rm -rf build
+	@tools/demo-down
 
 ##@ Build, cluster and housekeeping
 

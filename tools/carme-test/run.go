@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/carme-hpc/carme/tools/internal/child"
 )
 
 type options struct {
@@ -134,7 +136,7 @@ func (r *runner) showLogs(ctx context.Context, s stage) {
 	const shown = 300
 	limited, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	logs, err := command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
+	logs, err := child.Command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
 	if err != nil {
 		logs = append(logs, fmt.Sprintf("make testbed-logs: %v\n", err)...)
 	}
