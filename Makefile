@@ -52,13 +52,13 @@ fmt: ## Format Go and C sources
 bench: ## Benchmarks side by side, with a table of ratios at the end
 	@tools/prepare testbed
 	@$(MAKE) --no-print-directory testbed
-	@go run ./bench
+	@go run -buildvcs=false ./bench
 
 ##@ Demo
 
 .PHONY: demo
 demo: ## From a bare Debian machine to a sealed job on the screen; FROM=3 resumes at step 3
-	@mkdir -p build && go build -o build/carme-demo ./tools/carme-demo
+	@mkdir -p build && go build -buildvcs=false -o build/carme-demo ./tools/carme-demo
 	@build/carme-demo -from $(or $(FROM),1)
 
 .PHONY: demo-down
@@ -83,4 +83,4 @@ help: ## Show this list
 
 .PHONY: $(DRIVER)
 $(DRIVER):
-	@mkdir -p build && go build -o $@ ./tools/carme-test
+	@mkdir -p build && go build -buildvcs=false -o $@ ./tools/carme-test

@@ -71,7 +71,7 @@ func (m machine) unfit() error {
 const nothing = "nothing, all is here"
 
 func examine(ctx context.Context, d *demo) (machine, error) {
-	m := machine{cpus: runtime.NumCPU(), isRoot: os.Geteuid() == 0, cgroup: "cgroup v1"}
+	m := machine{cpus: runtime.NumCPU(), isRoot: os.Geteuid() == 0, cgroup: "cgroup v1 or hybrid"}
 	release, err := os.ReadFile("/etc/os-release")
 	if err != nil {
 		return m, fmt.Errorf("ask for the system: %w", err)

@@ -39,7 +39,7 @@ func processes(uid string) string { return "ps -o uid,pid,args -u " + uid }
 func without(ctx context.Context, d *demo) error {
 	return d.lookAll(
 		ctx,
-		sight{says: "the GPUs of the whole node", user: "alice", srun: plain, shell: listGPUs, want: []string{`(?s)nvidia0.*nvidia1.*nvidia2.*nvidia3`}},
+		sight{says: "one GPU is hers, and the node shows all four", user: "alice", srun: plain, shell: listGPUs, want: []string{`(?s)nvidia0.*nvidia1.*nvidia2.*nvidia3`}},
 		sight{says: "bob's processes, with what he typed", user: "alice", srun: plain, shell: processes(d.neighbour.uid), want: []string{draft}},
 		sight{says: "bob's files in /tmp", user: "alice", srun: plain, shell: readTmp, want: []string{"bob-notes", draft}},
 	)
