@@ -7,7 +7,8 @@ SLURM_SUITE ?= trixie
 # One row of docs/features.md, for example ONLY=J5; empty means all.
 ONLY ?=
 
-export PATH := $(CURDIR)/.cache/bin:$(PATH)
+# Where Go's own instructions put it; Debian keeps administrators' commands in sbin.
+export PATH := $(CURDIR)/.cache/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export SLURM_SUITE
 
 include mk/build.mk
