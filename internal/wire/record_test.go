@@ -13,8 +13,8 @@ import (
 
 func record(fields ...string) *Record {
 	r := new(Record)
-	for i := 0; i < len(fields); i += 2 {
-		r.Add(fields[i], fields[i+1])
+	for pair := range slices.Chunk(fields, 2) {
+		r.Add(pair[0], pair[1])
 	}
 	return r
 }
@@ -148,7 +148,7 @@ func TestRecordThatIsMalformedIsRefusedWithItsOffset(t *testing.T) {
 
 func TestRecordStreamThatEndsEarlySaysSo(t *testing.T) {
 	whole := body("a=b\x00")
-	for n := range len(whole) {
+	for n := range whole {
 		var r Record
 		_, err := r.ReadFrom(bytes.NewReader(whole[:n]))
 		want := io.ErrUnexpectedEOF

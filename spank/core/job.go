@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/policy"
 	"github.com/carme-hpc/carme/spank/request"
 )
 
@@ -23,8 +24,10 @@ type job struct {
 	slurm    string
 	node     string
 	instance string // 128 random bits in hex
-	request  request.Request
-	plan     plan
+	request  request.Request // as asked for
+	plan     plan            // as allowed
+	policy   *policy.Policy
+	owner    policy.User
 	cgroups  []jobCgroup
 	cgroupV  int
 	devices  []*device // all that may appear in the job's /dev
@@ -132,14 +135,6 @@ func newJob(rec *wire.Record) (*job, error) {
 		return nil, err
 	}
 	return j, nil
-}
-
-// mayBind judges where a bind's source really lies, links followed.
-func (j *job) mayBind(real string, b request.Bind) error {
-	if err := request.CheckSource(real); err != nil {
-		return fmt.Errorf("--carme-bind: %s leads to %s: %w", b.Src, real, err)
-	}
-	return nil
 }
 
 // closeAll closes descriptors.

@@ -76,6 +76,9 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err := j.decide(); err != nil {
 		return nil, err
 	}
+	if err := j.checkImage(); err != nil {
+		return nil, err
+	}
 	c.lap("checked it against the site's policy")
 	switch mode, _ := rec.Get("mode"); mode {
 	case "first":
@@ -171,8 +174,8 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		out.Add("gids", strconv.FormatUint(uint64(g), 10))
 	}
 	out.Add("instance", j.instance)
-	out.Add("image", j.plan.Image.key())
-	out.Add("workdir", j.plan.Workdir)
+	out.Add("image", j.plan.imageKey())
+	out.Add("workdir", j.plan.Request.Workdir)
 	for _, f := range rec.Fields() {
 		if isOption(f.Key) {
 			out.Add(f.Key, f.Value)
@@ -211,8 +214,8 @@ func (j *job) environment() map[string]string {
 		"SLURM_PMIX_TMPDIR":  j.pmixDir(),
 		"XDG_RUNTIME_DIR":    runtimeDir(j.person),
 		"CARME_JOB_INSTANCE": j.instance,
-		"CARME_JOB_NET":      j.plan.Net,
-		"CARME_JOB_IMAGE":    j.plan.Image.key(),
+		"CARME_JOB_NET":      j.plan.Request.Net,
+		"CARME_JOB_IMAGE":    j.plan.imageKey(),
 	}
 }
 
@@ -243,7 +246,7 @@ func (j *job) findDevices(anchor anchorConn) error {
 			gpus++
 		}
 	}
-	extra, err := globbed(wire.DeviceIB, j.plan.Devices)
+	extra, err := globbed(wire.DeviceIB, j.plan.Site.Devices.Extra)
 	if err != nil {
 		return err
 	}
@@ -261,7 +264,7 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 	p := &wire.Proof{
 		Version: wire.ProofVersion, JobID: j.id, UID: j.person.UID, GID: j.person.GID, User: j.person.Name,
 		Node: j.node, Instance: j.instance, Created: time.Now().UTC(), Slurm: j.slurm, Carme: version.String(),
-		Net: j.plan.Net, Mounts: s.mounts,
+		Net: j.plan.Request.Net, Mounts: s.mounts,
 		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: true},
 	}
 	p.StepID = j.stepNumber()
@@ -396,7 +399,7 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
-	answer.Add("image", j.plan.Image.key())
+	answer.Add("image", j.plan.imageKey())
 	if j.plan.Image == nil {
 		return answer, nil
 	}

@@ -37,7 +37,9 @@ void options_from_environment(void);
 int options_asked(void);
 /* Any Carme option at all, --no-carme included? */
 int options_any(void);
-/* Append every occurrence as "opt.NAME". */
+/* srun and sbatch: was any given on the command line or in the script? */
+int options_typed(void);
+/* Append them as "option.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
 /* srun parses again for each component of a heterogeneous job. */
 void options_next_component(void);

@@ -80,6 +80,7 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 
 	record_init(r);
 	record_add(r, "mode", mode);
+	record_add(r, "context", "remote");
 	record_addf(r, "job", "%u", (unsigned int) s->job);
 	record_add(r, "step", s->name);
 	record_addf(r, "uid", "%u", (unsigned int) s->uid);
@@ -141,10 +142,10 @@ static int same_options(const struct record *plan, const struct record *request)
 	do {
 		do
 			a = record_entry(plan, a);
-		while (a && strncmp(a, "opt.", 4));
+		while (a && strncmp(a, "option.", 7));
 		do
 			b = record_entry(request, b);
-		while (b && strncmp(b, "opt.", 4));
+		while (b && strncmp(b, "option.", 7));
 		if (a && b && strcmp(a, b))
 			return 0;
 	} while (a && b);

@@ -42,9 +42,9 @@ static struct fake_device devices[MAX_DEVICES];
 static unsigned int device_count, gpu_count, users;
 static char driver[64] = "550.0";
 
-static int node_opens(const char *path)
+static int node_opens(const char *path, int how)
 {
-	int fd = open(path, O_RDWR | O_CLOEXEC);
+	int fd = open(path, how | O_CLOEXEC);
 
 	if (fd >= 0) {
 		close(fd);
@@ -58,7 +58,7 @@ static int cap_opens(unsigned int minor)
 	char path[64];
 
 	snprintf(path, sizeof(path), "/dev/nvidia-caps/nvidia-cap%u", minor);
-	return node_opens(path);
+	return node_opens(path, O_RDONLY);
 }
 
 static struct fake_device *gpu_by_minor(unsigned int minor)
@@ -78,7 +78,7 @@ static void add_gpu(const char *line)
 		   d.name) != 5)
 		return;
 	snprintf(path, sizeof(path), "/dev/nvidia%u", d.minor);
-	if (!node_opens(path))
+	if (!node_opens(path, O_RDWR))
 		return;
 	d.index = gpu_count++;
 	devices[device_count++] = d;
@@ -126,7 +126,7 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 	(void)flags;
 	pthread_mutex_lock(&lock);
 	if (users == 0)
-		rc = node_opens("/dev/nvidiactl") ? read_table() : NVML_ERROR_DRIVER_NOT_LOADED;
+		rc = node_opens("/dev/nvidiactl", O_RDWR) ? read_table() : NVML_ERROR_DRIVER_NOT_LOADED;
 	if (rc == NVML_SUCCESS)
 		users++;
 	pthread_mutex_unlock(&lock);
