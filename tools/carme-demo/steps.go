@@ -76,7 +76,7 @@ func attack(ctx context.Context, d *demo) error {
 		try("trace bob's process", "strace -p "+pid, "No such process"),
 		try("kill it", "kill -9 "+pid, "No such process"),
 		try("read its /tmp, directly and through /proc", "cat "+notes+" /proc/"+pid+"/root"+notes, `(?s)No such file.*No such file`),
-		try("read its command line", "grep -a token /proc/[0-9]*/cmdline"),
+		try("find its command line", "grep -a [t]oken= /proc/[0-9]*/cmdline"),
 	)
 }
 

@@ -17,7 +17,11 @@ const (
 	featuresFile = "docs/features.md"
 	outputDir    = "test-output"
 
-	// How long one stage may take; CI ends everything after 90 minutes.
+	// How long everything may take. CI ends it after 90 minutes; whoever is
+	// ended there cannot say any more what went wrong.
+	wholeLimit = 85 * time.Minute
+
+	// How long one stage may take.
 	prepareLimit     = 20 * time.Minute
 	lintLimit        = 15 * time.Minute
 	unitLimit        = 15 * time.Minute
