@@ -13,14 +13,14 @@ import (
 
 func record(fields ...string) *Record {
 	r := new(Record)
-	for i := 0; i < len(fields); i += 2 {
-		r.Add(fields[i], fields[i+1])
+	for pair := range slices.Chunk(fields, 2) {
+		r.Add(pair[0], pair[1])
 	}
 	return r
 }
 
 func body(s string) []byte {
-	out := binary.LittleEndian.AppendUint32(nil, uint32(len(s)))
+	out := binary.LittleEndian.AppendUint32(nil, uint32(len(s))) //nolint:gosec // a test's own short text
 	return append(out, s...)
 }
 
@@ -148,7 +148,7 @@ func TestRecordThatIsMalformedIsRefusedWithItsOffset(t *testing.T) {
 
 func TestRecordStreamThatEndsEarlySaysSo(t *testing.T) {
 	whole := body("a=b\x00")
-	for n := range len(whole) {
+	for n := range whole {
 		var r Record
 		_, err := r.ReadFrom(bytes.NewReader(whole[:n]))
 		want := io.ErrUnexpectedEOF

@@ -431,30 +431,42 @@ func FuzzParse(f *testing.F) {
 			checkMessage(t, err)
 			return
 		}
-		data, err := r.Record().MarshalBinary()
-		if err != nil {
-			t.Fatalf("%+v cannot be encoded: %v", r, err)
-		}
-		var rec wire.Record
-		if err := rec.UnmarshalBinary(data); err != nil {
-			t.Fatal(err)
-		}
-		again, err := FromRecord(&rec)
-		if err != nil || !reflect.DeepEqual(again, r) {
-			t.Fatalf("%+v came back as %+v, %v", r, again, err)
-		}
+		checkTravels(t, r)
 		for _, b := range r.Binds {
-			for _, path := range []string{b.Src, b.Dst} {
-				clean, err := CleanPath(path)
-				if err != nil || clean != path || strings.Contains(path+"/", "/../") {
-					t.Fatalf("bind of %q: %v", path, err)
-				}
-			}
-			if CheckSource(b.Src) != nil || CheckTarget(b.Dst) != nil {
-				t.Fatalf("guarded bind %v", b)
-			}
+			checkBind(t, b)
 		}
 	})
+}
+
+// checkTravels holds a request to coming back from a record as it was.
+func checkTravels(t *testing.T, r Request) {
+	t.Helper()
+	data, err := r.Record().MarshalBinary()
+	if err != nil {
+		t.Fatalf("%+v cannot be encoded: %v", r, err)
+	}
+	var rec wire.Record
+	if err := rec.UnmarshalBinary(data); err != nil {
+		t.Fatal(err)
+	}
+	again, err := FromRecord(&rec)
+	if err != nil || !reflect.DeepEqual(again, r) {
+		t.Fatalf("%+v came back as %+v, %v", r, again, err)
+	}
+}
+
+// checkBind holds a bind to clean paths that are not guarded.
+func checkBind(t *testing.T, b Bind) {
+	t.Helper()
+	for _, path := range []string{b.Src, b.Dst} {
+		clean, err := CleanPath(path)
+		if err != nil || clean != path || strings.Contains(path+"/", "/../") {
+			t.Fatalf("bind of %q: %v", path, err)
+		}
+	}
+	if CheckSource(b.Src) != nil || CheckTarget(b.Dst) != nil {
+		t.Fatalf("guarded bind %v", b)
+	}
 }
 
 func mkdir(t *testing.T, path string) {

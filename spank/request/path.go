@@ -16,10 +16,14 @@ const nameMax = 128
 
 // protected are the directories of which the set-up itself makes the job's
 // view. No option reaches into, covers or shows them.
-var protected = []string{"/proc", "/sys", "/dev", "/run/carme", "/var/run/carme", "/etc/carme"} //nolint:gochecknoglobals // constant
+func protected() []string {
+	return []string{"/proc", "/sys", "/dev", "/run/carme", "/var/run/carme", "/etc/carme"}
+}
 
 // covered are directories that no option may put something else over.
-var covered = []string{"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/run", "/var", "/root", "/boot"} //nolint:gochecknoglobals // constant
+func covered() []string {
+	return []string{"/etc", "/usr", "/bin", "/sbin", "/lib", "/lib64", "/run", "/var", "/root", "/boot"}
+}
 
 // CleanPath checks an absolute path as users may give it and returns it without
 // a slash at its end. It refuses what is relative, has empty, `.` or `..`
@@ -74,7 +78,7 @@ func ValidName(name string) bool {
 // job if that would show a directory the set-up guards: /proc, /sys, /dev, the
 // state and configuration of Carme, or anything above them.
 func CheckSource(path string) error {
-	for _, p := range protected {
+	for _, p := range protected() {
 		if within(path, p) {
 			return fmt.Errorf("%s cannot be shown in a job", p)
 		}
@@ -90,12 +94,12 @@ func CheckSource(path string) error {
 // covered or changed. Below /usr, /var and the like, but not below /etc, a
 // target is fine.
 func CheckTarget(path string) error {
-	for _, p := range protected {
+	for _, p := range protected() {
 		if within(path, p) || within(p, path) {
 			return fmt.Errorf("nothing can be put at %s; choose another place, such as /mnt", shorten(path, p))
 		}
 	}
-	for _, p := range covered {
+	for _, p := range covered() {
 		if within(p, path) || p == "/etc" && within(path, p) {
 			return fmt.Errorf("nothing can be put over %s; choose another place, such as /mnt", shorten(path, p))
 		}
