@@ -1,0 +1,2 @@
+// Package version says which Carme this is.
+package version
