@@ -2,5 +2,87 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
+# The Slurm release under test: trixie (24.11), forky (26.05), bookworm (22.05).
+SLURM_SUITE ?= trixie
+# One row of docs/features.md, for example ONLY=J5; empty means all.
+ONLY ?=
+
+export PATH := $(CURDIR)/.cache/bin:$(PATH)
+export SLURM_SUITE
+
 include mk/build.mk
 include mk/testbed.mk
+
+DRIVER := build/carme-test
+SHELL_FILES = $(shell git ls-files --cached --others --exclude-standard | xargs -r grep -lIE '^\#!(/usr/bin/env (ba)?sh|/bin/(ba)?sh)')
+
+##@ Tests
+
+.PHONY: test
+test: $(DRIVER) ## Everything: lint, unit, C, integration on both Slurm releases; ONLY=J5 for one row
+ifneq ($(ONLY),)
+	@$(DRIVER) -suite $(SLURM_SUITE) -only $(ONLY) row
+else
+	@$(DRIVER) all
+endif
+
+.PHONY: test-unit
+test-unit: $(DRIVER) ## Go and C unit tests: no root, no Docker, under two minutes
+	@$(DRIVER) unit
+
+.PHONY: test-integration
+test-integration: $(DRIVER) ## Integration tests on SLURM_SUITE; ONLY=J5 for one row
+	@$(DRIVER) -suite $(SLURM_SUITE) -only '$(ONLY)' integration
+
+.PHONY: lint
+lint: ## All linters: Go, C, shell
+	@tools/prepare lint
+	golangci-lint run ./...
+	golangci-lint fmt --diff
+	shellcheck -x $(SHELL_FILES)
+	@$(MAKE) --no-print-directory lint-c
+
+.PHONY: fmt
+fmt: ## Format Go and C sources
+	@tools/prepare lint
+	golangci-lint fmt
+	git ls-files '*.c' '*.h' | xargs -r clang-format -i
+
+.PHONY: bench
+bench: ## Benchmarks side by side, with a table of ratios at the end
+	@tools/prepare testbed
+	@$(MAKE) --no-print-directory testbed testbed-install
+	@go run ./bench
+
+##@ Demo
+
+.PHONY: demo
+demo: ## From a bare Debian machine to a sealed job on the screen; FROM=3 resumes at step 3
+	@mkdir -p build && go build -o build/carme-demo ./tools/carme-demo
+	@build/carme-demo -from $(or $(FROM),1)
+
+.PHONY: demo-down
+demo-down: ## Take away all that the demo brought; PURGE=yes also the packages it installed
+	@$(MAKE) --no-print-directory testbed-down
+	@tools/prepare undo
+	@rm -rf build
+
+##@ Build, cluster and housekeeping
+
+.PHONY: prepare
+prepare: ## Install what this machine lacks for all of the above (root)
+	@tools/prepare full
+
+.PHONY: clean
+clean: ## Remove what was built; tools in .cache stay
+	rm -rf build test-output
+
+.PHONY: help
+help: ## Show this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-zA-Z0-9_-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: $(DRIVER)
+$(DRIVER):
+	@mkdir -p build && go build -o $@ ./tools/carme-test

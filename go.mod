@@ -1,5 +1,9 @@
 module github.com/carme-hpc/carme
 
-go 1.26
+go 1.26.0
 
-require go.yaml.in/yaml/v3 v3.0.6
+require (
+	github.com/vishvananda/netns v0.0.5
+	go.yaml.in/yaml/v3 v3.0.6
+	golang.org/x/sys v0.49.0
+)

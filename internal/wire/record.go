@@ -113,7 +113,7 @@ func (r *Record) MarshalBinary() ([]byte, error) {
 		}
 	}
 	out := make([]byte, RecordHeader, RecordHeader+size)
-	binary.LittleEndian.PutUint32(out, uint32(size)) //nolint:gosec // size is at most RecordMax
+	binary.LittleEndian.PutUint32(out, uint32(size))
 	for _, f := range r.fields {
 		out = append(out, f.Key...)
 		out = append(out, '=')

@@ -23,7 +23,7 @@ func record(fields ...string) *Record {
 }
 
 func body(s string) []byte {
-	out := binary.LittleEndian.AppendUint32(nil, uint32(len(s)))
+	out := binary.LittleEndian.AppendUint32(nil, uint32(min(len(s), 1<<16)))
 	return append(out, s...)
 }
 

@@ -1,0 +1,107 @@
+-- /etc/slurm/job_submit.lua on the machine of slurmctld.
+--
+-- A --carme job may only start where Carme can seal it: on nodes with the feature
+-- "carme", which a node has while its self-test passes. The rule adds that
+-- constraint and refuses what can never be sealed. It is the outer fence: on a
+-- node the plugin itself refuses to run a job unsealed, but no code in a plugin
+-- helps where the plugin is missing.
+--
+-- A site with a job_submit.lua of its own keeps this file beside it, loads it with
+-- dofile(), and calls carme_submit and carme_modify from its own two functions.
+--
+-- How an option of a SPANK plugin arrives here (Slurm 22.05 to 26.05):
+--   srun, salloc, sbatch   spank_job_env, a table of "NAME=VALUE" whose indexes
+--                          begin at 0, so ipairs() would miss the first
+--   slurmrestd             environment, as the poster wrote it
+-- "(null)" is what an option without a value looks like in spank_job_env.
+
+local FEATURE = "carme"
+local OPTION = "_SLURM_SPANK_OPTION_carme_carme"
+
+local function from_spank_env(env)
+	for _, entry in pairs(env or {}) do
+		local name, value = string.match(entry, "^([^=]+)=(.*)$")
+		if name == OPTION then
+			return value
+		end
+	end
+	return nil
+end
+
+-- The value of --carme, or nil when the job does not ask for Carme.
+local function wanted(job)
+	local value = from_spank_env(job.spank_job_env)
+	if value == nil and job.environment ~= nil then
+		value = job.environment[OPTION]
+	end
+	if value == "no" then
+		return nil
+	end
+	return value
+end
+
+-- The constraint with Carme's feature added, or nil when there is no way to write
+-- both: Slurm takes "&" neither beside counts (a*2) nor beside [a|b].
+local function with_feature(features)
+	if features == nil or features == "" then
+		return FEATURE
+	end
+	if string.find(features, "[%[%]%*]") then
+		return nil
+	end
+	if string.find(features, "|", 1, true) then
+		return "(" .. features .. ")&" .. FEATURE
+	end
+	for name in string.gmatch(features, "[^&,%s()]+") do
+		if name == FEATURE then
+			return features
+		end
+	end
+	return features .. "&" .. FEATURE
+end
+
+local function refuse(text)
+	slurm.log_user("carme: " .. text)
+	return slurm.ERROR
+end
+
+local function constrain(job, features)
+	local both = with_feature(features)
+	if both == nil then
+		return refuse("the constraint '" .. features .. "' cannot be combined with the feature '" ..
+			FEATURE .. "' that --carme needs; write it without [ ] and *")
+	end
+	if both ~= features then
+		job.features = both
+	end
+	return slurm.SUCCESS
+end
+
+function carme_submit(job)
+	if wanted(job) == nil then
+		return slurm.SUCCESS
+	end
+	if job.container ~= nil and job.container ~= "" then
+		return refuse("--carme and --container exclude each other: Slurm's container would run outside the seal; " ..
+			"leave one of them out")
+	end
+	return constrain(job, job.features)
+end
+
+-- scontrol update of a waiting job: a new constraint must not lose the feature.
+function carme_modify(change, job)
+	if change.features == nil or from_spank_env(job.spank_job_env) == nil then
+		return slurm.SUCCESS
+	end
+	return constrain(change, change.features)
+end
+
+function slurm_job_submit(job_desc, part_list, submit_uid)
+	return carme_submit(job_desc)
+end
+
+function slurm_job_modify(job_desc, job_rec, part_list, modify_uid)
+	return carme_modify(job_desc, job_rec)
+end
+
+return slurm.SUCCESS

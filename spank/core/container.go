@@ -1,0 +1,92 @@
+package core
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// systemPaths of the node belong into every container: the job's own view,
+// authentication of Slurm commands, their configuration, and the sockets of
+// name services.
+var systemPaths = []string{runDir, "/run/munge", "/etc/slurm", "/run/nslcd", "/var/lib/sss/pipes", "/run/user"}
+
+// runtimeArgs is the command that starts the container. The runtime makes only
+// a user and a mount namespace: PID, IPC, UTS and network are the job's.
+func (j *job) runtimeArgs() []string {
+	p := &j.plan
+	args := []string{p.Runtime, "--quiet", "exec", "--userns", "--no-init"}
+	if p.Image.NV {
+		args = append(args, "--nv")
+	}
+	if !p.Home {
+		args = append(args, "--no-home")
+	}
+	switch p.Overlay {
+	case request.OverlayNone, "":
+	case request.OverlayTmpfs:
+		args = append(args, "--writable-tmpfs")
+	default:
+		args = append(args, "--overlay", p.Overlay)
+	}
+	for _, path := range systemPaths {
+		if _, err := os.Stat(path); err == nil {
+			args = append(args, "--bind", path)
+		}
+	}
+	if spool := spoolDir(); spool != "" {
+		args = append(args, "--bind", spool)
+	}
+	for i, b := range p.Binds {
+		spec := bindSource(i) + ":" + b.Dst
+		if b.ReadOnly {
+			spec += ":ro"
+		}
+		args = append(args, "--bind", spec)
+	}
+	return append(args, p.Image.Path, holdView)
+}
+
+// spoolDir is slurmd's, where the batch script lies; carme-host is started in
+// it by slurmstepd, which works there until it has the user's directory.
+func spoolDir() string {
+	dir, err := os.Getwd()
+	if err != nil || dir == "/" {
+		return ""
+	}
+	return dir
+}
+
+// runtimeEnv is the whole environment of the runtime: nothing of the user's.
+// What the image sets comes on top, and is handed to the tasks.
+func (j *job) runtimeEnv() []string {
+	env := []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=" + j.person.Home, "USER=" + j.person.Name, "LOGNAME=" + j.person.Name, "LANG=C.UTF-8",
+		// A full or read-only home must not keep the container from starting.
+		"APPTAINER_CONFIGDIR=/tmp/.apptainer", "APPTAINER_CACHEDIR=/tmp/.apptainer/cache",
+	}
+	for _, e := range j.plan.Image.Env {
+		env = append(env, "APPTAINERENV_"+e)
+	}
+	return env
+}
+
+// containerSpec is the record that makes the anchor start the container.
+func (j *job) containerSpec() (*wire.Record, error) {
+	rec := ofType("container")
+	rec.Add("key", j.plan.Image.key())
+	for _, a := range j.runtimeArgs() {
+		if strings.ContainsRune(a, 0) {
+			return nil, fmt.Errorf("an argument of the runtime holds a NUL")
+		}
+		rec.Add("argv", a)
+	}
+	for _, e := range j.runtimeEnv() {
+		rec.Add("env", e)
+	}
+	return rec, nil
+}

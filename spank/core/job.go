@@ -1,0 +1,150 @@
+package core
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// job is what one set-up is about.
+type job struct {
+	id       uint32
+	step     string // "0", "batch", "interactive"
+	person   person
+	slurm    string
+	node     string
+	instance string // 128 random bits in hex
+	request  request.Request
+	plan     plan
+	cgroups  []jobCgroup
+	cgroupV  int
+	devices  []*device // all that may appear in the job's /dev
+	gpus     []hostGPU
+}
+
+// hostGPU is one GPU node of the host with what is known of it.
+type hostGPU struct {
+	device *device
+	uuid   string
+	pci    string // domain:bus:device.function, lower case
+	model  string
+	migs   []string // UUIDs of the MIG devices that the job may use
+}
+
+// stepNumbers are Slurm's ids of steps that have names (slurm/slurm.h).
+var stepNumbers = map[string]uint32{"batch": 0xfffffffb, "interactive": 0xfffffffa}
+
+func newInstance() (string, error) {
+	var b [16]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return "", fmt.Errorf("draw a random instance: %w", err)
+	}
+	return hex.EncodeToString(b[:]), nil
+}
+
+// jobsDir holds one directory per sealed job; spank/cshim/job.c makes it.
+const jobsDir = "/run/carme/jobs"
+
+func (j *job) dir() string {
+	return filepath.Join(jobsDir, strconv.FormatUint(uint64(j.id), 10))
+}
+
+// pmixDir is SLURM_PMIX_TMPDIR: slurmstepd makes the directories of PMIx
+// there, on the host, and the tasks look for them under the same path.
+func (j *job) pmixDir() string { return filepath.Join(j.dir(), "pmix") }
+
+// makePmixDir makes it. Others must be able to walk through it, on the way to
+// their own directories in it.
+func (j *job) makePmixDir() error {
+	err := os.Mkdir(j.pmixDir(), 0o711)
+	if err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make PMIx's directory: %w", err)
+	}
+	return nil
+}
+
+// numbers reads decimal ids of 32 bits.
+func numbers(texts []string) ([]uint32, error) {
+	ids := make([]uint32, 0, len(texts))
+	for _, t := range texts {
+		n, err := strconv.ParseUint(t, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("read a number of the request: %w", err)
+		}
+		ids = append(ids, uint32(n))
+	}
+	return ids, nil
+}
+
+// number reads one number that must be there.
+func number(rec *wire.Record, key string) (uint32, error) {
+	ids, err := numbers(rec.All(key))
+	if err != nil {
+		return 0, err
+	}
+	if len(ids) != 1 {
+		return 0, fmt.Errorf("the request has %d values of %s, not one", len(ids), key)
+	}
+	return ids[0], nil
+}
+
+// newJob reads a request of the plugin (spank/cshim/step.c).
+func newJob(rec *wire.Record) (*job, error) {
+	j := &job{}
+	var err error
+	if j.id, err = number(rec, "job"); err != nil {
+		return nil, err
+	}
+	uid, err := number(rec, "uid")
+	if err != nil {
+		return nil, err
+	}
+	gid, err := number(rec, "gid")
+	if err != nil {
+		return nil, err
+	}
+	gids, err := numbers(rec.All("gids"))
+	if err != nil {
+		return nil, err
+	}
+	if j.person, err = lookUp(uid, gid, gids); err != nil {
+		return nil, err
+	}
+	j.step, _ = rec.Get("step")
+	j.slurm, _ = rec.Get("slurm")
+	j.node, _ = rec.Get("env.SLURMD_NODENAME")
+	if j.instance, err = newInstance(); err != nil {
+		return nil, err
+	}
+	if j.cgroups, j.cgroupV, err = readCgroups(); err != nil {
+		return nil, err
+	}
+	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
+		return nil, err
+	}
+	return j, nil
+}
+
+// mayBind judges where a bind's source really lies, links followed.
+func (j *job) mayBind(real string, b request.Bind) error {
+	if err := request.CheckSource(real); err != nil {
+		return fmt.Errorf("--carme-bind: %s leads to %s: %w", b.Src, real, err)
+	}
+	return nil
+}
+
+// closeAll closes descriptors.
+func closeAll(fds map[string]int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}

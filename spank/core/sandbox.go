@@ -1,0 +1,452 @@
+package core
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// Where things lie inside a job.
+const (
+	runDir    = "/run/carme"
+	jobView   = "/run/carme/job"  // what the job may know of itself
+	bindsView = "/run/carme/bind" // sources of binds, for the container
+	holdView  = "/run/carme/hold" // the container's first program
+	holdPath  = "/usr/libexec/carme/carme-hold"
+)
+
+// sandbox is a job's namespaces while they are made. Its methods run on one
+// locked thread, which is inside them; the rest of the process stays outside.
+type sandbox struct {
+	job    *job
+	hostNS map[string]uint64 // inodes of the host's namespaces
+	ns     map[string]int    // open namespaces of the job, for the anchor
+	run    int               // /run/carme of the job, writable until sealed
+	procFD int               // the host's /proc/driver, -1 without
+	mounts []wire.ProofMount
+}
+
+// note records a mount for the proof.
+func (s *sandbox) note(kind, target, source, options string) {
+	s.mounts = append(s.mounts, wire.ProofMount{Target: target, Source: source, Kind: kind, Options: options})
+}
+
+// namespaceKinds in the order of proof and anchor.
+var namespaceKinds = []string{"mnt", "ipc", "uts", "net"}
+
+func nsInode(kind string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat("/proc/thread-self/ns/"+kind, &st); err != nil {
+		return 0, fmt.Errorf("look at namespace %s: %w", kind, err)
+	}
+	return st.Ino, nil
+}
+
+// unshare leaves the host's namespaces, all but PID, which the anchor makes.
+func (s *sandbox) unshare() error {
+	for _, kind := range append([]string{"pid"}, namespaceKinds...) {
+		inode, err := nsInode(kind)
+		if err != nil {
+			return err
+		}
+		s.hostNS[kind] = inode
+	}
+	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
+		return fmt.Errorf("create namespaces: %w", err)
+	}
+	kinds := namespaceKinds[:3]
+	if s.job.plan.Net == request.NetPrivate {
+		handle, err := netns.New()
+		if err != nil {
+			return fmt.Errorf("create a network namespace: %w", err)
+		}
+		if err := handle.Close(); err != nil {
+			return fmt.Errorf("close a network namespace: %w", err)
+		}
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+		kinds = namespaceKinds
+	}
+	for _, kind := range kinds {
+		fd, err := unix.Open("/proc/thread-self/ns/"+kind, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("open namespace %s: %w", kind, err)
+		}
+		s.ns[kind] = fd
+	}
+	// Slave, not private: home directories that the host mounts later
+	// (autofs) must appear inside, and nothing of ours outside.
+	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("detach mounts from the host's: %w", err)
+	}
+	return nil
+}
+
+// loopbackUp sets the flag IFF_UP of lo (netdevice(7)).
+func loopbackUp() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a socket for lo: %w", err)
+	}
+	defer unix.Close(fd)
+	ifr, err := unix.NewIfreq("lo")
+	if err != nil {
+		return fmt.Errorf("name lo: %w", err)
+	}
+	if err := unix.IoctlIfreq(fd, unix.SIOCGIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("read flags of lo: %w", err)
+	}
+	ifr.SetUint16(ifr.Uint16() | unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, ifr); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	return nil
+}
+
+// build makes everything but /proc.
+func (s *sandbox) build() error {
+	if err := s.unshare(); err != nil {
+		return err
+	}
+	// Sources are opened before anything is covered.
+	s.procFD = -1
+	if isDir("/proc/driver/nvidia") {
+		fd, err := openTarget("/proc/driver")
+		if err != nil {
+			return err
+		}
+		s.procFD = fd
+	}
+	steps := []func() error{s.devices, s.temporaries, s.ownRun, s.cgroups, s.sysfs, s.binds, s.home}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *sandbox) devices() error {
+	shown := []*device{}
+	for _, d := range s.job.devices {
+		if d.Own {
+			shown = append(shown, d)
+		}
+	}
+	s.note(wire.MountPrivate, "/dev", "tmpfs", "")
+	s.note(wire.MountPrivate, "/dev/shm", "tmpfs", "size="+s.job.plan.ShmSize)
+	s.note(wire.MountPrivate, "/dev/mqueue", "mqueue", "")
+	return privateDev(shown, s.job.plan.ShmSize)
+}
+
+func (s *sandbox) temporaries() error {
+	for _, dir := range []string{"/tmp", "/var/tmp"} {
+		if !isDir(dir) {
+			continue // a link to the other, as some sites have it
+		}
+		if err := tmpfs(dir, "1777", s.job.plan.TmpSize); err != nil {
+			return err
+		}
+		s.note(wire.MountPrivate, dir, "tmpfs", "size="+s.job.plan.TmpSize)
+	}
+	if err := os.MkdirAll("/run/user", 0o755); err != nil {
+		return fmt.Errorf("make /run/user: %w", err)
+	}
+	if err := tmpfs("/run/user", "755", s.job.plan.TmpSize); err != nil {
+		return err
+	}
+	s.note(wire.MountPrivate, "/run/user", "tmpfs", "")
+	own := runtimeDir(s.job.person)
+	if err := os.Mkdir(own, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", own, err)
+	}
+	if err := os.Chown(own, int(s.job.person.UID), int(s.job.person.GID)); err != nil {
+		return fmt.Errorf("give %s to the user: %w", own, err)
+	}
+	return nil
+}
+
+// runtimeDir is XDG_RUNTIME_DIR of the job's user.
+func runtimeDir(p person) string {
+	return "/run/user/" + strconv.FormatUint(uint64(p.UID), 10)
+}
+
+// ownRun covers /run/carme, which names all jobs of the node, by what this job
+// may see: its own record, PMIx's directory, sources of binds.
+func (s *sandbox) ownRun() error {
+	pmix, err := openTarget(s.job.pmixDir())
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pmix)
+	hold, err := openTarget(holdPath)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(hold)
+	if err := tmpfs(runDir, "755", "16M"); err != nil {
+		return err
+	}
+	s.note(wire.MountPrivate, runDir, "tmpfs", "ro")
+	for _, dir := range []string{jobView, bindsView, s.job.pmixDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	if err := bind(pmix, s.job.pmixDir(), 0); err != nil {
+		return err
+	}
+	s.note(wire.MountSystem, s.job.pmixDir(), s.job.pmixDir(), "")
+	if err := os.WriteFile(holdView, nil, 0o555); err != nil {
+		return fmt.Errorf("make %s: %w", holdView, err)
+	}
+	return bind(hold, holdView, unix.MOUNT_ATTR_RDONLY)
+}
+
+func (s *sandbox) cgroups() error {
+	s.note(wire.MountHidden, cgroupRoot, "tmpfs", "ro")
+	for _, d := range s.job.cgroups {
+		s.note(wire.MountSystem, d.Mount+d.Path, d.Mount+d.Path, "ro")
+	}
+	return narrowCgroups(s.job.cgroups)
+}
+
+// sysfs covers the directories of GPUs that are not the job's.
+func (s *sandbox) sysfs() error {
+	for _, g := range s.job.gpus {
+		if g.device.Own || g.pci == "" {
+			continue
+		}
+		dir, err := filepath.EvalSymlinks("/sys/bus/pci/devices/" + g.pci)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("find GPU %s in sysfs: %w", g.pci, err)
+		}
+		if err := tmpfs(dir, "555", "4k"); err != nil {
+			return err
+		}
+		if err := remountReadOnly(dir); err != nil {
+			return err
+		}
+		s.note(wire.MountHidden, dir, "tmpfs", "ro")
+	}
+	return nil
+}
+
+// nvidiaProc is the driver's directory in /proc.
+const nvidiaProc = "/proc/driver/nvidia"
+
+// proc narrows the driver's files in the job's /proc, once PID 1 has mounted
+// it, to the job's GPUs.
+func (s *sandbox) proc() error {
+	if s.procFD < 0 {
+		return nil
+	}
+	// The driver's files are in every instance of procfs, unless the node is
+	// itself a container and has them by a mount.
+	if !isDir(nvidiaProc) {
+		if err := bind(s.procFD, "/proc/driver", 0); err != nil {
+			return err
+		}
+	}
+	own := map[string]bool{"mig": true}
+	for _, g := range s.job.gpus {
+		if g.device.Own {
+			own[g.pci] = true
+			own["gpu"+strconv.FormatUint(uint64(g.device.minor()), 10)] = true
+		}
+	}
+	keep := func(name string) bool { return own[name] }
+	for _, dir := range []string{"gpus", "capabilities"} {
+		path := filepath.Join(nvidiaProc, dir)
+		if !isDir(path) {
+			continue
+		}
+		if err := narrow(path, keep); err != nil {
+			return err
+		}
+		s.note(wire.MountHidden, path, "tmpfs", "ro")
+	}
+	return nil
+}
+
+// home covers the home directory where it is not wanted.
+func (s *sandbox) home() error {
+	if s.job.plan.Home || s.job.person.Home == "" {
+		return nil
+	}
+	mnt := s.ns["mnt"]
+	var target int
+	err := asUser(mnt, s.job.person, func() (err error) {
+		target, err = unix.Open(s.job.person.Home, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the home directory %s: %w", s.job.person.Home, err)
+	}
+	defer unix.Close(target)
+	fd, err := newFS("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode", "700", "size", s.job.plan.TmpSize,
+		"uid", strconv.FormatUint(uint64(s.job.person.UID), 10), "gid", strconv.FormatUint(uint64(s.job.person.GID), 10))
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	s.note(wire.MountPrivate, s.job.person.Home, "tmpfs", "size="+s.job.plan.TmpSize)
+	return attachAt(fd, target)
+}
+
+// binds opens what the user wants to see as the user, and mounts it: for a
+// container at a fixed place from which the runtime takes it, without one at
+// its destination.
+func (s *sandbox) binds() error {
+	for i, b := range s.job.plan.Binds {
+		var source int
+		err := asUser(s.ns["mnt"], s.job.person, func() (err error) {
+			source, err = unix.Openat2(unix.AT_FDCWD, b.Src, &unix.OpenHow{
+				Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+			})
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("--carme-bind: open %s as you: %w; check the path and its permissions", b.Src, err)
+		}
+		err = s.bindOne(i, b, source)
+		unix.Close(source)
+		if err != nil {
+			return err
+		}
+		options := ""
+		if b.ReadOnly {
+			options = "ro"
+		}
+		s.note(wire.MountBind, b.Dst, b.Src, options)
+	}
+	return nil
+}
+
+func (s *sandbox) bindOne(i int, b request.Bind, source int) error {
+	if real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(source)); err != nil {
+		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
+	} else if err := s.job.mayBind(real, b); err != nil {
+		return err
+	}
+	var attrs uint64
+	if b.ReadOnly {
+		attrs = unix.MOUNT_ATTR_RDONLY
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(source, &st); err != nil {
+		return fmt.Errorf("--carme-bind: stat %s: %w", b.Src, err)
+	}
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if s.job.plan.Image != nil {
+		dirFD, err := openTarget(bindsView)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(dirFD)
+		if err := placeholder(dirFD, strconv.Itoa(i), dir); err != nil {
+			return err
+		}
+		return bind(source, bindSource(i), attrs)
+	}
+	target, err := s.bindTarget(b, dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(target)
+	tree, err := cloneTree(source)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(tree)
+	if err := setAttrs(tree, attrs); err != nil {
+		return err
+	}
+	return attachAt(tree, target)
+}
+
+// bindSource is where the i-th bind's source lies for the runtime.
+func bindSource(i int) string { return filepath.Join(bindsView, strconv.Itoa(i)) }
+
+// bindTarget opens the place of a bind in a job without an image. The host's
+// own tree is what such a job sees, and root's code looks things up in it
+// (name services), so a user may cover only what is theirs, what is private to
+// the job, or a path by itself.
+func (s *sandbox) bindTarget(b request.Bind, dir bool) (int, error) {
+	private := strings.HasPrefix(b.Dst, "/tmp/") || strings.HasPrefix(b.Dst, "/var/tmp/")
+	target := -1
+	err := asUser(s.ns["mnt"], s.job.person, func() error {
+		if private {
+			if err := makePlace(b.Dst, dir); err != nil {
+				return err
+			}
+		}
+		var err error
+		target, err = openTarget(b.Dst)
+		return err
+	})
+	if err != nil {
+		return -1, fmt.Errorf("--carme-bind: place %s: %w; without an image it must exist in the job", b.Dst, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(target, &st); err != nil {
+		unix.Close(target)
+		return -1, fmt.Errorf("--carme-bind: stat %s: %w", b.Dst, err)
+	}
+	if st.Uid != s.job.person.UID && b.Src != b.Dst {
+		unix.Close(target)
+		return -1, fmt.Errorf("--carme-bind: %s is not yours; without an image choose a directory of your own or one below /tmp", b.Dst)
+	}
+	return target, nil
+}
+
+// makePlace makes an empty directory or file, with its parents.
+func makePlace(path string, dir bool) error {
+	if dir {
+		return os.MkdirAll(path, 0o755)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// seal writes the proof where the job sees it and makes /run/carme read-only.
+func (s *sandbox) seal(proof []byte) error {
+	if err := os.WriteFile(filepath.Join(jobView, "proof.json"), proof, 0o444); err != nil {
+		return fmt.Errorf("write the proof: %w", err)
+	}
+	return remountReadOnly(runDir)
+}
+
+// onThread runs f on a thread of its own that ends with it, because f leaves
+// the process's namespaces.
+func onThread(f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}

@@ -1,0 +1,410 @@
+package core
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/version"
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// Descriptors of carme-host (spank/cshim/host/host.c).
+const (
+	RequestFD = 3
+	ResultFD  = 4
+	AnchorFD  = 5
+)
+
+// Setup reads the plugin's request, does what it asks for, and writes one
+// record with "error" or with what the step must know to result. An error is
+// one that the plugin cannot be told.
+func Setup(requestFile io.Reader, result io.Writer, anchor int) error {
+	rec := new(wire.Record)
+	if _, err := rec.ReadFrom(requestFile); err != nil {
+		return fmt.Errorf("read the request: %w", err)
+	}
+	c := &clock{start: time.Now()}
+	answer, err := serve(rec, anchorConn{anchor}, c)
+	if err != nil {
+		answer = new(wire.Record)
+		answer.Add("error", oneLine(err))
+	}
+	for _, line := range c.lines {
+		answer.Add("debug", line)
+	}
+	if _, err := answer.WriteTo(result); err != nil {
+		return fmt.Errorf("write the result: %w", err)
+	}
+	return nil
+}
+
+// oneLine is what a user gets to read.
+func oneLine(err error) string {
+	text := []byte(err.Error())
+	for i, b := range text {
+		if b < ' ' {
+			text[i] = ' '
+		}
+	}
+	return string(text)
+}
+
+// clock keeps the times of the set-up's steps, for --carme-debug.
+type clock struct {
+	start time.Time
+	lines []string
+}
+
+func (c *clock) lap(what string) {
+	c.lines = append(c.lines, fmt.Sprintf("%6.1f ms  %s", float64(time.Since(c.start).Microseconds())/1000, what))
+}
+
+func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) {
+	j, err := newJob(rec)
+	if err != nil {
+		return nil, err
+	}
+	c.lap("read the request")
+	if err := j.decide(); err != nil {
+		return nil, err
+	}
+	c.lap("checked it against the site's policy")
+	switch mode, _ := rec.Get("mode"); mode {
+	case "first":
+		return j.first(rec, anchor, c)
+	case "later":
+		return j.later(anchor)
+	default:
+		return nil, fmt.Errorf("unknown mode %q of the request", mode)
+	}
+}
+
+// first sets the job up on this node.
+func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) {
+	if err := j.findDevices(anchor); err != nil {
+		return nil, err
+	}
+	c.lap("asked the kernel which devices are the job's")
+	if err := j.makePmixDir(); err != nil {
+		return nil, err
+	}
+	err := onThread(func() error {
+		s := &sandbox{job: j, hostNS: map[string]uint64{}, ns: map[string]int{}}
+		defer closeAll(s.ns)
+		return j.enclose(s, rec, anchor, c)
+	})
+	if err != nil {
+		return nil, err
+	}
+	answer := new(wire.Record)
+	answer.Add("ok", "1")
+	return answer, nil
+}
+
+// enclose makes the namespaces and hands them to the anchor.
+func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) error {
+	if err := s.build(); err != nil {
+		return err
+	}
+	c.lap("made the namespaces and mounts")
+	started, err := anchor.call("started", j.startRecord(s, rec), s.fds()...)
+	if err != nil {
+		return err
+	}
+	c.lap("started PID 1")
+	if err := s.proc(); err != nil {
+		return err
+	}
+	if j.plan.Image != nil {
+		spec, err := j.containerSpec()
+		if err != nil {
+			return err
+		}
+		if _, err := anchor.call("accepted", spec); err != nil {
+			return err
+		}
+		c.lap("started the container, which goes on by itself")
+	}
+	proof, err := j.proof(s, started)
+	if err != nil {
+		return err
+	}
+	if err := s.seal(proof); err != nil {
+		return err
+	}
+	c.lap("wrote the proof")
+	return nil
+}
+
+// fds are the namespaces in the order in which startRecord names them.
+func (s *sandbox) fds() []int {
+	var fds []int
+	for _, kind := range namespaceKinds {
+		if fd, ok := s.ns[kind]; ok {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
+}
+
+// startRecord tells the anchor of the job; it hands most of it on to steps
+// (spank/cshim/step.c, task.c, proof.c).
+func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
+	out := ofType("start")
+	for _, kind := range namespaceKinds {
+		if _, ok := s.ns[kind]; ok {
+			out.Add("ns", kind)
+		}
+	}
+	out.Add("job", strconv.FormatUint(uint64(j.id), 10))
+	out.Add("uid", strconv.FormatUint(uint64(j.person.UID), 10))
+	out.Add("gid", strconv.FormatUint(uint64(j.person.GID), 10))
+	for _, g := range j.person.GIDs {
+		out.Add("gids", strconv.FormatUint(uint64(g), 10))
+	}
+	out.Add("instance", j.instance)
+	out.Add("image", j.plan.Image.key())
+	out.Add("workdir", j.plan.Workdir)
+	for _, f := range rec.Fields() {
+		if isOption(f.Key) {
+			out.Add(f.Key, f.Value)
+		}
+	}
+	j.request.AppendTo(out)
+	for _, g := range j.gpus {
+		own := "0"
+		if g.device.Own {
+			own = "1"
+		}
+		out.Add("dev.path", g.device.Path)
+		out.Add("dev.uuid", g.uuid)
+		out.Add("dev.own", own)
+	}
+	for name, value := range j.environment() {
+		out.AddEnv(name, value)
+	}
+	return out
+}
+
+// isOption reports whether a field of the request is an option as the user
+// gave it, by which a later step is compared with the first.
+func isOption(key string) bool {
+	for _, o := range request.Options() {
+		if key == request.RecordKey(o.Name) {
+			return true
+		}
+	}
+	return false
+}
+
+// environment is what every task of the job gets.
+func (j *job) environment() map[string]string {
+	return map[string]string{
+		"SLURM_PMIX_TMPDIR":  j.pmixDir(),
+		"XDG_RUNTIME_DIR":    runtimeDir(j.person),
+		"CARME_JOB_INSTANCE": j.instance,
+		"CARME_JOB_NET":      j.plan.Net,
+		"CARME_JOB_IMAGE":    j.plan.Image.key(),
+	}
+}
+
+// findDevices opens the node's devices and asks the kernel, through the anchor
+// in the job's own cgroups, which GPUs are the job's.
+func (j *job) findDevices(anchor anchorConn) error {
+	nodes, caps, err := hostGPUs()
+	if err != nil {
+		return err
+	}
+	j.gpus = describe(nodes, readProcGPUs("/"))
+	probe := ofType("probe")
+	fds := make([]int, 0, len(nodes))
+	for _, d := range nodes {
+		fds = append(fds, d.FD)
+	}
+	answer, err := anchor.call("probed", probe, fds...)
+	if err != nil {
+		return err
+	}
+	allowed := answer.All("ok")
+	if len(allowed) != len(nodes) {
+		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(nodes))
+	}
+	gpus := 0
+	for i, d := range nodes {
+		if d.Own = allowed[i] == "1"; d.Own {
+			gpus++
+		}
+	}
+	extra, err := globbed(wire.DeviceIB, j.plan.Devices)
+	if err != nil {
+		return err
+	}
+	j.devices = append(optional(wire.DeviceBasic, inDev(basicNames)...), nodes...)
+	j.devices = append(j.devices, extra...)
+	if gpus > 0 {
+		j.devices = append(j.devices, optional(wire.DeviceControl, inDev(controlNames)...)...)
+		j.devices = append(j.devices, j.ownCaps(caps)...)
+	}
+	return nil
+}
+
+// proof writes down what was made.
+func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
+	p := &wire.Proof{
+		Version: wire.ProofVersion, JobID: j.id, UID: j.person.UID, GID: j.person.GID, User: j.person.Name,
+		Node: j.node, Instance: j.instance, Created: time.Now().UTC(), Slurm: j.slurm, Carme: version.String(),
+		Net: j.plan.Net, Mounts: s.mounts,
+		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: true},
+	}
+	p.StepID = j.stepNumber()
+	if len(j.cgroups) > 0 {
+		p.Cgroup.JobPath = j.cgroups[0].Path
+	}
+	pid, err := number64(started, "pidns")
+	if err != nil {
+		return nil, err
+	}
+	p.Namespaces = append(p.Namespaces, wire.ProofNamespace{Kind: "pid", JobInode: pid, HostInode: s.hostNS["pid"]})
+	for _, kind := range namespaceKinds {
+		inode, err := nsInodeOf(s, kind)
+		if err != nil {
+			return nil, err
+		}
+		p.Namespaces = append(p.Namespaces, wire.ProofNamespace{Kind: kind, JobInode: inode, HostInode: s.hostNS[kind]})
+	}
+	p.Devices = j.proofDevices()
+	if i := j.plan.Image; i != nil {
+		p.Image = &wire.ProofImage{Name: i.Name, Path: i.Path, Format: i.Format}
+	}
+	p.Checks = j.checks(p)
+	var out bytes.Buffer
+	if err := p.Encode(&out); err != nil {
+		return nil, fmt.Errorf("encode the proof: %w", err)
+	}
+	if err := writeProof(filepath.Join(j.dir(), "proof.json"), out.Bytes()); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// writeProof keeps the record on the node, for the admin.
+func writeProof(path string, data []byte) error {
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		return fmt.Errorf("write the proof: %w", err)
+	}
+	return nil
+}
+
+func nsInodeOf(s *sandbox, kind string) (uint64, error) {
+	fd, ok := s.ns[kind]
+	if !ok {
+		return s.hostNS[kind], nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return 0, fmt.Errorf("look at namespace %s: %w", kind, err)
+	}
+	return st.Ino, nil
+}
+
+func number64(rec *wire.Record, key string) (uint64, error) {
+	text, _ := rec.Get(key)
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read %s of the anchor's answer: %w", key, err)
+	}
+	return n, nil
+}
+
+func (j *job) stepNumber() uint32 {
+	if n, ok := stepNumbers[j.step]; ok {
+		return n
+	}
+	n, err := strconv.ParseUint(j.step, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(n)
+}
+
+func (j *job) proofDevices() []wire.ProofDevice {
+	known := map[string]hostGPU{}
+	for _, g := range j.gpus {
+		known[g.device.Path] = g
+	}
+	var list []wire.ProofDevice
+	for _, d := range j.devices {
+		if !d.Own {
+			continue
+		}
+		g := known[d.Path]
+		list = append(list, wire.ProofDevice{
+			Path: d.Path, Kind: d.Kind, Major: d.major(), Minor: d.minor(),
+			UUID: g.uuid, PCI: g.pci, Model: g.model, MIGUUIDs: g.migs,
+		})
+	}
+	return list
+}
+
+// checks are those that only the set-up can make; the rest is made by each
+// task and by "carme proof".
+func (j *job) checks(p *wire.Proof) []wire.Check {
+	var list []wire.Check
+	for _, ns := range p.Namespaces {
+		if ns.Kind == "net" && p.Net == request.NetHost {
+			continue
+		}
+		list = append(list, wire.Check{
+			Name: "namespace " + ns.Kind, OK: ns.JobInode != ns.HostInode,
+			Detail: fmt.Sprintf("%d inside, %d on the node", ns.JobInode, ns.HostInode),
+		})
+	}
+	own := 0
+	for _, g := range j.gpus {
+		if g.device.Own {
+			own++
+		}
+	}
+	return append(list, wire.Check{
+		Name: "devices", OK: true,
+		Detail: fmt.Sprintf("the kernel lets this job open %d of %d GPUs", own, len(j.gpus)),
+	})
+}
+
+// later checks the options of a further step against the job's first and
+// starts its container, if it is another one.
+func (j *job) later(anchor anchorConn) (*wire.Record, error) {
+	join := ofType("join")
+	joined, err := anchor.call("joined", join)
+	if err != nil {
+		return nil, err
+	}
+	firstRequest, err := request.FromRecord(joined)
+	if err != nil {
+		return nil, fmt.Errorf("read the options of the first step: %w", err)
+	}
+	if err := firstRequest.JobLevelDiff(j.request); err != nil {
+		return nil, err
+	}
+	answer := new(wire.Record)
+	answer.Add("ok", "1")
+	answer.Add("image", j.plan.Image.key())
+	if j.plan.Image == nil {
+		return answer, nil
+	}
+	spec, err := j.containerSpec()
+	if err != nil {
+		return nil, err
+	}
+	_, err = anchor.call("accepted", spec)
+	return answer, err
+}
+

@@ -1,0 +1,539 @@
+/*
+ * carme-anchor: started by the plugin for the first Carme step of a job on a
+ * node, adopted into the job's extern step, and alive as long as the job.
+ *
+ * Descriptor 3: a socket to the plugin; descriptor 4: a socket to carme-host,
+ * whose Go core prepares the namespaces. Later peers come through anchor.sock
+ * in the job's directory, which only root can reach. Every peer may send any
+ * of these records ("type"):
+ *
+ *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device
+ *   start      + namespace fds      -> started  "pid1", "pidns"
+ *   container  "key", "argv", "env" -> accepted
+ *   join       "step", "lease"      -> joined   the plan, + pidfd, pid and
+ *                                      mount namespace, device fds
+ *   enter      "key"                -> entered  "env", + user and mount
+ *                                      namespace, once the container is up
+ *   bye                             (the lease ends in peace)
+ *   end                             (the job has ended)
+ *
+ * A failed request is answered by "error" with "message". A lease whose peer
+ * vanishes without bye means that slurmstepd was killed: the step is ended.
+ */
+#include "anchor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../common/jobfiles.h"
+#include "../common/sys.h"
+
+#define PLUGIN_FD 3
+#define HOST_FD 4
+#define SETUP_MS 30000
+#define PEERS_MAX 1024
+#define CONTAINERS_MAX 64
+#define STEP_MAX 32
+
+struct peer {
+	int fd;
+	char step[STEP_MAX]; /* non-empty: holds a lease for this step */
+	char *waits_for;     /* key of a container that is starting */
+};
+
+struct anchor {
+	int jobdir;
+	int extern_pidfd;
+	int listener;
+	int pid1_pidfd;
+	pid_t pid1;
+	struct namespaces ns;
+	struct record plan;
+	struct user user;
+	struct msg_fds devices;
+	struct container *containers;
+	struct peer peer[PEERS_MAX];
+	int peers;
+	int ended;
+};
+
+/* ---- answers ---------------------------------------------------------- */
+
+static void answer(int fd, const struct record *r, const struct msg_fds *fds)
+{
+	/* A peer that is gone is seen by poll; there is nobody to tell. */
+	if (msg_send(fd, r, fds) && errno != EPIPE && errno != ECONNRESET)
+		shutdown(fd, SHUT_RDWR);
+}
+
+static void answer_error(int fd, const char *message)
+{
+	struct record r;
+
+	record_init(&r);
+	record_add(&r, "type", "error");
+	record_add(&r, "message", message);
+	answer(fd, &r, NULL);
+	record_free(&r);
+}
+
+static void answer_errno(int fd, const char *what)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
+	answer_error(fd, text);
+}
+
+static void answer_type(int fd, const char *type)
+{
+	struct record r;
+
+	record_init(&r);
+	record_add(&r, "type", type);
+	answer(fd, &r, NULL);
+	record_free(&r);
+}
+
+/* ---- requests --------------------------------------------------------- */
+
+static void on_probe(struct anchor *a, struct peer *p, struct msg_fds *fds)
+{
+	struct record r;
+
+	msg_fds_close(&a->devices);
+	record_init(&r);
+	record_add(&r, "type", "probed");
+	for (int i = 0; i < fds->n; i++) {
+		int fd = msg_fds_take(fds, i);
+
+		record_add(&r, "ok", sys_device_allowed(fd) ? "1" : "0");
+		msg_fds_add(&a->devices, fd);
+	}
+	answer(p->fd, &r, NULL);
+	record_free(&r);
+}
+
+static int listen_for_steps(struct anchor *a)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX,
+				   .sun_path = "anchor.sock"};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	/* Relative to the job's directory: no path is walked again. */
+	if (fd < 0 || fchdir(a->jobdir))
+		return -1;
+	if (unlink(addr.sun_path) && errno != ENOENT)
+		return -1;
+	if (bind(fd, (struct sockaddr *) &addr, sizeof(addr)) ||
+	    listen(fd, SOMAXCONN))
+		return -1;
+	a->listener = fd;
+	return 0;
+}
+
+static void take_namespaces(struct anchor *a, const struct record *r,
+			    struct msg_fds *fds)
+{
+	static const char *const name[NS_COUNT] = {"mnt", "ipc", "uts", "net"};
+	int next = 0;
+
+	/* "ns" entries name the descriptors in the order they were sent. */
+	for (const char *v = NULL; (v = record_next(r, "ns", v));)
+		for (int i = 0; i < NS_COUNT; i++)
+			if (!strcmp(v, name[i]))
+				a->ns.fd[i] = msg_fds_take(fds, next++);
+}
+
+static void on_start(struct anchor *a, struct peer *p, struct record *r,
+		     struct msg_fds *fds)
+{
+	struct record out;
+	const char *why = NULL;
+
+	if (a->pid1_pidfd >= 0) {
+		answer_error(p->fd, "the job's namespaces exist already");
+		return;
+	}
+	take_namespaces(a, r, fds);
+	if (a->ns.fd[NS_MNT] < 0) {
+		answer_error(p->fd, "no mount namespace was sent");
+		return;
+	}
+	record_free(&a->plan);
+	a->plan = *r;
+	memset(r, 0, sizeof(*r));
+	a->user.uid = (uid_t) record_num(&a->plan, "uid", -1);
+	a->user.gid = (gid_t) record_num(&a->plan, "gid", -1);
+	a->user.plan = &a->plan;
+	a->pid1_pidfd = pid1_start(&a->ns, &a->pid1, &why);
+	if (a->pid1_pidfd < 0) {
+		answer_errno(p->fd, why);
+		return;
+	}
+	if (listen_for_steps(a)) {
+		answer_errno(p->fd, "listen on the job's socket");
+		return;
+	}
+	record_init(&out);
+	record_add(&out, "type", "started");
+	record_addf(&out, "pid1", "%d", (int) a->pid1);
+	record_addf(&out, "pidns", "%llu",
+		    (unsigned long long) sys_inode(a->ns.pid));
+	answer(p->fd, &out, NULL);
+	record_free(&out);
+}
+
+static void on_join(struct anchor *a, struct peer *p, const struct record *r)
+{
+	const char *step = record_get(r, "step");
+	struct msg_fds fds;
+	struct record out;
+
+	if (a->pid1_pidfd < 0) {
+		answer_error(p->fd, "the job's namespaces are not ready");
+		return;
+	}
+	record_init(&out);
+	record_add(&out, "type", "joined");
+	for (const char *e = NULL; (e = record_entry(&a->plan, e));) {
+		char key[128];
+		const char *eq = strchr(e, '=');
+
+		if ((size_t) (eq - e) >= sizeof(key) || !strncmp(e, "type=", 5))
+			continue;
+		memcpy(key, e, (size_t) (eq - e));
+		key[eq - e] = '\0';
+		record_add(&out, key, eq + 1);
+	}
+	msg_fds_init(&fds);
+	msg_fds_add(&fds, a->pid1_pidfd);
+	msg_fds_add(&fds, a->ns.pid);
+	msg_fds_add(&fds, a->ns.fd[NS_MNT]);
+	for (int i = 0; i < a->devices.n; i++)
+		msg_fds_add(&fds, a->devices.fd[i]);
+	if (step && record_num(r, "lease", 0) == 1)
+		snprintf(p->step, sizeof(p->step), "%s", step);
+	answer(p->fd, &out, &fds);
+	record_free(&out);
+}
+
+static struct container *find_container(struct anchor *a, const char *key)
+{
+	for (struct container *c = a->containers; c; c = c->next)
+		if (!strcmp(c->key, key))
+			return c;
+	return NULL;
+}
+
+static void on_container(struct anchor *a, struct peer *p,
+			 const struct record *r)
+{
+	const char *key = record_get(r, "key");
+	struct container *c = key ? find_container(a, key) : NULL;
+	int n = 0;
+
+	for (const struct container *i = a->containers; i; i = i->next)
+		n++;
+	if (!key || a->pid1_pidfd < 0 || n >= CONTAINERS_MAX) {
+		answer_error(p->fd, "no further container can be started");
+		return;
+	}
+	/* A failed one may be tried again by a later step. */
+	if (c && c->state == CONTAINER_FAILED && c->pidfd < 0) {
+		c->key[0] = '\0';
+		c = NULL;
+	}
+	if (!c) {
+		c = container_start(&a->ns, &a->user, r);
+		if (!c) {
+			answer_error(p->fd, "out of memory");
+			return;
+		}
+		c->next = a->containers;
+		a->containers = c;
+	}
+	answer_type(p->fd, "accepted");
+}
+
+static void answer_container(struct peer *p, const struct container *c)
+{
+	struct msg_fds fds;
+	struct record out;
+	const char *v = NULL;
+
+	if (c->state == CONTAINER_FAILED) {
+		answer_error(p->fd, c->why);
+		return;
+	}
+	record_init(&out);
+	record_add(&out, "type", "entered");
+	while ((v = record_next(&c->env, "env", v)))
+		record_add(&out, "env", v);
+	msg_fds_init(&fds);
+	msg_fds_add(&fds, c->userns);
+	msg_fds_add(&fds, c->mntns);
+	answer(p->fd, &out, &fds);
+	record_free(&out);
+}
+
+static void on_enter(struct anchor *a, struct peer *p, const struct record *r)
+{
+	const char *key = record_get(r, "key");
+	struct container *c = key ? find_container(a, key) : NULL;
+
+	if (!c)
+		answer_error(p->fd, "no such container in this job");
+	else if (c->state != CONTAINER_STARTING)
+		answer_container(p, c);
+	else
+		p->waits_for = strdup(key);
+}
+
+static void dispatch(struct anchor *a, struct peer *p, struct record *r,
+		     struct msg_fds *fds)
+{
+	const char *type = record_get(r, "type");
+
+	if (!type)
+		answer_error(p->fd, "a request without type");
+	else if (!strcmp(type, "probe"))
+		on_probe(a, p, fds);
+	else if (!strcmp(type, "start"))
+		on_start(a, p, r, fds);
+	else if (!strcmp(type, "container"))
+		on_container(a, p, r);
+	else if (!strcmp(type, "join"))
+		on_join(a, p, r);
+	else if (!strcmp(type, "enter"))
+		on_enter(a, p, r);
+	else if (!strcmp(type, "bye"))
+		p->step[0] = '\0';
+	else if (!strcmp(type, "end"))
+		a->ended = 1;
+	else
+		answer_error(p->fd, "an unknown request");
+}
+
+/* ---- peers ------------------------------------------------------------ */
+
+static void add_peer(struct anchor *a, int fd)
+{
+	if (a->peers == PEERS_MAX) {
+		close(fd);
+		return;
+	}
+	memset(&a->peer[a->peers], 0, sizeof(a->peer[0]));
+	a->peer[a->peers++].fd = fd;
+}
+
+static void drop_peer(struct anchor *a, int i)
+{
+	struct peer *p = &a->peer[i];
+
+	if (p->step[0])
+		stepkill(p->step);
+	free(p->waits_for);
+	close(p->fd);
+	*p = a->peer[--a->peers];
+}
+
+static void on_listener(struct anchor *a)
+{
+	struct ucred u = {.uid = (uid_t) -1};
+	socklen_t len = sizeof(u);
+	int fd = accept4(a->listener, NULL, NULL, SOCK_CLOEXEC);
+
+	if (fd < 0)
+		return;
+	if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &u, &len) || u.uid != 0) {
+		close(fd);
+		return;
+	}
+	add_peer(a, fd);
+}
+
+/* 1: the peer is still there. */
+static int on_peer(struct anchor *a, struct peer *p)
+{
+	struct msg_fds fds;
+	struct record r;
+	int rc = msg_recv(p->fd, &r, &fds, NULL, 0);
+
+	if (rc < 0 && (errno == ETIMEDOUT || errno == EBADMSG)) {
+		answer_errno(p->fd, "read a request");
+		return errno == ETIMEDOUT;
+	}
+	if (rc <= 0)
+		return 0;
+	dispatch(a, p, &r, &fds);
+	msg_fds_close(&fds);
+	record_free(&r);
+	return 1;
+}
+
+static void tell_waiting(struct anchor *a, const struct container *c)
+{
+	if (c->state == CONTAINER_STARTING)
+		return;
+	for (int i = 0; i < a->peers; i++) {
+		struct peer *p = &a->peer[i];
+
+		if (!p->waits_for || strcmp(p->waits_for, c->key))
+			continue;
+		answer_container(p, c);
+		free(p->waits_for);
+		p->waits_for = NULL;
+	}
+}
+
+/* ---- life ------------------------------------------------------------- */
+
+static void remove_traces(const struct anchor *a)
+{
+	static const char *const name[] = {JOB_FILES};
+
+	/* The directory itself goes with the extern step's last callback or
+	 * here; whoever comes second finds nothing. */
+	for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++)
+		unlinkat(a->jobdir, name[i], 0);
+}
+
+static void end_job(struct anchor *a)
+{
+	if (a->pid1_pidfd >= 0)
+		sys_pidfd_kill(a->pid1_pidfd, SIGKILL);
+	for (struct container *c = a->containers; c; c = c->next)
+		if (c->pidfd >= 0)
+			sys_pidfd_kill(c->pidfd, SIGKILL);
+	/* Reap: the namespace is freed when its outside children are. */
+	while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
+		;
+	remove_traces(a);
+}
+
+static nfds_t watch(const struct anchor *a, struct pollfd *p)
+{
+	nfds_t n = 0;
+
+	p[n++] = (struct pollfd){a->extern_pidfd, POLLIN, 0};
+	p[n++] = (struct pollfd){a->listener, POLLIN, 0};
+	p[n++] = (struct pollfd){a->pid1_pidfd, POLLIN, 0};
+	for (int i = 0; i < a->peers; i++)
+		p[n++] = (struct pollfd){a->peer[i].fd, POLLIN, 0};
+	for (const struct container *c = a->containers; c; c = c->next) {
+		p[n++] = (struct pollfd){c->sock, POLLIN, 0};
+		p[n++] = (struct pollfd){c->pidfd, POLLIN, 0};
+	}
+	return n;
+}
+
+static void serve_containers(struct anchor *a, const struct pollfd *p)
+{
+	for (struct container *c = a->containers; c; c = c->next, p += 2) {
+		if (p[0].revents)
+			container_on_socket(c, &a->ns);
+		if (p[1].revents)
+			container_on_exit(c);
+		if (p[0].revents || p[1].revents)
+			tell_waiting(a, c);
+	}
+}
+
+static int serve_once(struct anchor *a)
+{
+	static struct pollfd p[3 + PEERS_MAX + 2 * CONTAINERS_MAX];
+	nfds_t n = watch(a, p);
+	int peers = a->peers;
+
+	if (poll(p, n, -1) < 0)
+		return errno == EINTR ? 0 : -1;
+	if (p[0].revents || p[2].revents || a->ended)
+		return -1;
+	serve_containers(a, p + 3 + peers);
+	/* Backwards: dropping moves the last one into the gap. */
+	for (int i = peers - 1; i >= 0; i--)
+		if (p[3 + i].revents && !on_peer(a, &a->peer[i]))
+			drop_peer(a, i);
+	if (p[1].revents)
+		on_listener(a);
+	/* Without namespaces and without a peer nobody can need us. */
+	return (a->pid1_pidfd < 0 && a->peers == 0) ? -1 : 0;
+}
+
+static int hello(void)
+{
+	struct record r;
+	int rc;
+
+	record_init(&r);
+	record_add(&r, "type", "hello");
+	record_addf(&r, "pid", "%d", (int) getpid());
+	rc = msg_send(PLUGIN_FD, &r, NULL);
+	record_free(&r);
+	return rc;
+}
+
+static int adopted(struct anchor *a)
+{
+	struct msg_fds fds;
+	struct record r;
+
+	if (msg_recv(PLUGIN_FD, &r, &fds, NULL, SETUP_MS) != 1)
+		return -1;
+	a->extern_pidfd = msg_fds_take(&fds, 0);
+	a->jobdir = msg_fds_take(&fds, 1);
+	msg_fds_close(&fds);
+	record_free(&r);
+	return (a->extern_pidfd < 0 || a->jobdir < 0) ? -1 : 0;
+}
+
+static void ignore_signals(void)
+{
+	/* scancel and SignalChildrenProcesses reach the extern step too; only
+	 * SIGKILL, which Slurm sends at the job's end, is for the anchor. */
+	for (int s = 1; s < NSIG; s++)
+		if (s != SIGCHLD && s != SIGSEGV && s != SIGBUS &&
+		    s != SIGABRT && s != SIGILL && s != SIGFPE)
+			signal(s, SIG_IGN);
+}
+
+int main(void)
+{
+	static struct anchor a;
+	pid_t pid = fork();
+
+	/* Twice, so that slurmstepd, which waits for any child, never sees
+	 * this one. */
+	if (pid)
+		_exit(pid < 0);
+	sys_close_range(HOST_FD + 1, ~0U);
+	if (setsid() < 0 || chdir("/"))
+		return 1;
+	prctl(PR_SET_NAME, "carme-anchor", 0, 0, 0);
+	ignore_signals();
+	a.listener = a.pid1_pidfd = a.extern_pidfd = a.jobdir = a.ns.pid = -1;
+	for (int i = 0; i < NS_COUNT; i++)
+		a.ns.fd[i] = -1;
+	a.plan.bad = 1;
+	if (hello() || adopted(&a))
+		return 1;
+	fcntl(PLUGIN_FD, F_SETFD, FD_CLOEXEC);
+	fcntl(HOST_FD, F_SETFD, FD_CLOEXEC);
+	add_peer(&a, PLUGIN_FD);
+	add_peer(&a, HOST_FD);
+	while (!serve_once(&a))
+		;
+	end_job(&a);
+	return 0;
+}

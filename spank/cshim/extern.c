@@ -1,0 +1,130 @@
+#include "extern.h"
+
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <slurm/slurm.h>
+
+#include "common/sys.h"
+#include "plugin.h"
+
+/* src/common/stepd_api.h, unchanged from 22.05 to 26.05 but for the fields of
+ * slurm_step_id_t, which slurm.h declares. */
+typedef int connect_f(const char *directory, const char *nodename,
+		      slurm_step_id_t *step, uint16_t *protocol);
+typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
+
+static unsigned long long start_time(pid_t pid)
+{
+	unsigned long long t = 0;
+	char path[64], text[1024];
+	const char *p;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int) pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	sys_close(&fd);
+	if (n <= 0)
+		return 0;
+	text[n] = '\0';
+	/* Field 22, counted behind the command's closing parenthesis. */
+	p = strrchr(text, ')');
+	for (int field = 2; p && field < 22; field++)
+		p = strchr(p + 1, ' ');
+	if (p)
+		t = strtoull(p, NULL, 10);
+	return t;
+}
+
+int extern_open(uint32_t job, struct extern_step *e, const char **why)
+{
+	slurm_step_id_t id;
+	struct ucred u = {0};
+	socklen_t len = sizeof(u);
+	connect_f *stepd_connect;
+
+	memset(e, 0, sizeof(*e));
+	e->sock = -1;
+	*(void **) &stepd_connect = dlsym(RTLD_DEFAULT, "slurm_stepd_connect");
+	*why = "this Slurm offers no slurm_stepd_connect(); install the Carme "
+	       "package built for it";
+	if (!stepd_connect)
+		return -1;
+	memset(&id, 0, sizeof(id));
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(26, 5, 0)
+	id.sluid = NO_VAL64;
+#endif
+	id.job_id = job;
+	id.step_id = SLURM_EXTERN_CONT;
+	id.step_het_comp = NO_VAL;
+	*why = "the job has no extern step on this node; ask the admin to set "
+	       "PrologFlags=Contain in slurm.conf";
+	e->sock = stepd_connect(NULL, NULL, &id, &e->protocol);
+	if (e->sock < 0)
+		return -1;
+	if (getsockopt(e->sock, SOL_SOCKET, SO_PEERCRED, &u, &len) ||
+	    u.uid != 0 || u.pid <= 0) {
+		extern_close(e);
+		return -1;
+	}
+	e->pid = u.pid;
+	e->started = start_time(u.pid);
+	return 0;
+}
+
+static int in_extern(pid_t pid)
+{
+	char path[64], text[8192];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	sys_close(&fd);
+	if (n <= 0)
+		return 0;
+	text[n] = '\0';
+	return strstr(text, "/step_extern") != NULL;
+}
+
+int extern_adopt(struct extern_step *e, pid_t pid)
+{
+	add_pid_f *add_pid;
+
+	*(void **) &add_pid =
+	    dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
+	if (!add_pid || add_pid(e->sock, e->protocol, pid))
+		return -1;
+	return in_extern(pid) ? 0 : -1;
+}
+
+void extern_close(struct extern_step *e)
+{
+	sys_close(&e->sock);
+}
+
+void extern_identity(const struct extern_step *e, char *text, size_t len)
+{
+	snprintf(text, len, "%d %llu", (int) e->pid, e->started);
+}
+
+/*
+ * The exit callback in the extern step's own slurmstepd runs when all other
+ * steps of the job have ended and its processes, the anchor among them, have
+ * been killed, and before the node is free for the next job.
+ */
+void extern_end(spank_t sp)
+{
+	uint32_t job = 0;
+
+	if (!spank_get_item(sp, S_JOB_ID, &job) && job_is_sealed(job))
+		job_remove(job);
+}

@@ -1,0 +1,29 @@
+/*
+ * extern.h - the job's extern step: Slurm keeps it as long as the job, kills
+ * what is in it at the end, and lets root put processes into it. The calls are
+ * those of pam_slurm_adopt; they are exported by libslurm but declared in no
+ * public header, so they are looked up at run time and missing ones are an
+ * error of the step, not of loading the plugin.
+ */
+#ifndef CARME_EXTERN_H
+#define CARME_EXTERN_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct extern_step {
+	int sock;	   /* to its slurmstepd */
+	uint16_t protocol; /* of that connection */
+	pid_t pid;	   /* its slurmstepd */
+	unsigned long long started; /* clock ticks since boot, proc(5) stat */
+};
+
+/* 0, or -1 with *why set to what is missing and how to mend it. */
+int extern_open(uint32_t job, struct extern_step *e, const char **why);
+/* Put pid, which has no children yet, into the extern step. 0 or -1. */
+int extern_adopt(struct extern_step *e, pid_t pid);
+void extern_close(struct extern_step *e);
+/* "PID STARTED": who the extern step is, for a later comparison. */
+void extern_identity(const struct extern_step *e, char *text, size_t len);
+
+#endif

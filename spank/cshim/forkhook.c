@@ -1,0 +1,120 @@
+/*
+ * Tasks must be born in the job's PID namespace and still be slurmstepd's own
+ * children: any process between them would take the program out of Slurm's
+ * cgroups, signals and accounting (docs/adr/0002). setns(CLONE_NEWPID) decides
+ * where the children of a thread are born, and forbids the thread to create
+ * threads as long as it differs from its own namespace; so it is entered for
+ * the fork alone, by pthread_atfork(3) handlers, which Slurm itself uses too.
+ *
+ * slurmstepd forks its tasks from the main thread with the user's effective
+ * uid. Its permitted capabilities are still full; the two that setns() needs
+ * are raised in this thread alone, by the raw system call.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/capability.h>
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "common/sys.h"
+#include "plugin.h"
+
+static struct {
+	const struct step *step;
+	pid_t thread; /* the one that forks tasks */
+	int own;      /* its PID namespace */
+	int armed;
+	int inside; /* between prepare and parent */
+	int forked; /* tasks so far */
+	struct __user_cap_data_struct caps[2];
+} hook = {.own = -1};
+
+static int raise_capabilities(void)
+{
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct d[2];
+
+	if (syscall(SYS_capget, &h, hook.caps))
+		return -1;
+	memcpy(d, hook.caps, sizeof(d));
+	d[0].effective |= 1U << CAP_SYS_ADMIN | 1U << CAP_SYS_CHROOT;
+	return (int) syscall(SYS_capset, &h, d);
+}
+
+static void restore_capabilities(void)
+{
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+
+	if (syscall(SYS_capset, &h, hook.caps))
+		fail("give back capabilities: %s", strerror(errno));
+}
+
+static void before_fork(void)
+{
+	if (!hook.armed || (pid_t) syscall(SYS_gettid) != hook.thread)
+		return;
+	if (failed()) {
+		hook.inside = 1;
+		return;
+	}
+	if (raise_capabilities()) {
+		fail("raise capabilities for the fork: %s", strerror(errno));
+	} else if (setns(hook.step->pidns, CLONE_NEWPID)) {
+		fail("enter the job's PID namespace: %s", strerror(errno));
+		restore_capabilities();
+	}
+	hook.inside = 1;
+}
+
+static void in_parent(void)
+{
+	if (!hook.inside)
+		return;
+	hook.inside = 0;
+	hook.forked++;
+	if (failed())
+		return;
+	if (setns(hook.own, CLONE_NEWPID))
+		fail("leave the job's PID namespace: %s", strerror(errno));
+	restore_capabilities();
+}
+
+static void in_child(void)
+{
+	int after_tasks = hook.forked >= (int) hook.step->tasks;
+
+	if (!hook.inside)
+		return;
+	hook.inside = hook.armed = 0;
+	/* A task goes on to task_init_privileged, where SPANK calls us again.
+	 * What is forked later, TaskEpilog and --task-epilog, SPANK does not
+	 * see: it joins here, or does not run at all. */
+	if (failed()) {
+		if (after_tasks)
+			_exit(1);
+		return;
+	}
+	if (after_tasks && setns(hook.step->pid1, CLONE_NEWNS | CLONE_NEWIPC |
+						      CLONE_NEWUTS |
+						      CLONE_NEWNET))
+		_exit(1);
+	restore_capabilities();
+}
+
+int forkhook_install(struct step *s)
+{
+	hook.step = s;
+	hook.thread = (pid_t) syscall(SYS_gettid);
+	hook.own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+	if (hook.own < 0)
+		return -1;
+	return pthread_atfork(before_fork, in_parent, in_child) ? -1 : 0;
+}
+
+void forkhook_arm(void)
+{
+	hook.armed = hook.step != NULL;
+}

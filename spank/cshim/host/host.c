@@ -1,0 +1,38 @@
+/*
+ * carme-host: opens libcarme.so, the Go core, and makes one call. The plugin
+ * and the command line tools start it where Go must not live themselves
+ * (docs/adr/0001). Its arguments are constant words, never user text:
+ *
+ *   carme-host setup   request on fd 3, result on fd 4, anchor on fd 5
+ *   carme-host check   request on fd 3; errors and lists on the terminal
+ */
+#include <dlfcn.h>
+#include <stdio.h>
+
+#ifndef CARME_CORE
+#define CARME_CORE "/usr/lib/carme/libcarme.so"
+#endif
+
+int main(int argc, char **argv)
+{
+	int (*call)(void);
+	void *core;
+	const char *name;
+
+	if (argc != 2 || (argv[1][0] != 's' && argv[1][0] != 'c')) {
+		fputs("usage: carme-host setup|check\n", stderr);
+		return 2;
+	}
+	name = argv[1][0] == 's' ? "carme_setup" : "carme_check";
+	core = dlopen(CARME_CORE, RTLD_NOW);
+	if (!core) {
+		fprintf(stderr, "carme: %s\n", dlerror());
+		return 3;
+	}
+	*(void **) &call = dlsym(core, name);
+	if (!call) {
+		fprintf(stderr, "carme: %s\n", dlerror());
+		return 3;
+	}
+	return call();
+}

@@ -1,0 +1,109 @@
+/*
+ * /run/carme/jobs/ID: root's, and only through descriptors. The kernel names
+ * the job's processes; the directory is how later steps find the anchor.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "common/sys.h"
+#include "plugin.h"
+
+static void name_of(uint32_t job, char *name, size_t len)
+{
+	snprintf(name, len, "%u", (unsigned int) job);
+}
+
+int job_is_sealed(uint32_t job)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
+	return access(path, F_OK) == 0;
+}
+
+static int open_dir(int at, const char *name, mode_t mode, int create)
+{
+	if (create && mkdirat(at, name, mode) && errno != EEXIST)
+		return -1;
+	return sys_open_beneath(at, name, O_RDONLY | O_DIRECTORY, 0);
+}
+
+int job_open(uint32_t job, int create)
+{
+	char name[16];
+	int run, carme = -1, jobs = -1, dir = -1;
+
+	name_of(job, name, sizeof(name));
+	run = open("/run", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (run >= 0)
+		carme = open_dir(run, "carme", 0755, create);
+	if (carme >= 0)
+		jobs = open_dir(carme, "jobs", 0700, create);
+	if (jobs >= 0)
+		dir = open_dir(jobs, name, 0700, create);
+	sys_close(&run);
+	sys_close(&carme);
+	sys_close(&jobs);
+	return dir;
+}
+
+int job_lock(int dir, int64_t deadline_ms)
+{
+	/* flock() has no time limit of its own and slurmstepd's signals are not
+	 * ours to use, hence the polling. */
+	const struct timespec pause = {.tv_nsec = 1000 * 1000};
+
+	while (flock(dir, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return -1;
+		if (sys_now_ms() > deadline_ms) {
+			errno = ETIMEDOUT;
+			return -1;
+		}
+		nanosleep(&pause, NULL);
+	}
+	return 0;
+}
+
+int job_connect(int dir)
+{
+	struct sockaddr_un addr = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+
+	if (fd < 0)
+		return -1;
+	snprintf(addr.sun_path, sizeof(addr.sun_path),
+		 "/proc/self/fd/%d/anchor.sock", dir);
+	if (connect(fd, (struct sockaddr *) &addr, sizeof(addr))) {
+		int e = errno;
+
+		close(fd);
+		errno = e;
+		return -1;
+	}
+	return fd;
+}
+
+void job_remove(uint32_t job)
+{
+	static const char *const files[] = {JOB_FILES};
+	char path[64];
+	int dir = job_open(job, 0);
+
+	if (dir < 0)
+		return;
+	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
+		unlinkat(dir, files[i], 0);
+	close(dir);
+	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
+	if (rmdir(path) && errno != ENOENT)
+		slurm_error("carme: remove %s: %m", path);
+}

@@ -1,0 +1,106 @@
+/*
+ * srun, sbatch and salloc: say no before anything is queued. The grammar and
+ * the policy live in the Go core, which must not be loaded here, so carme-host
+ * is asked; it writes to the user's terminal itself.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/sys.h"
+#include "plugin.h"
+
+/* Exit codes of "carme-host check"; spank/check.go has the same. */
+#define CHECK_OK 0
+#define CHECK_DONE 10 /* a list or the help was printed: nothing to submit */
+
+#define CMDLINE_MAX (64 * 1024)
+
+/* The words that were typed: "--carme IMAGE" with a space shows only there. */
+static void append_words(struct record *r)
+{
+	char *text = malloc(CMDLINE_MAX + 1);
+	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+	ssize_t n = (fd < 0 || !text) ? 0 : read(fd, text, CMDLINE_MAX);
+
+	sys_close(&fd);
+	for (ssize_t at = 0; at < n; at += (ssize_t) strlen(text + at) + 1) {
+		text[n] = '\0';
+		record_add(r, "word", text + at);
+	}
+	free(text);
+}
+
+static int request_fd(void)
+{
+	struct record r;
+	int fd = memfd_create("carme-request", 0);
+
+	record_init(&r);
+	record_add(&r, "mode", "check");
+	record_addf(&r, "uid", "%u", (unsigned int) getuid());
+	options_append(&r);
+	append_words(&r);
+	if (fd >= 0 && (!record_ok(&r) ||
+			write(fd, r.buf, r.len) != (ssize_t) r.len))
+		sys_close(&fd);
+	if (fd >= 0)
+		lseek(fd, 0, SEEK_SET);
+	record_free(&r);
+	return fd;
+}
+
+static int run_check(void)
+{
+	char *argv[] = {(char *) CARME_HOST, (char *) "check", NULL};
+	char *envp[] = {NULL};
+	posix_spawn_file_actions_t fa;
+	int status = 0;
+	int fd = request_fd();
+	pid_t pid;
+	int rc;
+
+	if (fd < 0)
+		return -1;
+	posix_spawn_file_actions_init(&fa);
+	posix_spawn_file_actions_adddup2(&fa, fd, 3);
+	rc = posix_spawn(&pid, CARME_HOST, &fa, NULL, argv, envp);
+	posix_spawn_file_actions_destroy(&fa);
+	close(fd);
+	if (rc) {
+		errno = rc;
+		return -1;
+	}
+	while (waitpid(pid, &status, 0) < 0)
+		if (errno != EINTR)
+			return -1;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+void local_check(spank_t sp)
+{
+	int rc;
+
+	(void) sp;
+	if (!options_any())
+		return;
+	rc = run_check();
+	options_next_component();
+	if (rc == CHECK_OK)
+		return;
+	if (rc == CHECK_DONE)
+		exit(0);
+	if (rc < 0)
+		fprintf(stderr,
+			"carme: run %s: %s; ask the admin to install Carme on "
+			"this host\n",
+			CARME_HOST, strerror(errno));
+	/* Nothing is queued yet, and a return code would be ignored. */
+	exit(1);
+}

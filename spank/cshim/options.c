@@ -1,0 +1,163 @@
+/*
+ * The options. Here they are only collected; what they mean is decided by the
+ * Go core (spank/request), in srun through "carme-host check" and on the node
+ * in the set-up, so that the grammar exists once.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "plugin.h"
+
+/* Order of the table below. */
+enum {
+	OPT_CARME,
+	OPT_NO_CARME,
+	OPT_NET,
+	OPT_BIND,
+	OPT_WORKDIR,
+	OPT_HOME,
+	OPT_OVERLAY,
+	OPT_CONDA,
+	OPT_DEBUG,
+	OPT_COUNT
+};
+
+/* How often a value is kept, so that a repetition can be refused. */
+#define OCCURRENCES 2
+
+struct seen {
+	int n;	      /* calls, all of them */
+	int from_env; /* the first call comes from the environment */
+	char *value[OCCURRENCES];
+};
+
+static struct seen seen[OPT_COUNT];
+
+static int on_option(int val, const char *arg, int remote);
+
+static struct spank_option table[OPT_COUNT] = {
+    {"carme", "IMAGE",
+     "run isolated, in the container IMAGE if one is named "
+     "(--carme=list shows them, --carme=help explains)",
+     2, OPT_CARME, on_option},
+    {"no-carme", NULL, "run as a plain job although CARME is set", 0,
+     OPT_NO_CARME, on_option},
+    {"carme-net", "host|private",
+     "network of the job: the host's, or loopback only", 1, OPT_NET, on_option},
+    {"carme-bind", "SRC[:DST[:ro]],...",
+     "make files or directories visible in the job", 1, OPT_BIND, on_option},
+    {"carme-workdir", "DIR", "working directory in the job", 1, OPT_WORKDIR,
+     on_option},
+    {"carme-home", "yes|no", "show the home directory in the job", 1, OPT_HOME,
+     on_option},
+    {"carme-overlay", "none|tmpfs|DIR", "make the image writable in a layer",
+     1, OPT_OVERLAY, on_option},
+    {"carme-conda", "NAME|PREFIX", "activate a conda environment", 1, OPT_CONDA,
+     on_option},
+    {"carme-debug", NULL, "show the steps of the set-up with their times", 0,
+     OPT_DEBUG, on_option},
+};
+
+/* Names in a request and, in capitals, of the environment defaults. */
+static const char *const key[OPT_COUNT] = {
+    "carme",	  "no_carme",	   "carme_net",	  "carme_bind", "carme_workdir",
+    "carme_home", "carme_overlay", "carme_conda", "carme_debug"};
+static const char *const variable[OPT_COUNT] = {
+    "CARME",	  NULL,		   "CARME_NET",	  "CARME_BIND", "CARME_WORKDIR",
+    "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA", "CARME_DEBUG"};
+
+static int on_option(int val, const char *arg, int remote)
+{
+	struct seen *s;
+	char *copy;
+
+	(void) remote;
+	if (val < 0 || val >= OPT_COUNT)
+		return 0;
+	s = &seen[val];
+	copy = strdup(arg ? arg : "");
+	if (!copy)
+		return 0;
+	/* Keep the first and the last. */
+	if (s->n >= OCCURRENCES) {
+		free(s->value[OCCURRENCES - 1]);
+		s->value[OCCURRENCES - 1] = copy;
+	} else {
+		s->value[s->n] = copy;
+	}
+	s->n++;
+	return 0;
+}
+
+int options_register(spank_t sp)
+{
+	for (int i = 0; i < OPT_COUNT; i++)
+		if (spank_option_register(sp, &table[i]) != ESPANK_SUCCESS)
+			slurm_error("carme: --%s is taken by another plugin",
+				    table[i].name);
+	return 0;
+}
+
+/*
+ * srun, sbatch and salloc read SLURM_SPANK__SLURM_SPANK_OPTION_carme_NAME as
+ * if the option had been typed before all others, and forward it to the nodes
+ * (spank.c:spank_process_env_options); it is also how a nested srun inherits
+ * the options of its job. So the CARME variables are turned into these, where
+ * a job has not set them already.
+ */
+void options_from_environment(void)
+{
+	for (int i = 0; i < OPT_COUNT; i++) {
+		const char *v = variable[i] ? getenv(variable[i]) : NULL;
+		char name[96];
+
+		snprintf(name, sizeof(name),
+			 "SLURM_SPANK__SLURM_SPANK_OPTION_carme_%s", key[i]);
+		if (v && *v && !getenv(name))
+			setenv(name, v, 1);
+		seen[i].from_env = getenv(name) != NULL;
+	}
+}
+
+int options_any(void)
+{
+	for (int i = 0; i < OPT_COUNT; i++)
+		if (seen[i].n)
+			return 1;
+	return 0;
+}
+
+int options_asked(void)
+{
+	return seen[OPT_CARME].n > 0 && !seen[OPT_NO_CARME].n;
+}
+
+/* A value from the environment is a default that a typed one replaces; the
+ * same option typed twice is passed on twice, and refused by the core. */
+void options_append(struct record *r)
+{
+	for (int i = 0; i < OPT_COUNT; i++) {
+		const struct seen *s = &seen[i];
+		int kept = s->n > OCCURRENCES ? OCCURRENCES : s->n;
+		int first = (s->from_env && kept > 1) ? 1 : 0;
+		char name[64];
+
+		snprintf(name, sizeof(name), "opt.%s", key[i]);
+		for (int k = first; k < kept; k++)
+			record_add(r, name, s->value[k]);
+		if (s->n > OCCURRENCES && first)
+			record_add(r, name, s->value[OCCURRENCES - 1]);
+	}
+}
+
+void options_next_component(void)
+{
+	for (int i = 0; i < OPT_COUNT; i++) {
+		for (int k = 0; k < OCCURRENCES; k++) {
+			free(seen[i].value[k]);
+			seen[i].value[k] = NULL;
+		}
+		seen[i].n = 0;
+	}
+}

@@ -1,0 +1,119 @@
+/*
+ * plugin.h - what the files of spank_carme.so share. One file per SPANK
+ * context: local.c (srun, sbatch, salloc), step.c and task.c (slurmstepd of a
+ * step), extern.c (slurmstepd of the extern step); dispatch.c alone knows
+ * which is which.
+ */
+#ifndef CARME_PLUGIN_H
+#define CARME_PLUGIN_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include <slurm/spank.h>
+
+#include "common/jobfiles.h"
+#include "common/msg.h"
+#include "common/record.h"
+
+#ifndef CARME_LIBEXEC
+#define CARME_LIBEXEC "/usr/libexec/carme"
+#endif
+#define CARME_HOST CARME_LIBEXEC "/carme-host"
+#define CARME_ANCHOR CARME_LIBEXEC "/carme-anchor"
+#define CARME_RUN "/run/carme"
+#define CARME_JOBS CARME_RUN "/jobs"
+#define CARME_KILL_SWITCH "/etc/carme/disabled"
+
+#define STEP_NAME_MAX 32
+
+/* ---- options.c -------------------------------------------------------- */
+
+/* Register all options; nothing else happens for plain jobs. */
+int options_register(spank_t sp);
+/* srun, sbatch, salloc: CARME, CARME_NET, ... as defaults. */
+void options_from_environment(void);
+/* Was --carme asked for (and not taken back by --no-carme)? */
+int options_asked(void);
+/* Any Carme option at all, --no-carme included? */
+int options_any(void);
+/* Append every occurrence as "opt.NAME". */
+void options_append(struct record *r);
+/* srun parses again for each component of a heterogeneous job. */
+void options_next_component(void);
+
+/* ---- fail.c: errors that every task of the step must end on ----------- */
+
+int fail_init(void);
+void fail(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+int failed(void);
+/* Print the error once per step and node, and end this process. */
+void fail_exit(void) __attribute__((noreturn));
+
+/* ---- job.c: /run/carme/jobs/ID ---------------------------------------- */
+
+/* One failed access(): all that a plain job ever pays. */
+int job_is_sealed(uint32_t job);
+/* Open (create) the job's directory; -1 with errno. */
+int job_open(uint32_t job, int create);
+/* flock(2) with a deadline; 0 or -1 with errno. */
+int job_lock(int dir, int64_t deadline_ms);
+/* Connect to the anchor's socket; -1 with errno. */
+int job_connect(int dir);
+void job_remove(uint32_t job);
+
+/* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
+
+struct step {
+	int sealed;
+	uint32_t job, id;
+	char name[STEP_NAME_MAX]; /* "0", "batch", "interactive" */
+	uid_t uid;
+	gid_t gid;
+	uint32_t tasks;
+	int dir;   /* the job's directory */
+	int lease; /* connection to the anchor */
+	int pid1;  /* pidfd of the job's PID 1 */
+	int pidns, mntns;
+	struct msg_fds devices; /* O_PATH, in the order of the plan */
+	struct record plan;
+	struct record later;	/* the core's answer to a later step's options */
+	const char *image; /* key of the container, or NULL */
+	int enter; /* a task's own connection to the anchor */
+};
+
+extern struct step the_step;
+
+void step_start(spank_t sp);
+void step_end(void);
+
+/* Spawn the anchor and the core. The lease, or -1 after fail(). */
+int setup_job(const struct step *s, const struct record *request,
+	      int64_t deadline_ms);
+/* Let the core judge a later step's own options and prepare its container, if
+ * it is another one; lease is a connection to the anchor. The result's "image"
+ * replaces the plan's. 0, or -1 after fail(). */
+int setup_later(int lease, const struct record *request, int64_t deadline_ms,
+		struct record *result);
+
+void task_start_privileged(spank_t sp);
+void task_start(spank_t sp);
+
+/* ---- forkhook.c ------------------------------------------------------- */
+
+int forkhook_install(struct step *s);
+void forkhook_arm(void);
+
+/* ---- proof.c ---------------------------------------------------------- */
+
+/* Compare what this task can open with what it was given. 0, or -1 after
+ * fail(). uuids gets the comma separated UUIDs of its GPUs, or "void". */
+int proof_devices(const struct step *s, char *uuids, size_t len);
+int proof_namespaces(const struct step *s);
+
+/* ---- local.c, extern.c ------------------------------------------------ */
+
+void local_check(spank_t sp);
+void extern_end(spank_t sp);
+
+#endif

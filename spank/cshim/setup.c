@@ -1,0 +1,297 @@
+/*
+ * The first Carme step of a job on a node. Two processes are spawned, and
+ * neither is forked from here: slurmstepd has a dozen threads, and only
+ * posix_spawn() is legal between them and an exec. The anchor is adopted into
+ * the extern step while the core loads; then they settle the rest between
+ * them, and the anchor's socket becomes this step's lease.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common/sys.h"
+#include "extern.h"
+#include "plugin.h"
+
+#define FDS_MAX 3
+
+/* Clean mask, default handlers, no environment, own session, and only the
+ * given descriptors, from 3 upwards; the child closes what else is open. */
+static pid_t spawn(const char *path, const char *word, const int *fds, int n)
+{
+	char *argv[] = {(char *) path, (char *) word, NULL};
+	char *envp[] = {NULL};
+	posix_spawn_file_actions_t fa;
+	posix_spawnattr_t at;
+	sigset_t none, all;
+	pid_t pid = -1;
+	int high[FDS_MAX];
+	int rc;
+
+	sigemptyset(&none);
+	sigfillset(&all);
+	posix_spawn_file_actions_init(&fa);
+	posix_spawnattr_init(&at);
+	posix_spawnattr_setsigmask(&at, &none);
+	posix_spawnattr_setsigdefault(&at, &all);
+	posix_spawnattr_setflags(&at, POSIX_SPAWN_SETSIGMASK |
+					  POSIX_SPAWN_SETSIGDEF |
+					  POSIX_SPAWN_SETSID);
+	/* First out of the way: a source may be one of the targets. */
+	for (int i = 0; i < n; i++)
+		high[i] = fcntl(fds[i], F_DUPFD_CLOEXEC, 3 + FDS_MAX);
+	posix_spawn_file_actions_addopen(&fa, 0, "/dev/null", O_RDWR, 0);
+	posix_spawn_file_actions_addopen(&fa, 1, "/dev/null", O_RDWR, 0);
+	posix_spawn_file_actions_addopen(&fa, 2, "/dev/null", O_RDWR, 0);
+	for (int i = 0; i < n; i++)
+		posix_spawn_file_actions_adddup2(&fa, high[i], 3 + i);
+	posix_spawn_file_actions_addclosefrom_np(&fa, 3 + n);
+	rc = posix_spawn(&pid, path, &fa, &at, argv, envp);
+	for (int i = 0; i < n; i++)
+		sys_close(&high[i]);
+	posix_spawn_file_actions_destroy(&fa);
+	posix_spawnattr_destroy(&at);
+	if (rc) {
+		errno = rc;
+		return -1;
+	}
+	return pid;
+}
+
+static int memfd_of(const struct record *r)
+{
+	int fd = memfd_create("carme-request", MFD_CLOEXEC);
+	size_t done = 0;
+
+	while (fd >= 0 && done < r->len) {
+		ssize_t n = write(fd, r->buf + done, r->len - done);
+
+		if (n <= 0) {
+			sys_close(&fd);
+			break;
+		}
+		done += (size_t) n;
+	}
+	if (fd >= 0)
+		lseek(fd, 0, SEEK_SET);
+	return fd;
+}
+
+/* Everything the core has to say until it closes its end. */
+static int read_result(int fd, struct record *result, int64_t deadline_ms)
+{
+	size_t cap = 4096, len = 0;
+	char *buf = malloc(cap);
+	ssize_t n = -1;
+	int rc = -1;
+
+	while (buf && len <= RECORD_MAX) {
+		struct pollfd p = {.fd = fd, .events = POLLIN};
+		int64_t left = deadline_ms - sys_now_ms();
+
+		if (left <= 0 || poll(&p, 1, (int) left) == 0) {
+			errno = ETIMEDOUT;
+			break;
+		}
+		if (len == cap) {
+			char *more = realloc(buf, cap * 2);
+
+			if (!more)
+				break;
+			buf = more;
+			cap *= 2;
+		}
+		n = read(fd, buf + len, cap - len);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			break;
+		len += (size_t) n;
+	}
+	if (buf && n == 0)
+		rc = record_parse(result, buf, len);
+	free(buf);
+	return rc;
+}
+
+struct core {
+	pid_t pid;
+	int result; /* our end of the pipe */
+};
+
+static int core_start(struct core *c, const struct record *request, int anchor)
+{
+	int fds[FDS_MAX] = {-1, -1, anchor};
+	int pipefd[2] = {-1, -1};
+
+	c->pid = -1;
+	c->result = -1;
+	fds[0] = memfd_of(request);
+	if (fds[0] < 0 || pipe2(pipefd, O_CLOEXEC)) {
+		sys_close(&fds[0]);
+		return -1;
+	}
+	fds[1] = pipefd[1];
+	c->pid = spawn(CARME_HOST, "setup", fds, 3);
+	sys_close(&fds[0]);
+	close(pipefd[1]);
+	c->result = pipefd[0];
+	return c->pid < 0 ? -1 : 0;
+}
+
+/* Wait for the core's answer and its end. 0, or -1 after fail(). */
+static int core_finish(struct core *c, struct record *result,
+		       int64_t deadline_ms)
+{
+	const char *error;
+	int rc = read_result(c->result, result, deadline_ms);
+	int e = errno;
+
+	sys_close(&c->result);
+	if (rc)
+		kill(c->pid, SIGKILL);
+	waitpid(c->pid, NULL, 0);
+	c->pid = -1;
+	if (rc && e == ETIMEDOUT) {
+		fail("sealing the job off took too long on this node; try "
+		     "again, and tell the admin if it stays so");
+		return -1;
+	}
+	if (rc) {
+		fail("the core " CARME_HOST " ended without an answer; ask the "
+		     "admin to run 'carme doctor' on this node");
+		return -1;
+	}
+	error = record_get(result, "error");
+	if (error) {
+		fail("%s", error);
+		return -1;
+	}
+	return 0;
+}
+
+static void core_kill(struct core *c)
+{
+	if (c->pid > 0) {
+		kill(c->pid, SIGKILL);
+		waitpid(c->pid, NULL, 0);
+	}
+	sys_close(&c->result);
+}
+
+static void write_identity(int dir, const struct extern_step *e)
+{
+	char text[64];
+	int fd = sys_open_beneath(dir, JOB_EXTERN,
+				  O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	extern_identity(e, text, sizeof(text));
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text))
+		slurm_error("carme: write %s: %m", JOB_EXTERN);
+	sys_close(&fd);
+}
+
+/* The anchor says hello with its pid; it goes on when it is adopted. */
+static int adopt(const struct step *s, int sock, int64_t deadline_ms)
+{
+	struct extern_step e;
+	struct msg_fds fds;
+	struct record r;
+	const char *why = "";
+	long pid;
+	int rc = -1;
+
+	if (msg_recv(sock, &r, NULL, NULL,
+		     (int) (deadline_ms - sys_now_ms())) != 1) {
+		fail("the anchor " CARME_ANCHOR " did not start; ask the admin "
+		     "to run 'carme doctor' on this node");
+		return -1;
+	}
+	pid = record_num(&r, "pid", -1);
+	record_free(&r);
+	if (extern_open(s->job, &e, &why)) {
+		fail("%s", why);
+		return -1;
+	}
+	if (pid <= 1 || extern_adopt(&e, (pid_t) pid)) {
+		fail("the job's extern step did not take the anchor; ask the "
+		     "admin to run 'carme doctor' on this node");
+		extern_close(&e);
+		return -1;
+	}
+	write_identity(s->dir, &e);
+	msg_fds_init(&fds);
+	msg_fds_add(&fds, sys_pidfd_open(e.pid));
+	msg_fds_add(&fds, s->dir);
+	record_init(&r);
+	record_add(&r, "type", "adopted");
+	if (fds.fd[0] >= 0)
+		rc = msg_send(sock, &r, &fds);
+	if (rc)
+		fail("the anchor is gone: %s", strerror(errno));
+	sys_close(&fds.fd[0]);
+	record_free(&r);
+	extern_close(&e);
+	return rc;
+}
+
+int setup_job(const struct step *s, const struct record *request,
+	      int64_t deadline_ms)
+{
+	struct core core = {.pid = -1, .result = -1};
+	struct record result = {.bad = 1};
+	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
+	pid_t launcher = -1;
+	int rc = -1;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
+		fail("create sockets: %s", strerror(errno));
+		goto done;
+	}
+	launcher = spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
+	if (launcher < 0 || core_start(&core, request, host[0])) {
+		fail("start the set-up in " CARME_LIBEXEC ": %s; ask the admin "
+		     "to reinstall Carme on this node",
+		     strerror(errno));
+		goto done;
+	}
+	sys_close(&plugin[1]);
+	sys_close(&host[0]);
+	sys_close(&host[1]);
+	if (adopt(s, plugin[0], deadline_ms))
+		goto done;
+	rc = core_finish(&core, &result, deadline_ms);
+done:
+	core_kill(&core);
+	if (launcher > 0)
+		waitpid(launcher, NULL, 0);
+	record_free(&result);
+	sys_close(&plugin[1]);
+	sys_close(&host[0]);
+	sys_close(&host[1]);
+	if (rc)
+		sys_close(&plugin[0]); /* the anchor ends with its peers */
+	return rc ? -1 : plugin[0];
+}
+
+int setup_later(int lease, const struct record *request, int64_t deadline_ms,
+		struct record *result)
+{
+	struct core core;
+
+	if (core_start(&core, request, lease)) {
+		fail("start " CARME_HOST ": %s", strerror(errno));
+		return -1;
+	}
+	return core_finish(&core, result, deadline_ms);
+}

@@ -1,0 +1,290 @@
+/*
+ * init_post_opt and exit in a step's slurmstepd, as root: find or make the
+ * job's namespaces. Plain jobs leave step_start() after one access().
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <slurm/slurm.h>
+
+#include "common/sys.h"
+#include "extern.h"
+#include "plugin.h"
+
+/* Milliseconds for the whole set-up; slurmd gives up on a step after
+ * MessageTimeout, and nothing here may hang for ever. */
+#define SETUP_MS 30000
+
+/* Variables of slurmstepd's that tell of GPUs; the core uses them only where
+ * Slurm does not constrain devices (gres.conf(5), srun(1)). */
+static const char *const gpu_variables[] = {
+    "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES",
+    "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME"};
+
+struct step the_step = {.dir = -1,
+			.lease = -1,
+			.pid1 = -1,
+			.pidns = -1,
+			.mntns = -1,
+			.enter = -1,
+			.plan = {.bad = 1},
+			.later = {.bad = 1}};
+
+static void name_step(struct step *s)
+{
+	if (s->id == SLURM_BATCH_SCRIPT)
+		snprintf(s->name, sizeof(s->name), "batch");
+	else if (s->id == SLURM_INTERACTIVE_STEP)
+		snprintf(s->name, sizeof(s->name), "interactive");
+	else
+		snprintf(s->name, sizeof(s->name), "%u", (unsigned int) s->id);
+}
+
+static int read_items(spank_t sp, struct step *s)
+{
+	if (spank_get_item(sp, S_JOB_ID, &s->job) ||
+	    spank_get_item(sp, S_JOB_STEPID, &s->id) ||
+	    spank_get_item(sp, S_JOB_UID, &s->uid) ||
+	    spank_get_item(sp, S_JOB_GID, &s->gid) ||
+	    spank_get_item(sp, S_JOB_LOCAL_TASK_COUNT, &s->tasks))
+		return -1;
+	name_step(s);
+	return 0;
+}
+
+static void append_environment(spank_t sp, struct record *r)
+{
+	char value[4096];
+
+	for (size_t i = 0; i < sizeof(gpu_variables) / sizeof(*gpu_variables);
+	     i++) {
+		char key[64];
+
+		if (spank_getenv(sp, gpu_variables[i], value, sizeof(value)))
+			continue;
+		snprintf(key, sizeof(key), "env.%s", gpu_variables[i]);
+		record_add(r, key, value);
+	}
+}
+
+static void build_request(spank_t sp, const struct step *s, const char *mode,
+			  struct record *r)
+{
+	const char *version = NULL;
+	gid_t *gids = NULL;
+	int n = 0;
+
+	record_init(r);
+	record_add(r, "mode", mode);
+	record_addf(r, "job", "%u", (unsigned int) s->job);
+	record_add(r, "step", s->name);
+	record_addf(r, "uid", "%u", (unsigned int) s->uid);
+	record_addf(r, "gid", "%u", (unsigned int) s->gid);
+	if (!spank_get_item(sp, S_JOB_SUPPLEMENTARY_GIDS, &gids, &n))
+		for (int i = 0; i < n; i++)
+			record_addf(r, "gids", "%u", (unsigned int) gids[i]);
+	if (!spank_get_item(sp, S_SLURM_VERSION, &version) && version)
+		record_add(r, "slurm", version);
+	append_environment(sp, r);
+	options_append(r);
+}
+
+/* ---- joining ---------------------------------------------------------- */
+
+static int join(struct step *s)
+{
+	struct msg_fds fds;
+	struct record r;
+	int rc;
+
+	record_init(&r);
+	record_add(&r, "type", "join");
+	record_add(&r, "step", s->name);
+	record_add(&r, "lease", "1");
+	rc = msg_send(s->lease, &r, NULL);
+	record_free(&r);
+	if (rc || msg_recv(s->lease, &s->plan, &fds, NULL, SETUP_MS) != 1) {
+		fail("the job's anchor does not answer: %s", strerror(errno));
+		return -1;
+	}
+	s->pid1 = msg_fds_take(&fds, 0);
+	s->pidns = msg_fds_take(&fds, 1);
+	s->mntns = msg_fds_take(&fds, 2);
+	msg_fds_init(&s->devices);
+	for (int i = 3; i < fds.n; i++)
+		msg_fds_add(&s->devices, msg_fds_take(&fds, i));
+	msg_fds_close(&fds);
+	if (s->pid1 < 0 || s->pidns < 0 || s->mntns < 0) {
+		const char *why = record_get(&s->plan, "message");
+
+		fail("%s", why ? why : "the job's namespaces are incomplete");
+		return -1;
+	}
+	if (record_num(&s->plan, "uid", -1) != (long) s->uid) {
+		fail("the namespaces on this node belong to another user's "
+		     "job; tell the admin");
+		return -1;
+	}
+	s->image = record_get(&s->plan, "image");
+	return 0;
+}
+
+/* The options of this step as one text, to compare with the first step's. */
+static int same_options(const struct record *plan, const struct record *request)
+{
+	const char *a = NULL, *b = NULL;
+
+	do {
+		do
+			a = record_entry(plan, a);
+		while (a && strncmp(a, "opt.", 4));
+		do
+			b = record_entry(request, b);
+		while (b && strncmp(b, "opt.", 4));
+		if (a && b && strcmp(a, b))
+			return 0;
+	} while (a && b);
+	return a == b;
+}
+
+static int join_existing(spank_t sp, struct step *s, int64_t deadline)
+{
+	struct record request;
+	int rc = 0;
+
+	if (join(s))
+		return -1;
+	if (!options_any())
+		return 0;
+	build_request(sp, s, "later", &request);
+	if (!same_options(&s->plan, &request)) {
+		rc = setup_later(s->lease, &request, deadline, &s->later);
+		if (!rc)
+			s->image = record_get(&s->later, "image");
+	}
+	record_free(&request);
+	return rc;
+}
+
+/* A directory without an anchor: of this very job, whose anchor was killed, or
+ * left over by a crash from an earlier one with the same id? */
+static int lost_anchor(const struct step *s)
+{
+	char then[64] = "", now[64];
+	struct extern_step e;
+	const char *why;
+	int fd = sys_open_beneath(s->dir, JOB_EXTERN, O_RDONLY, 0);
+
+	if (fd < 0)
+		return 0;
+	if (read(fd, then, sizeof(then) - 1) < 0)
+		then[0] = '\0';
+	sys_close(&fd);
+	if (extern_open(s->job, &e, &why))
+		return 1; /* cannot be sure */
+	extern_identity(&e, now, sizeof(now));
+	extern_close(&e);
+	return strcmp(then, now) == 0;
+}
+
+static int begin(spank_t sp, struct step *s)
+{
+	int64_t deadline = sys_now_ms() + SETUP_MS;
+	struct record request;
+
+	s->dir = job_open(s->job, options_asked());
+	if (s->dir < 0 || job_lock(s->dir, deadline)) {
+		fail("open " CARME_JOBS "/%u: %s", (unsigned int) s->job,
+		     strerror(errno));
+		return -1;
+	}
+	s->lease = job_connect(s->dir);
+	if (s->lease >= 0)
+		return join_existing(sp, s, deadline);
+	if (lost_anchor(s)) {
+		fail("the isolation of job %u has ended on this node; submit "
+		     "the job again",
+		     (unsigned int) s->job);
+		return -1;
+	}
+	if (!options_asked()) {
+		/* A leftover of another job; this one is plain. */
+		sys_close(&s->dir);
+		job_remove(s->job);
+		s->sealed = 0;
+		return 0;
+	}
+	if (access(CARME_KILL_SWITCH, F_OK) == 0) {
+		fail("Carme is switched off on this node (" CARME_KILL_SWITCH
+		     "); run without --carme, or ask the admin");
+		return -1;
+	}
+	build_request(sp, s, "first", &request);
+	s->lease = setup_job(s, &request, deadline);
+	record_free(&request);
+	return s->lease < 0 ? -1 : join(s);
+}
+
+/* ---- environment ------------------------------------------------------ */
+
+static void set_environment(spank_t sp, const struct step *s)
+{
+	for (const char *e = NULL; (e = record_entry(&s->plan, e));) {
+		char name[128];
+		const char *eq = strchr(e, '=');
+
+		if (strncmp(e, "env.", 4) || (size_t) (eq - e) >= sizeof(name))
+			continue;
+		memcpy(name, e + 4, (size_t) (eq - e - 4));
+		name[eq - e - 4] = '\0';
+		spank_setenv(sp, name, eq + 1, 1);
+	}
+}
+
+/* ---- callbacks -------------------------------------------------------- */
+
+void step_start(spank_t sp)
+{
+	struct step *s = &the_step;
+
+	if (spank_get_item(sp, S_JOB_ID, &s->job))
+		return;
+	if (!options_asked() && !job_is_sealed(s->job))
+		return;
+	s->sealed = 1;
+	if (fail_init())
+		return;
+	if (read_items(sp, s)) {
+		fail("Slurm does not tell whose step this is");
+	} else if (!begin(sp, s) && s->sealed) {
+		set_environment(sp, s);
+	}
+	/* The lock; the directory stays open for the tasks' connections. */
+	if (s->dir >= 0) {
+		int again = job_open(s->job, 0);
+
+		sys_close(&s->dir);
+		s->dir = again;
+	}
+	if (s->sealed && forkhook_install(s))
+		fail("watch the forks of this step: %s", strerror(errno));
+}
+
+void step_end(void)
+{
+	struct step *s = &the_step;
+	struct record r;
+
+	if (s->lease < 0)
+		return;
+	record_init(&r);
+	record_add(&r, "type", "bye");
+	if (msg_send(s->lease, &r, NULL))
+		slurm_error("carme: say farewell to the anchor: %m");
+	record_free(&r);
+	sys_close(&s->lease);
+}

@@ -1,0 +1,68 @@
+# shellcheck shell=bash disable=SC2034
+# Shared by the scripts that bring the testbed up and down. They run on the
+# machine that holds the containers and need bash, Docker, tar and (when no image
+# registry is reachable) mmdebstrap.
+
+repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+suite=${SLURM_SUITE:-trixie}
+machines=(carme-ldap carme-ctl carme-login carme-node1 carme-node2)
+label=org.carme.testbed
+network=carme-testbed
+volume=carme-testbed-home
+state=$repo/.cache/testbed
+dockerd_pid=/run/carme-testbed-dockerd.pid
+dockerd_log=/var/log/carme-testbed-dockerd.log
+
+# The classic builder is in every Docker; buildx is not.
+export DOCKER_BUILDKIT=0
+
+say() { printf '%4d s  %s\n' "$SECONDS" "$*" >&2; }
+
+die() { say "$*"; exit 1; }
+
+# wait_for SECONDS WHAT COMMAND...: until the command succeeds; otherwise the logs
+# are shown and the script ends.
+wait_for() {
+	local limit=$1 what=$2
+	shift 2
+	local end=$((SECONDS + limit))
+	until "$@" >/dev/null 2>&1; do
+		if ((SECONDS >= end)); then
+			say "no $what after $limit s; the machines' last words:"
+			"$repo/testbed/bin/logs" 40 >&2 || true
+			die "no $what after $limit s"
+		fi
+		sleep 0.2
+	done
+}
+
+role_of() { # carme-node1 -> node
+	local r=${1#carme-}
+	echo "${r%[0-9]}"
+}
+
+need_docker() {
+	docker info >/dev/null 2>&1 && return
+	command -v dockerd >/dev/null || die "Docker is not installed: apt-get install docker.io"
+	[[ $EUID == 0 ]] || die "no Docker daemon answers; start one, or run this as root"
+	say "starting dockerd (nothing else started one)"
+	# A session of its own: it outlives this terminal, and testbed-down ends it.
+	setsid dockerd --pidfile "$dockerd_pid" >>"$dockerd_log" 2>&1 </dev/null &
+	local end=$((SECONDS + 60))
+	until docker info >/dev/null 2>&1; do
+		((SECONDS < end)) || { tail -20 "$dockerd_log" >&2; die "dockerd does not start"; }
+		sleep 0.2
+	done
+}
+
+build_image() { # build_image TARGET
+	local out=$state/build-$1-$suite.log
+	mkdir -p "$state"
+	if ! docker build -q --network host --target "$1" --build-arg "SUITE=$suite" -t "carme-$1:$suite" \
+		-f "$repo/Dockerfile.slurm-testbed" "$repo" >"$out" 2>&1; then
+		# -q hides what failed; say it once more, aloud, from the cached layers on.
+		docker build --network host --target "$1" --build-arg "SUITE=$suite" -t "carme-$1:$suite" \
+			-f "$repo/Dockerfile.slurm-testbed" "$repo" 2>&1 | tail -40 >&2
+		die "image $1 of $suite does not build"
+	fi
+}

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"time"
+)
+
+func printPlan(w io.Writer, stages []stage) {
+	fmt.Fprintln(w, "plan")
+	for i, s := range stages {
+		fmt.Fprintf(w, "  %d  %-20s %s\n     %-20s needs %s\n", i+1, s.name, s.does, "", s.needs)
+	}
+}
+
+// progress says that a test or a package has ended. Of unit tests only the
+// packages are shown, and what failed.
+func (r *runner) progress(s stage, res result) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if res.name == "" {
+		if s.suite == "" && res.outcome != skipped {
+			fmt.Fprintf(r.out, "   %-4s %7s  %s\n", res.outcome, round(res.elapsed), res.pkg)
+		}
+		return
+	}
+	if s.suite == "" && res.outcome != failed {
+		return
+	}
+	fmt.Fprintf(r.out, "   %-4s %7s  %s", res.outcome, round(res.elapsed), res.name)
+	if res.outcome == skipped {
+		fmt.Fprintf(r.out, ": %s", res.reason)
+	}
+	fmt.Fprintln(r.out)
+}
+
+// printTable shows the claimed rows, and below each the tests that speak for it.
+func printTable(w io.Writer, rows []row) {
+	fmt.Fprintf(w, "\nrows of %s\n", featuresFile)
+	fmt.Fprintf(w, "  %-4s %5s %5s %5s %5s  %s\n", "row", "tests", "pass", "fail", "skip", "promise")
+	for _, row := range rows {
+		mark := ""
+		if row.passed == 0 {
+			mark = "RED, nothing passed: "
+		}
+		fmt.Fprintf(w, "  %-4s %5d %5d %5d %5d  %s%s\n", row.id, row.total(), row.passed, row.failed, row.skipped, mark, row.promise)
+		for _, line := range testLines(row.results) {
+			fmt.Fprintf(w, "         %s\n", line)
+		}
+	}
+}
+
+// testLines sums up the subtests of each test function, and names those that
+// did not pass.
+func testLines(results []result) []string {
+	type key struct{ suite, top string }
+	counts := map[key]*count{}
+	var order []key
+	odd := map[key][]string{}
+	for _, r := range results {
+		k := key{r.suite, r.top()}
+		if counts[k] == nil {
+			counts[k] = &count{}
+			order = append(order, k)
+		}
+		counts[k].add(r.outcome)
+		if r.outcome == skipped {
+			odd[k] = append(odd[k], fmt.Sprintf("skip  %s: %s", r.name, r.reason))
+		}
+		if r.outcome == failed && r.name != k.top {
+			odd[k] = append(odd[k], "FAIL  "+r.name)
+		}
+	}
+	var lines []string
+	for _, k := range order {
+		word := "ok  "
+		switch c := counts[k]; {
+		case c.failed > 0:
+			word = "FAIL"
+		case c.passed == 0:
+			word = "skip"
+		}
+		lines = append(lines, fmt.Sprintf("%s  %-8s %s", word, k.suite, k.top))
+		for _, text := range odd[k] {
+			lines = append(lines, "      "+text)
+		}
+	}
+	return lines
+}
+
+// summarise lists again what failed and why others were skipped, and counts;
+// each problem of the table counts as a failure.
+func summarise(w io.Writer, results []result, problems []string) count {
+	var total count
+	for _, r := range results {
+		total.add(r.outcome)
+	}
+	total.failed += len(problems)
+	if total.failed > 0 {
+		fmt.Fprintln(w, "\nfailed")
+		for _, r := range results {
+			if r.outcome == failed {
+				fmt.Fprintf(w, "  %s\n", r.where())
+			}
+		}
+		for _, p := range problems {
+			fmt.Fprintf(w, "  %s\n", p)
+		}
+	}
+	if total.skipped > 0 {
+		fmt.Fprintln(w, "\nskipped")
+		for _, r := range results {
+			if r.outcome == skipped {
+				fmt.Fprintf(w, "  %s: %s\n", r.where(), r.reason)
+			}
+		}
+	}
+	return total
+}
+
+func round(d time.Duration) time.Duration {
+	if d < time.Minute {
+		return d.Round(10 * time.Millisecond)
+	}
+	return d.Round(time.Second)
+}
+
+func ensureNewline(s string) string {
+	if s == "" || strings.HasSuffix(s, "\n") {
+		return s
+	}
+	return s + "\n"
+}
+
+// indenter writes whole lines, each indented.
+type indenter struct {
+	w    io.Writer
+	rest string
+}
+
+func (i *indenter) Write(p []byte) (int, error) {
+	i.rest += string(p)
+	for {
+		line, after, ok := strings.Cut(i.rest, "\n")
+		if !ok {
+			return len(p), nil
+		}
+		i.rest = after
+		if _, err := fmt.Fprintf(i.w, "   | %s\n", line); err != nil {
+			return 0, fmt.Errorf("write output: %w", err)
+		}
+	}
+}
+
+func (i *indenter) flush() {
+	if i.rest != "" {
+		fmt.Fprintf(i.w, "   | %s\n", i.rest)
+	}
+	i.rest = ""
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+type options struct {
+	mode  string
+	suite string
+	only  string
+}
+
+// runner carries out a plan and collects what it finds.
+type runner struct {
+	out     io.Writer
+	now     func() time.Time
+	results []result
+	mu      sync.Mutex // guards out while tests run
+}
+
+// run does everything and returns the exit status.
+func run(ctx context.Context, o options, out io.Writer, now func() time.Time) (int, error) {
+	stages, err := plan(o)
+	if err != nil {
+		return 0, err
+	}
+	text, err := os.ReadFile(featuresFile)
+	if err != nil {
+		return 0, fmt.Errorf("read the claimed rows: %w", err)
+	}
+	features, err := readFeatures(string(text))
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", featuresFile, err)
+	}
+	if err := os.RemoveAll(outputDir); err != nil {
+		return 0, fmt.Errorf("clear old output: %w", err)
+	}
+	if err := os.MkdirAll(outputDir, 0o750); err != nil {
+		return 0, fmt.Errorf("make room for output: %w", err)
+	}
+	r := &runner{out: out, now: now}
+	start := now()
+	printPlan(out, stages)
+	r.carryOut(ctx, stages)
+
+	var problems []string
+	if o.mode != "unit" {
+		var rows []row
+		rows, problems = table(features, r.results, o.only)
+		printTable(out, rows)
+	}
+	total := summarise(out, r.results, problems)
+	fmt.Fprintf(out, "\ntook %s; output is kept in %s/\n%s\n", round(now().Sub(start)), outputDir, total)
+	if err := os.WriteFile(filepath.Join(outputDir, "summary"), []byte(total.String()+"\n"), 0o600); err != nil {
+		return 0, fmt.Errorf("keep the summary: %w", err)
+	}
+	if total.failed > 0 {
+		return 1, nil
+	}
+	return 0, nil
+}
+
+// carryOut runs the stages in order. A failed stage does not stop those that
+// can do without it: one run should tell as much as possible.
+func (r *runner) carryOut(ctx context.Context, stages []stage) {
+	blocked := map[string]string{} // suite, or "" for all, to the stage that failed
+	for i, s := range stages {
+		fmt.Fprintf(r.out, "\n== %d/%d %s\n", i+1, len(stages), s.name)
+		by := blocked[""]
+		if by == "" {
+			by = blocked[s.suite]
+		}
+		if ctx.Err() != nil {
+			r.fail(s, "not run: interrupted\n")
+			continue
+		}
+		if by != "" {
+			r.fail(s, fmt.Sprintf("not run: stage %s failed\n", by))
+			continue
+		}
+		if !r.one(ctx, s) && s.vital {
+			blocked[s.suite] = s.name
+		}
+	}
+}
+
+// one runs a stage and says whether it went well.
+func (r *runner) one(ctx context.Context, s stage) bool {
+	start := r.now()
+	limited, cancel := context.WithTimeout(ctx, s.limit)
+	defer cancel()
+	results, err := s.run(limited, r, s)
+	r.results = append(r.results, results...)
+	took := round(r.now().Sub(start))
+	if err != nil {
+		if errors.Is(limited.Err(), context.DeadlineExceeded) {
+			err = fmt.Errorf("stopped after %s, the limit of this stage: %w", s.limit, err)
+		}
+		r.fail(s, err.Error()+"\n")
+	}
+	if err == nil && !anyFailed(results) {
+		fmt.Fprintf(r.out, "   %s done in %s\n", s.name, took)
+		return true
+	}
+	fmt.Fprintf(r.out, "   %s FAILED after %s\n", s.name, took)
+	for _, res := range results {
+		if res.outcome == failed {
+			fmt.Fprintf(r.out, "\n--- FAIL: %s\n%s", res.where(), ensureNewline(res.output))
+		}
+	}
+	if s.suite != "" && ctx.Err() == nil {
+		r.showLogs(ctx, s)
+	}
+	return false
+}
+
+// fail records a stage that has no finer result.
+func (r *runner) fail(s stage, why string) {
+	fmt.Fprintf(r.out, "   %s", ensureNewline(why))
+	r.results = append(r.results, result{pkg: "stage", name: s.name, outcome: failed, output: why})
+}
+
+// showLogs prints the containers' logs, the end of them if they are long, and
+// keeps all of them: the next stage may replace the cluster.
+func (r *runner) showLogs(ctx context.Context, s stage) {
+	const shown = 300
+	limited, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	logs, err := command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
+	if err != nil {
+		logs = append(logs, fmt.Sprintf("make testbed-logs: %v\n", err)...)
+	}
+	name := filepath.Join(outputDir, "logs-"+s.file()+".txt")
+	if err := os.WriteFile(name, logs, 0o600); err != nil {
+		fmt.Fprintf(r.out, "   keep the containers' logs: %v\n", err)
+	}
+	lines := strings.SplitAfter(string(logs), "\n")
+	fmt.Fprintf(r.out, "\n--- logs of the containers (all %d lines in %s)\n", len(lines), name)
+	fmt.Fprint(r.out, ensureNewline(strings.Join(lines[max(0, len(lines)-shown):], "")))
+}

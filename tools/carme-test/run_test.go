@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+)
+
+func fake(name, suite string, vital bool, ran *[]string, results []result, err error) stage {
+	return stage{
+		name: name, suite: suite, vital: vital, limit: time.Minute,
+		run: func(context.Context, *runner, stage) ([]result, error) {
+			*ran = append(*ran, name)
+			return results, err
+		},
+	}
+}
+
+func TestFailedStageStopsOnlyWhatNeedsIt(t *testing.T) {
+	broken := errors.New("broken")
+	for name, c := range map[string]struct {
+		fails string
+		ran   string
+	}{
+		"prepare":        {"prepare", "prepare"},
+		"unit":           {"unit", "prepare unit up-trixie test-trixie up-forky test-forky"},
+		"first cluster":  {"up-trixie", "prepare unit up-trixie up-forky test-forky"},
+		"second cluster": {"up-forky", "prepare unit up-trixie test-trixie up-forky"},
+		"nothing":        {"", "prepare unit up-trixie test-trixie up-forky test-forky"},
+	} {
+		var ran []string
+		t.Chdir(t.TempDir()) // the logs of a failed cluster are kept below test-output
+		var stages []stage
+		for _, s := range []struct {
+			name, suite string
+			vital       bool
+		}{
+			{"prepare", "", true},
+			{"unit", "", false},
+			{"up-trixie", "trixie", true},
+			{"test-trixie", "trixie", false},
+			{"up-forky", "forky", true},
+			{"test-forky", "forky", false},
+		} {
+			var err error
+			if s.name == c.fails {
+				err = broken
+			}
+			stages = append(stages, fake(s.name, s.suite, s.vital, &ran, nil, err))
+		}
+		var screen strings.Builder
+		r := &runner{out: &screen, now: time.Now}
+		r.carryOut(context.Background(), stages)
+		if got := strings.Join(ran, " "); got != c.ran {
+			t.Errorf("%s fails: ran %s, want %s", name, got, c.ran)
+		}
+		if got, want := tally(r.results).failed, 6-len(ran); c.fails != "" && got != want+1 {
+			t.Errorf("%s fails: %d failures, want one for it and one for each of %d not run", name, got, want)
+		}
+	}
+}
+
+func TestInterruptedRunSaysSoAndIsNotGreen(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	var ran []string
+	var screen strings.Builder
+	r := &runner{out: &screen, now: time.Now}
+	r.carryOut(ctx, []stage{fake("unit", "", false, &ran, nil, nil)})
+	if len(ran) != 0 || tally(r.results).failed != 1 || !strings.Contains(screen.String(), "interrupted") {
+		t.Errorf("ran %v, results %v, screen %s", ran, r.results, screen.String())
+	}
+}
+
+func TestPlanIsSaidWithItsNeeds(t *testing.T) {
+	stages, err := plan(options{mode: "all"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var screen strings.Builder
+	printPlan(&screen, stages)
+	for _, want := range []string{"prepare", "lint", "unit", "test-c", "integration trixie", "integration forky", "rows J2, J4, J5, J6, J7", "needs Docker"} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("%q is missing in the plan:\n%s", want, screen.String())
+		}
+	}
+	if stages[0].name != "prepare" || !stages[0].vital {
+		t.Errorf("the plan begins with %q", stages[0].name)
+	}
+}
+
+func TestUnitPlanNeedsNoDocker(t *testing.T) {
+	stages, err := plan(options{mode: "unit"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range stages {
+		if s.suite != "" || strings.Contains(s.needs, "Docker") {
+			t.Errorf("stage %s is in the unit plan", s.name)
+		}
+	}
+}
+
+func TestUnknownModesAndRowsAreRefused(t *testing.T) {
+	for _, o := range []options{{mode: "al"}, {mode: ""}, {mode: "integration", suite: "trixie", only: "J5|rm"}} {
+		if _, err := plan(o); err == nil {
+			t.Errorf("%+v was accepted", o)
+		}
+	}
+}
+
+func TestProblemsCountAsFailures(t *testing.T) {
+	var screen strings.Builder
+	total := summarise(&screen, []result{{outcome: passed}, {name: "TestX", outcome: skipped, reason: "no fuse"}}, []string{"row J2 has no test that passed"})
+	if total.String() != "1 passed, 1 failed, 1 skipped" {
+		t.Errorf("total is %q", total)
+	}
+	for _, want := range []string{"row J2", "no fuse"} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("%q is missing in:\n%s", want, screen.String())
+		}
+	}
+}
+
+func TestTableNamesTestsAndReasons(t *testing.T) {
+	rows, _ := table(someFeatures, []result{
+		{suite: "trixie", name: "TestScenario_J1_x/good", outcome: passed},
+		{suite: "trixie", name: "TestScenario_J1_x/mig", outcome: skipped, reason: "no MIG"},
+		{suite: "forky", name: "TestScenario_J1_x/bad", outcome: failed},
+	}, "")
+	var screen strings.Builder
+	printTable(&screen, rows)
+	for _, want := range []string{
+		"ok    trixie   TestScenario_J1_x", "skip  TestScenario_J1_x/mig: no MIG",
+		"FAIL  forky    TestScenario_J1_x", "FAIL  TestScenario_J1_x/bad", "RED, nothing passed: two",
+	} {
+		if !strings.Contains(screen.String(), want) {
+			t.Errorf("%q is missing in:\n%s", want, screen.String())
+		}
+	}
+}

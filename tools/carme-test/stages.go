@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	featuresFile = "docs/features.md"
+	outputDir    = "test-output"
+
+	// How long one stage may take; CI ends everything after 90 minutes.
+	prepareLimit     = 20 * time.Minute
+	lintLimit        = 15 * time.Minute
+	unitLimit        = 15 * time.Minute
+	testbedLimit     = 25 * time.Minute
+	integrationLimit = 40 * time.Minute
+)
+
+// second is the release on which the isolation, GPU and container rows are
+// proved again; everything runs on first.
+const (
+	first  = "trixie"
+	second = "forky"
+)
+
+var secondRows = []string{"J2", "J4", "J5", "J6", "J7"}
+
+// stage is one step of the plan.
+type stage struct {
+	name  string
+	does  string // for the plan
+	needs string // for the plan
+	limit time.Duration
+	// suite is set for stages on a cluster, whose logs are shown on failure.
+	suite string
+	// vital: when it fails, the stages that follow cannot run; with a suite,
+	// only those of that suite.
+	vital bool
+	run   func(ctx context.Context, r *runner, s stage) ([]result, error)
+}
+
+// plan lists the stages of a mode.
+func plan(o options) ([]stage, error) {
+	switch o.mode {
+	case "all":
+		stages := []stage{
+			prepare("full"),
+			makeStage("lint", "golangci-lint, clang-format, shellcheck", "the linters", lintLimit),
+			unit(), cTests(),
+		}
+		stages = append(stages, onCluster(first, "every scenario, attack, fault and hazard", "")...)
+		return append(stages, onCluster(second, "rows "+strings.Join(secondRows, ", "), runPattern(secondRows...))...), nil
+	case "unit":
+		return []stage{prepare("unit"), unit(), cTests()}, nil
+	case "integration":
+		does, pattern := "every scenario, attack, fault and hazard", ""
+		if o.only != "" {
+			if !rowID.MatchString(o.only) {
+				return nil, fmt.Errorf("ONLY=%s is no row: rows are named like J5 (see %s)", o.only, featuresFile)
+			}
+			does, pattern = "row "+o.only, runPattern(o.only)
+		}
+		return append([]stage{prepare("testbed")}, onCluster(o.suite, does, pattern)...), nil
+	default:
+		return nil, fmt.Errorf("mode %q is unknown: use all, unit or integration", o.mode)
+	}
+}
+
+func prepare(mode string) stage {
+	needs := "root, if something is missing"
+	if mode == "unit" {
+		needs = "nothing, if gcc and Slurm's headers are there"
+	}
+	return stage{
+		name: "prepare", does: "install what this machine lacks (tools/prepare " + mode + ")", needs: needs,
+		limit: prepareLimit, vital: true,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			_, err := r.stream(ctx, s, "tools/prepare", mode)
+			return nil, err
+		},
+	}
+}
+
+func makeStage(target, does, needs string, limit time.Duration) stage {
+	return stage{
+		name: target, does: does, needs: needs, limit: limit,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			_, err := r.stream(ctx, s, "make", "--no-print-directory", target)
+			if err != nil {
+				return nil, err
+			}
+			return []result{{pkg: target, outcome: passed}}, nil
+		},
+	}
+}
+
+func unit() stage {
+	return stage{
+		name: "unit", does: "go test -race ./...", needs: "gcc", limit: unitLimit,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			return r.goTest(ctx, s, "-race", "-shuffle=on", "./...")
+		},
+	}
+}
+
+func cTests() stage {
+	return stage{
+		name: "c", does: "make test-c, under ASAN and UBSAN", needs: "gcc", limit: unitLimit,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			output, err := r.stream(ctx, s, "make", "--no-print-directory", "test-c")
+			results := readTAP(output)
+			if len(results) == 0 && err == nil {
+				results = []result{{pkg: "c", name: "test-c", outcome: passed}}
+			}
+			if anyFailed(results) {
+				err = nil // the exit status says nothing more
+			}
+			return results, err
+		},
+	}
+}
+
+// onCluster is the bringing up of one release's cluster and the integration
+// tests on it; an empty pattern runs them all.
+func onCluster(suite, does, pattern string) []stage {
+	up := stage{
+		name: "testbed " + suite, does: "build and bring up the cluster, install Carme on it", needs: "Docker",
+		limit: testbedLimit, suite: suite, vital: true,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			if _, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed", "SLURM_SUITE="+suite); err != nil {
+				return nil, err
+			}
+			_, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed-install", "SLURM_SUITE="+suite)
+			return nil, err
+		},
+	}
+	test := stage{
+		name: "integration " + suite, does: does, needs: "the cluster",
+		limit: integrationLimit, suite: suite,
+		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
+			// One at a time: the tests share the cluster.
+			args := []string{"-tags", "integration", "-count=1", "-p=1", "-timeout", s.limit.String()}
+			if pattern != "" {
+				args = append(args, "-run", pattern)
+			}
+			results, err := r.goTest(ctx, s, append(args, "./integration/...")...)
+			if err == nil && len(results) == 0 {
+				err = errors.New("no integration test ran")
+			}
+			return results, err
+		},
+	}
+	return []stage{up, test}
+}
+
+// goTest runs `go test -json` and reports each test as it ends. An error means
+// that the command failed in a way that no result tells of.
+func (r *runner) goTest(ctx context.Context, s stage, args ...string) ([]result, error) {
+	cmd := command(ctx, "go", append([]string{"test", "-json"}, args...)...)
+	cmd.Env = append(os.Environ(), "SLURM_SUITE="+s.suite)
+	log, err := os.Create(filepath.Join(outputDir, s.file()+".jsonl"))
+	if err != nil {
+		return nil, fmt.Errorf("create log: %w", err)
+	}
+	defer log.Close() //nolint:errcheck // a copy for people; the results come from the stream
+
+	read, write := io.Pipe()
+	cmd.Stdout = io.MultiWriter(write, log)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+
+	collected := newCollector(s.suite, r.now, func(res result) { r.progress(s, res) })
+	done := make(chan error, 1)
+	go func() { done <- collected.read(read) }()
+	stop := make(chan struct{})
+	go r.heartbeat(collected, stop)
+	runErr := cmd.Run()
+	close(stop)
+	write.Close() //nolint:errcheck // never fails on a pipe
+	if err := <-done; err != nil {
+		return collected.results(), err
+	}
+	results := collected.results()
+	if runErr != nil && !anyFailed(results) {
+		return results, fmt.Errorf("go test: %w\n%s%s", runErr, stderr.String(), collected.noise.String())
+	}
+	return results, nil
+}
+
+// heartbeat names the test that runs, now and then, until stop is closed.
+func (r *runner) heartbeat(c *collector, stop <-chan struct{}) {
+	const often = 30 * time.Second
+	tick := time.NewTicker(often)
+	defer tick.Stop()
+	for {
+		select {
+		case <-stop:
+			return
+		case <-tick.C:
+			name, since := c.running()
+			if took := r.now().Sub(since); name != "" && took >= often {
+				r.mu.Lock()
+				fmt.Fprintf(r.out, "   ...  %7s  %s still runs\n", took.Round(time.Second), name)
+				r.mu.Unlock()
+			}
+		}
+	}
+}
+
+func anyFailed(results []result) bool {
+	for _, r := range results {
+		if r.outcome == failed {
+			return true
+		}
+	}
+	return false
+}
+
+// stream runs a command, shows its output indented as it comes, keeps it in
+// the stage's log, and returns it.
+func (r *runner) stream(ctx context.Context, s stage, name string, args ...string) (string, error) {
+	cmd := command(ctx, name, args...)
+	log, err := os.OpenFile(filepath.Join(outputDir, s.file()+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return "", fmt.Errorf("open log: %w", err)
+	}
+	defer log.Close() //nolint:errcheck // a copy for people; what counts is returned
+	var all strings.Builder
+	screen := &indenter{w: r.out}
+	cmd.Stdout = io.MultiWriter(&all, log, screen)
+	cmd.Stderr = cmd.Stdout
+	err = cmd.Run()
+	screen.flush()
+	if err != nil {
+		return all.String(), fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
+	}
+	return all.String(), nil
+}
+
+// command is a process in a group of its own, so that all of it ends when ctx does.
+func command(ctx context.Context, name string, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
+	cmd.WaitDelay = 20 * time.Second
+	return cmd
+}
+
+func (s stage) file() string { return strings.ReplaceAll(s.name, " ", "-") }
