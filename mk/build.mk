@@ -12,7 +12,7 @@ C_HARD := -O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2
 C_FLAGS = $(C_WARN) $(C_HARD) -I$(SLURM_INCLUDE)
 
 C_COMMON := $(wildcard $(CSHIM)/common/*.c)
-C_HEADERS := $(wildcard $(CSHIM)/*.h $(CSHIM)/*/*.h)
+C_HEADERS := $(wildcard $(CSHIM)/*.h $(CSHIM)/*/*.h) mk/build.mk
 C_PLUGIN := $(wildcard $(CSHIM)/*.c)
 C_ANCHOR := $(filter-out %/hold.c,$(wildcard $(CSHIM)/anchor/*.c))
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
@@ -24,7 +24,7 @@ build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-
 # none but SPANK's are exported into Slurm's programs.
 $(OUT)/spank_carme.so: $(C_PLUGIN) $(C_COMMON) $(C_HEADERS) $(CSHIM)/version.map
 	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) -fPIC -shared -fvisibility=hidden -Wl,-z,now,-z,relro -Wl,--version-script=$(CSHIM)/version.map \
+	$(CC) $(C_FLAGS) -fPIC -shared -Wl,-z,now,-z,relro -Wl,--version-script=$(CSHIM)/version.map \
 		-o $@ $(C_PLUGIN) $(C_COMMON)
 
 # Static: it starts in a third of the time, and depends on no library that a

@@ -9,12 +9,13 @@ import (
 	"strings"
 )
 
-// Limits and layout of an encoded Record. The C side has the same numbers in
-// spank/cshim/record.h.
+// Limits and layout of an encoded Record. RECORD_MAX in
+// spank/cshim/common/record.h is RecordMax.
 const (
 	// RecordHeader is the size in bytes of the length in front of the body.
 	RecordHeader = 4
-	// RecordMax is the largest encoded record in bytes, header included.
+	// RecordMax is the longest body of a record in bytes, its header not
+	// counted.
 	RecordMax = 1 << 20
 	// RecordKeyMax is the longest key in bytes.
 	RecordKeyMax = 255
@@ -98,7 +99,7 @@ func (r *Record) Len() int { return len(r.fields) }
 // MarshalBinary encodes the record with its header. It fails with ErrRecord if
 // a key or value cannot be encoded or the result would exceed RecordMax.
 func (r *Record) MarshalBinary() ([]byte, error) {
-	size := RecordHeader
+	size := 0
 	for i, f := range r.fields {
 		if err := checkKey(f.Key); err != nil {
 			return nil, fmt.Errorf("%w: field %d: %w", ErrRecord, i, err)
@@ -111,8 +112,8 @@ func (r *Record) MarshalBinary() ([]byte, error) {
 			return nil, fmt.Errorf("%w: field %d: more than %d bytes", ErrRecord, i, RecordMax)
 		}
 	}
-	out := make([]byte, RecordHeader, size)
-	binary.LittleEndian.PutUint32(out, uint32(size-RecordHeader)) //nolint:gosec // size is at most RecordMax
+	out := make([]byte, RecordHeader, RecordHeader+size)
+	binary.LittleEndian.PutUint32(out, uint32(size))
 	for _, f := range r.fields {
 		out = append(out, f.Key...)
 		out = append(out, '=')
@@ -195,8 +196,8 @@ func (r *Record) WriteTo(out io.Writer) (int64, error) {
 // bodySize reads the header of a record and checks it against the limit.
 func bodySize(header []byte) (int, error) {
 	size := binary.LittleEndian.Uint32(header)
-	if size > RecordMax-RecordHeader {
-		return 0, fmt.Errorf("%w: header says %d bytes, %d is the most", ErrRecord, size, RecordMax-RecordHeader)
+	if size > RecordMax {
+		return 0, fmt.Errorf("%w: header says %d bytes, %d is the most", ErrRecord, size, RecordMax)
 	}
 	return int(size), nil
 }

@@ -5,7 +5,10 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -20,7 +23,7 @@ func record(fields ...string) *Record {
 }
 
 func body(s string) []byte {
-	out := binary.LittleEndian.AppendUint32(nil, uint32(len(s)))
+	out := binary.LittleEndian.AppendUint32(nil, uint32(min(len(s), 1<<16)))
 	return append(out, s...)
 }
 
@@ -44,7 +47,7 @@ func TestRecordIsReadBackAsItWasWritten(t *testing.T) {
 		"a list in order":    record("bind", "/b", "net", "host", "bind", "/a"),
 		"odd variable names": record("env.BASH_FUNC_x%%", "() { :; }", "env._", "="),
 		"bytes not in UTF-8": record("path", "\xff\xfe"),
-		"largest":            record("a", strings.Repeat("x", RecordMax-RecordHeader-3)),
+		"largest":            record("a", strings.Repeat("x", RecordMax-3)),
 	}
 	for name, want := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -99,7 +102,7 @@ func TestRecordThatCannotBeEncodedIsRefused(t *testing.T) {
 		"newline in variable": {record("env.A\n", "x"), "character"},
 		"long key":            {record(strings.Repeat("a", RecordKeyMax+1), ""), "is the most"},
 		"NUL in value":        {record("a", "x\x00y"), "contains NUL"},
-		"one byte too many":   {record("a", strings.Repeat("x", RecordMax-RecordHeader-2)), "more than"},
+		"one byte too many":   {record("a", strings.Repeat("x", RecordMax-2)), "more than"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -177,12 +180,28 @@ func TestRecordPassesOnTheErrorsOfItsStream(t *testing.T) {
 	}
 }
 
+func TestRecordHasTheLimitOfTheCSide(t *testing.T) {
+	header, err := os.ReadFile("../../spank/cshim/common/record.h")
+	if err != nil {
+		t.Skipf("no header to compare with: %v", err)
+	}
+	m := regexp.MustCompile(`(?m)^#define RECORD_MAX \((\d+) \* (\d+)\)$`).FindSubmatch(header)
+	if m == nil {
+		t.Fatal("RECORD_MAX is not in record.h")
+	}
+	a, _ := strconv.Atoi(string(m[1]))
+	b, _ := strconv.Atoi(string(m[2]))
+	if a*b != RecordMax {
+		t.Errorf("RECORD_MAX is %d, RecordMax %d", a*b, RecordMax)
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(body(""))
 	f.Add(body("a=b\x00env.X=1\x00"))
 	f.Add(body("a\x00"))
-	f.Add([]byte{0xff, 0xff, 0x0f, 0})
+	f.Add([]byte{0, 0, 0x10, 0})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var fromBytes, fromStream Record
 		errBytes := fromBytes.UnmarshalBinary(data)

@@ -124,11 +124,10 @@ func newJob(rec *wire.Record) (*job, error) {
 	}
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
-	j.node, _ = rec.Get("env.SLURMD_NODENAME")
-	if j.instance, err = newInstance(); err != nil {
-		return nil, err
+	if j.node, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}
-	if j.cgroups, j.cgroupV, err = readCgroups(); err != nil {
+	if j.instance, err = newInstance(); err != nil {
 		return nil, err
 	}
 	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {

@@ -2,10 +2,12 @@ package core
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -236,6 +238,10 @@ func (j *job) findDevices(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
+	j.cgroups, j.cgroupV = parseCgroups(answer.All("cgroup"))
+	if len(j.cgroups) == 0 {
+		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
+	}
 	allowed := answer.All("ok")
 	if len(allowed) != len(nodes) {
 		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(nodes))
@@ -256,6 +262,13 @@ func (j *job) findDevices(anchor anchorConn) error {
 		j.devices = append(j.devices, optional(wire.DeviceControl, inDev(controlNames)...)...)
 		j.devices = append(j.devices, j.ownCaps(caps)...)
 	}
+	// The admin's patterns may name what is there already.
+	seen := map[string]bool{}
+	j.devices = slices.DeleteFunc(j.devices, func(d *device) bool {
+		twice := seen[d.Path]
+		seen[d.Path] = true
+		return twice
+	})
 	return nil
 }
 

@@ -57,14 +57,14 @@ func find(name string) (Option, bool) {
 }
 
 // RecordKey is the key under which the value of an option travels in a record
-// to the core: `option.` and the name with underscores, as in Slurm's own
-// variable _SLURM_SPANK_OPTION_carme_carme_net.
+// to the core: `opt.` and the name with underscores, as in Slurm's own variable
+// _SLURM_SPANK_OPTION_carme_carme_net. spank/cshim/options.c writes it.
 func RecordKey(name string) string {
-	return "option." + strings.ReplaceAll(name, "-", "_")
+	return "opt." + strings.ReplaceAll(name, "-", "_")
 }
 
 // InheritedKey is RecordKey for an option that nobody typed but that stands in
-// the environment of the job (Given.Inherited).
+// the environment (Given.Inherited).
 func InheritedKey(name string) string {
 	return "inherited." + strings.ReplaceAll(name, "-", "_")
 }

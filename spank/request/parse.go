@@ -27,6 +27,9 @@ const (
 	bindsMax = 128
 )
 
+// modeCheck is what spank/cshim/local.c sends as `mode`.
+const modeCheck = "check"
+
 // null is how Slurm hands over an option that has no value when it forwards it
 // through the environment.
 const null = "(null)"
@@ -35,9 +38,9 @@ const null = "(null)"
 // is empty or "(null)" if there was none.
 type Given struct {
 	Name, Value string
-	// Inherited says that nobody typed it: sbatch and salloc leave a job's
-	// options in its environment (SLURM_SPANK__SLURM_SPANK_OPTION_carme_*),
-	// where a nested srun finds them. What is typed there wins.
+	// Inherited says that nobody typed it: the plugin and sbatch leave
+	// options in the environment (SLURM_SPANK__SLURM_SPANK_OPTION_carme_*),
+	// where srun finds them. What is typed there wins.
 	Inherited bool
 }
 
@@ -51,12 +54,14 @@ type Input struct {
 	Env map[string]string
 }
 
-// InputFromRecord reads an Input that the plugin sent: `context`, then
-// RecordKey(name) per option as typed, InheritedKey(name) per option found in
+// InputFromRecord reads an Input that the plugin sent: `mode`, which is "check"
+// in srun, sbatch and salloc and anything else on a node, then RecordKey(name) per option as typed, InheritedKey(name) per option found in
 // the job's environment, and `env.CARME...` per variable.
 func InputFromRecord(rec *wire.Record) Input {
-	context, _ := rec.Get("context")
-	in := Input{Context: Context(context), Env: map[string]string{}}
+	in := Input{Context: ContextRemote, Env: map[string]string{}}
+	if mode, _ := rec.Get("mode"); mode == modeCheck {
+		in.Context = ContextLocal
+	}
 	keys := map[string]Given{}
 	for _, o := range Options() {
 		keys[RecordKey(o.Name)] = Given{Name: o.Name}
@@ -201,15 +206,20 @@ func (p *parser) switches(in Input, typed, inherited map[string]value) Request {
 	case has(inherited, OptNoCarme):
 	default:
 		carme = fromEnv(OptCarme, in.Env)
-		r.Enabled, carme.text = envSwitch(carme.text)
+		r.Enabled = carme.given
+	}
+	if r.Enabled {
+		r.Enabled, carme.text = onOff(carme.text)
 	}
 	if !r.Enabled {
-		p.needless(typed, off)
+		if in.Context != ContextRemote {
+			p.needless(typed, off)
+		}
 		return r
 	}
 	switch a := Action(carme.text); a {
 	case ActionList, ActionHelp:
-		if in.Context == ContextRemote || !on {
+		if in.Context == ContextRemote || !on || inherited[OptCarme] == carme {
 			p.failf("%s=%s only shows something; give it to srun or sbatch as an option", carme.label, a)
 		}
 		r.Action = a
@@ -224,10 +234,12 @@ func has(values map[string]value, name string) bool {
 	return ok
 }
 
-// envSwitch reads CARME: whether it switches isolation on, and the image.
-func envSwitch(text string) (on bool, image string) {
+// onOff reads a value of --carme or CARME: whether it switches isolation on,
+// and the image. A default in the environment reaches the plugin as an option,
+// so both take the words for on and off.
+func onOff(text string) (on bool, image string) {
 	switch text {
-	case "", No, "0":
+	case No, "0":
 		return false, ""
 	case Yes, "1", null:
 		return true, ""
@@ -238,7 +250,7 @@ func envSwitch(text string) (on bool, image string) {
 // needless refuses options that say how to isolate a job that is not to be.
 func (p *parser) needless(typed map[string]value, off bool) {
 	for _, o := range Options() {
-		if _, ok := typed[o.Name]; !ok || o.Name == OptNoCarme {
+		if _, ok := typed[o.Name]; !ok || o.Name == OptNoCarme || o.Name == OptCarme {
 			continue
 		}
 		if off {

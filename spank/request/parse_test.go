@@ -80,7 +80,13 @@ func TestParseUnderstandsWhatIsTyped(t *testing.T) {
 			Input{Options: given("--carme"), Env: map[string]string{"CARME": "base"}},
 			Request{Enabled: true},
 		},
-		"no-carme wins over default": {Input{Options: given("--no-carme"), Env: map[string]string{"CARME": "base", "CARME_NET": "bogus"}}, Request{}},
+		"no-carme wins over default":         {Input{Options: given("--no-carme"), Env: map[string]string{"CARME": "base", "CARME_NET": "bogus"}}, Request{}},
+		"switched on and off by word":        {Input{Options: given("--carme=no")}, Request{}},
+		"switched on by word":                {Input{Options: given("--carme=yes")}, Request{Enabled: true}},
+		"left over on a node":                {Input{Context: ContextRemote, Options: given("--carme-net=private")}, Request{}},
+		"default of an option unused":        {Input{Options: []Given{{"carme-net", "private", true}}}, Request{}},
+		"default beside off":                 {Input{Options: []Given{{"carme-net", "private", true}, {"no-carme", "", false}}}, Request{}},
+		"typed image wins over inherited no": {Input{Options: []Given{{"carme", "no", true}, {"carme", "base", false}}}, Request{Enabled: true, Image: "base"}},
 		"inherited": {
 			Input{Options: []Given{{"carme", "base", true}, {"carme-net", "private", true}}},
 			Request{Enabled: true, Image: "base", Net: NetPrivate},
@@ -126,6 +132,7 @@ func TestParseRefusesWithCauseAndRemedy(t *testing.T) {
 		"repeated bind":       {Input{Options: given("--carme", "--carme-bind=/a", "--carme-bind=/b")}, "with commas between"},
 		"unknown":             {Input{Options: given("--carme-nett=x")}, `there is no option "carme-nett"`},
 		"list in a job":       {Input{Context: ContextRemote, Options: given("--carme=list")}, "only shows something"},
+		"list inherited":      {Input{Context: ContextLocal, Options: []Given{{"carme", "list", true}}}, "only shows something"},
 		"list by default":     {Input{Context: ContextLocal, Env: map[string]string{"CARME": "list"}}, "CARME=list only shows"},
 		"image with blank":    {Input{Options: given("--carme=my image")}, "no name of an image; --carme=list shows"},
 		"image with shell":    {Input{Options: given("--carme=$(id)")}, "no name of an image"},
@@ -219,9 +226,9 @@ func checkMessage(t *testing.T, err error) {
 func TestRecordFromThePluginIsReadAsInput(t *testing.T) {
 	rec := new(wire.Record)
 	for _, f := range []wire.Field{
-		{Key: "context", Value: "remote"},
-		{Key: "option.carme", Value: "(null)"},
-		{Key: "option.carme_net", Value: "host"},
+		{Key: "mode", Value: "setup"},
+		{Key: "opt.carme", Value: "(null)"},
+		{Key: "opt.carme_net", Value: "host"},
 		{Key: "inherited.carme_home", Value: "no"},
 		{Key: "env.CARME_NET", Value: "private"},
 		{Key: "job.id", Value: "7"},
@@ -236,6 +243,11 @@ func TestRecordFromThePluginIsReadAsInput(t *testing.T) {
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
+	}
+	check := new(wire.Record)
+	check.Add("mode", "check")
+	if got := InputFromRecord(check); got.Context != ContextLocal {
+		t.Errorf("check is made in context %q", got.Context)
 	}
 }
 
@@ -343,6 +355,25 @@ func TestImageTypedWithASpaceIsCaught(t *testing.T) {
 	}
 	if err := DetectSpacedImage([]string{"/images/dir"}, nil, nil); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestWordBehindTheOptionIsFound(t *testing.T) {
+	cases := map[string]struct{ words, want []string }{
+		"with a space":      {[]string{"srun", "-n2", "--carme", "base", "hostname"}, []string{"base", "hostname"}},
+		"another option":    {[]string{"srun", "--carme", "-n2", "hostname"}, nil},
+		"end of options":    {[]string{"srun", "--carme", "--", "base"}, nil},
+		"equals sign":       {[]string{"srun", "--carme=base", "hostname"}, nil},
+		"nothing behind":    {[]string{"srun", "--carme"}, nil},
+		"in the command":    {[]string{"srun", "prog", "x"}, nil},
+		"nothing was typed": {nil, nil},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := AfterCarme(c.words); !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
 	}
 }
 

@@ -42,6 +42,17 @@ func DetectSpacedImage(argv, images []string, isSandbox func(path string) bool) 
 	return fmt.Errorf("%s looks like an image, and with a space srun would run it as the command; did you mean --carme=%s?", Quote(word), suggestion(word))
 }
 
+// AfterCarme returns the words behind `--carme` on a command line if the next
+// one is not an option: the argv for DetectSpacedImage where only the whole
+// line is known, as in srun (/proc/self/cmdline). nil if there are none.
+func AfterCarme(words []string) []string {
+	i := slices.Index(words, "--"+OptCarme)
+	if i < 0 || i+1 >= len(words) || strings.HasPrefix(words[i+1], "-") {
+		return nil
+	}
+	return words[i+1:]
+}
+
 // suggestion is the word as --carme= takes it: a file's path from / on.
 func suggestion(word string) string {
 	isFile := strings.HasSuffix(word, ".sif") || strings.Contains(word, "/")

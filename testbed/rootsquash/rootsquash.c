@@ -125,7 +125,7 @@ static int do_readlink(const char *path, char *to, size_t size)
 }
 
 static int do_readdir(const char *path, void *buffer, fuse_fill_dir_t fill, off_t offset,
-		      struct fuse_file_info *file, enum fuse_readdir_flags flags)
+        struct fuse_file_info *file, enum fuse_readdir_flags flags)
 {
 	char real[PATH_MAX];
 	DIR *dir = opendir(real_path(path, real));
@@ -137,7 +137,7 @@ static int do_readdir(const char *path, void *buffer, fuse_fill_dir_t fill, off_
 	if (!dir)
 		return -errno;
 	while ((entry = readdir(dir))) {
-		struct stat st = { .st_ino = entry->d_ino, .st_mode = DTTOIF(entry->d_type) };
+		struct stat st = {.st_ino = entry->d_ino, .st_mode = DTTOIF(entry->d_type)};
 
 		if (fill(buffer, entry->d_name, &st, 0, 0))
 			break;
@@ -254,8 +254,8 @@ static int do_create(const char *path, mode_t mode, struct fuse_file_info *file)
 	return keep(open(real_path(path, real), file->flags | O_CREAT | O_CLOEXEC, mode), file);
 }
 
-static int do_read(const char *path, char *buffer, size_t size, off_t offset,
-		   struct fuse_file_info *file)
+static int do_read(
+        const char *path, char *buffer, size_t size, off_t offset, struct fuse_file_info *file)
 {
 	ssize_t n = pread((int)file->fh, buffer, size, offset);
 
@@ -264,7 +264,7 @@ static int do_read(const char *path, char *buffer, size_t size, off_t offset,
 }
 
 static int do_write(const char *path, const char *buffer, size_t size, off_t offset,
-		    struct fuse_file_info *file)
+        struct fuse_file_info *file)
 {
 	ssize_t n = pwrite((int)file->fh, buffer, size, offset);
 
@@ -298,14 +298,30 @@ static int do_release(const char *path, struct fuse_file_info *file)
 }
 
 static const struct fuse_operations operations = {
-	.init = do_init,	 .getattr = do_getattr,	  .access = do_access,
-	.readlink = do_readlink, .readdir = do_readdir,	  .mknod = do_mknod,
-	.mkdir = do_mkdir,	 .unlink = do_unlink,	  .rmdir = do_rmdir,
-	.symlink = do_symlink,	 .rename = do_rename,	  .link = do_link,
-	.chmod = do_chmod,	 .chown = do_chown,	  .truncate = do_truncate,
-	.utimens = do_utimens,	 .open = do_open,	  .create = do_create,
-	.read = do_read,	 .write = do_write,	  .statfs = do_statfs,
-	.fsync = do_fsync,	 .flock = do_flock,	  .release = do_release,
+        .init = do_init,
+        .getattr = do_getattr,
+        .access = do_access,
+        .readlink = do_readlink,
+        .readdir = do_readdir,
+        .mknod = do_mknod,
+        .mkdir = do_mkdir,
+        .unlink = do_unlink,
+        .rmdir = do_rmdir,
+        .symlink = do_symlink,
+        .rename = do_rename,
+        .link = do_link,
+        .chmod = do_chmod,
+        .chown = do_chown,
+        .truncate = do_truncate,
+        .utimens = do_utimens,
+        .open = do_open,
+        .create = do_create,
+        .read = do_read,
+        .write = do_write,
+        .statfs = do_statfs,
+        .fsync = do_fsync,
+        .flock = do_flock,
+        .release = do_release,
 };
 
 int main(int argc, char **argv)
