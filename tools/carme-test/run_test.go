@@ -133,11 +133,13 @@ func TestTableNamesTestsAndReasons(t *testing.T) {
 		{suite: "trixie", name: "TestScenario_J1_x/good", outcome: passed},
 		{suite: "trixie", name: "TestScenario_J1_x/mig", outcome: skipped, reason: "no MIG"},
 		{suite: "forky", name: "TestScenario_J1_x/bad", outcome: failed},
+		{suite: "forky", name: "TestScenario_J1_ib", outcome: skipped, reason: "no InfiniBand"},
 	}, "")
 	var screen strings.Builder
 	printTable(&screen, rows)
 	for _, want := range []string{
 		"ok    trixie   TestScenario_J1_x", "skip  TestScenario_J1_x/mig: no MIG",
+		"skip  forky    TestScenario_J1_ib: no InfiniBand\n",
 		"FAIL  forky    TestScenario_J1_x", "FAIL  TestScenario_J1_x/bad", "RED, nothing passed: two",
 	} {
 		if !strings.Contains(screen.String(), want) {
