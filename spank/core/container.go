@@ -37,8 +37,8 @@ func (j *job) runtimeArgs() []string {
 			args = append(args, "--bind", path)
 		}
 	}
-	if spool := spoolDir(); spool != "" {
-		args = append(args, "--bind", spool)
+	if j.spool != "" {
+		args = append(args, "--bind", j.spool) // batch scripts lie there
 	}
 	for i, b := range p.Binds {
 		view := bindView(i)
@@ -48,16 +48,6 @@ func (j *job) runtimeArgs() []string {
 		args = append(args, "--bind", view+":"+b.Dst)
 	}
 	return append(args, p.Image.Path, holdView)
-}
-
-// spoolDir is slurmd's, where the batch script lies; carme-host is started in
-// it by slurmstepd, which works there until it has the user's directory.
-func spoolDir() string {
-	dir, err := os.Getwd()
-	if err != nil || dir == "/" {
-		return ""
-	}
-	return dir
 }
 
 // runtimeEnv is the whole environment of the runtime: nothing of the user's.

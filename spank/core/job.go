@@ -23,6 +23,7 @@ type job struct {
 	person   person
 	slurm    string
 	node     string
+	spool    string // SlurmdSpoolDir
 	instance string // 128 random bits in hex
 	request  request.Request // as asked for
 	plan     plan            // as allowed
@@ -124,6 +125,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	}
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
+	j.spool, _ = rec.Get("spool")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}

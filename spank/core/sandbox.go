@@ -23,8 +23,13 @@ const (
 	jobView   = "/run/carme/job"  // what the job may know of itself
 	bindsView = "/run/carme/bind" // sources of binds, for the container
 	holdView  = "/run/carme/hold" // the container's first program
-	holdPath  = "/usr/libexec/carme/carme-hold"
 )
+
+// helpers are the programs that a job needs inside, by where it sees them.
+var helpers = map[string]string{
+	holdView:           "/usr/libexec/carme/carme-hold",
+	"/run/carme/enter": "/usr/libexec/carme/carme-enter",
+}
 
 // sandbox is a job's namespaces while they are made. Its methods run on one
 // locked thread, which is inside them; the rest of the process stays outside.
@@ -191,11 +196,13 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	defer unix.Close(pmix)
-	hold, err := openTarget(holdPath)
-	if err != nil {
-		return err
+	programs := map[string]int{}
+	defer closeAll(programs)
+	for view, path := range helpers {
+		if programs[view], err = openTarget(path); err != nil {
+			return err
+		}
 	}
-	defer unix.Close(hold)
 	if err := tmpfs(runDir, "755", "16M"); err != nil {
 		return err
 	}
@@ -209,10 +216,15 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	s.note(wire.MountSystem, s.job.pmixDir(), s.job.pmixDir(), "")
-	if err := os.WriteFile(holdView, nil, 0o555); err != nil {
-		return fmt.Errorf("make %s: %w", holdView, err)
+	for view, fd := range programs {
+		if err := os.WriteFile(view, nil, 0o555); err != nil {
+			return fmt.Errorf("make %s: %w", view, err)
+		}
+		if err := bind(fd, view, unix.MOUNT_ATTR_RDONLY); err != nil {
+			return err
+		}
 	}
-	return bind(hold, holdView, unix.MOUNT_ATTR_RDONLY)
+	return nil
 }
 
 func (s *sandbox) cgroups() error {

@@ -155,12 +155,12 @@ void options_append(struct record *r)
 		for (int k = 0; k < kept; k++) {
 			snprintf(name, sizeof(name), "%s.%s",
 				 (k == 0 && s->from_env) ? "inherited"
-							 : "option",
+							 : "opt",
 				 key[i]);
 			record_add(r, name, s->value[k]);
 		}
 		if (s->n > OCCURRENCES && s->from_env) {
-			snprintf(name, sizeof(name), "option.%s", key[i]);
+			snprintf(name, sizeof(name), "opt.%s", key[i]);
 			record_add(r, name, s->value[1]);
 		}
 	}

@@ -32,7 +32,7 @@ struct step the_step = {.dir = -1,
 			.mntns = -1,
 			.enter = -1,
 			.plan = {.bad = 1},
-			.later = {.bad = 1}};
+			.result = {.bad = 1}};
 
 static void name_step(struct step *s)
 {
@@ -142,10 +142,10 @@ static int same_options(const struct record *plan, const struct record *request)
 	do {
 		do
 			a = record_entry(plan, a);
-		while (a && strncmp(a, "option.", 7));
+		while (a && strncmp(a, "opt.", 4));
 		do
 			b = record_entry(request, b);
-		while (b && strncmp(b, "option.", 7));
+		while (b && strncmp(b, "opt.", 4));
 		if (a && b && strcmp(a, b))
 			return 0;
 	} while (a && b);
@@ -163,9 +163,9 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 		return 0;
 	build_request(sp, s, "later", &request);
 	if (!same_options(&s->plan, &request)) {
-		rc = setup_later(s->lease, &request, deadline, &s->later);
+		rc = setup_later(s->lease, &request, deadline, &s->result);
 		if (!rc)
-			s->image = record_get(&s->later, "image");
+			s->image = record_get(&s->result, "image");
 	}
 	record_free(&request);
 	return rc;
@@ -225,7 +225,7 @@ static int begin(spank_t sp, struct step *s)
 		return -1;
 	}
 	build_request(sp, s, "first", &request);
-	s->lease = setup_job(s, &request, deadline);
+	s->lease = setup_job(s, &request, deadline, &s->result);
 	record_free(&request);
 	return s->lease < 0 ? -1 : join(s);
 }
