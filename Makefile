@@ -7,7 +7,8 @@ SLURM_SUITE ?= trixie
 # One row of docs/features.md, for example ONLY=J5; empty means all.
 ONLY ?=
 
-export PATH := $(CURDIR)/.cache/bin:$(PATH)
+# Where Go's own instructions put it; Debian keeps administrators' commands in sbin.
+export PATH := $(CURDIR)/.cache/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export SLURM_SUITE
 
 include mk/build.mk
@@ -51,21 +52,19 @@ fmt: ## Format Go and C sources
 .PHONY: bench
 bench: ## Benchmarks side by side, with a table of ratios at the end
 	@tools/prepare testbed
-	@$(MAKE) --no-print-directory testbed testbed-install
-	@go run ./bench
+	@$(MAKE) --no-print-directory testbed
+	@go run -buildvcs=false ./bench
 
 ##@ Demo
 
 .PHONY: demo
 demo: ## From a bare Debian machine to a sealed job on the screen; FROM=3 resumes at step 3
-	@mkdir -p build && go build -o build/carme-demo ./tools/carme-demo
+	@mkdir -p build && go build -buildvcs=false -o build/carme-demo ./tools/carme-demo
 	@build/carme-demo -from $(or $(FROM),1)
 
 .PHONY: demo-down
 demo-down: ## Take away all that the demo brought; PURGE=yes also the packages it installed
-	@$(MAKE) --no-print-directory testbed-down
-	@tools/prepare undo
-	@rm -rf build
+	@tools/demo-down
 
 ##@ Build, cluster and housekeeping
 
@@ -85,4 +84,4 @@ help: ## Show this list
 
 .PHONY: $(DRIVER)
 $(DRIVER):
-	@mkdir -p build && go build -o $@ ./tools/carme-test
+	@mkdir -p build && go build -buildvcs=false -o $@ ./tools/carme-test

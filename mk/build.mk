@@ -1,1 +1,61 @@
-# How the product is compiled and installed.
+# How the product is compiled and installed. OUT is where the results go; the C
+# plugin is built against the Slurm headers of the machine it is built on, so
+# that one OUT belongs to one Slurm release.
+OUT ?= build/host
+DESTDIR ?=
+CC ?= gcc
+SLURM_INCLUDE ?= /usr/include
+
+CSHIM := spank/cshim
+C_WARN := -std=gnu11 -D_GNU_SOURCE -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wformat=2
+C_HARD := -O2 -g -fstack-protector-strong -D_FORTIFY_SOURCE=2
+C_FLAGS = $(C_WARN) $(C_HARD) -I$(SLURM_INCLUDE)
+
+C_COMMON := $(wildcard $(CSHIM)/common/*.c)
+C_HEADERS := $(wildcard $(CSHIM)/*.h $(CSHIM)/*/*.h) mk/build.mk
+C_PLUGIN := $(wildcard $(CSHIM)/*.c)
+C_ANCHOR := $(filter-out %/hold.c %/enter.c,$(wildcard $(CSHIM)/anchor/*.c))
+GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
+
+.PHONY: build install
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme ## Compile the product into OUT
+
+# Symbols are resolved when the plugin is loaded, not when a job needs them, and
+# none but SPANK's are exported into Slurm's programs.
+$(OUT)/spank_carme.so: $(C_PLUGIN) $(C_COMMON) $(C_HEADERS) $(CSHIM)/version.map
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -fPIC -shared -Wl,-z,now,-z,relro -Wl,--version-script=$(CSHIM)/version.map \
+		-o $@ $(C_PLUGIN) $(C_COMMON)
+
+# Static: it starts in a third of the time, and depends on no library that a
+# user's environment or a broken upgrade could change.
+$(OUT)/carme-anchor: $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -static -o $@ $(C_ANCHOR) $(C_COMMON)
+
+# Static because they run inside whatever an image holds.
+$(OUT)/carme-hold $(OUT)/carme-enter: $(OUT)/carme-%: $(CSHIM)/anchor/%.c $(C_COMMON) $(C_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -static -o $@ $< $(C_COMMON)
+
+$(OUT)/carme-host: $(CSHIM)/host/host.c
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -fPIE -pie -Wl,-z,now,-z,relro -o $@ $< -ldl
+
+$(OUT)/libcarme.so: $(GO_SOURCES)
+	@mkdir -p $(@D)
+	CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -ldflags '-s -w -extldflags "-Wl,-z,lazy"' -o $@ ./spank
+	@rm -f $(@:.so=.h)
+
+# go-nvml finds its symbols at run time: -z lazy, or it would not start on a
+# node without a driver.
+$(OUT)/carme: $(GO_SOURCES)
+	@mkdir -p $(@D)
+	if [ -d cmd/carme ]; then CGO_ENABLED=1 go build -trimpath -ldflags '-s -w -extldflags "-Wl,-z,lazy"' -o $@ ./cmd/carme; fi
+
+install: build ## Install what was built into OUT below DESTDIR
+	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
+	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
+	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-host $(DESTDIR)/usr/libexec/carme/
+	if [ -e $(OUT)/carme ]; then install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/; fi
+	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/

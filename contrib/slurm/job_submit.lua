@@ -40,6 +40,15 @@ local function wanted(job)
 	return value
 end
 
+local function has_feature(features)
+	for name in string.gmatch(features or "", "[^&|,%s()%[%]]+") do
+		if name == FEATURE then
+			return true
+		end
+	end
+	return false
+end
+
 -- The constraint with Carme's feature added, or nil when there is no way to write
 -- both: Slurm takes "&" neither beside counts (a*2) nor beside [a|b].
 local function with_feature(features)
@@ -52,10 +61,8 @@ local function with_feature(features)
 	if string.find(features, "|", 1, true) then
 		return "(" .. features .. ")&" .. FEATURE
 	end
-	for name in string.gmatch(features, "[^&,%s()]+") do
-		if name == FEATURE then
-			return features
-		end
+	if has_feature(features) then
+		return features
 	end
 	return features .. "&" .. FEATURE
 end
@@ -88,9 +95,14 @@ function carme_submit(job)
 	return constrain(job, job.features)
 end
 
--- scontrol update of a waiting job: a new constraint must not lose the feature.
+-- scontrol update of a waiting job: a new constraint must not lose the feature. A
+-- job that came through slurmrestd is known by its constraint alone: the record of
+-- a job shows no environment here.
 function carme_modify(change, job)
-	if change.features == nil or from_spank_env(job.spank_job_env) == nil then
+	if change.features == nil then
+		return slurm.SUCCESS
+	end
+	if from_spank_env(job.spank_job_env) == nil and not has_feature(job.features) then
 		return slurm.SUCCESS
 	end
 	return constrain(change, change.features)

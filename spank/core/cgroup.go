@@ -18,16 +18,15 @@ type jobCgroup struct {
 	Path  string // of the job below Mount, with a leading slash
 }
 
-// parseCgroups reads the text of /proc/PID/cgroup of a process in a step and
+// parseCgroups reads the lines of /proc/PID/cgroup of a process in a step and
 // returns the job's directories: what stands before "/step_". They are not
 // built from the job id, since Slurm 26.05 names them after its SLUID.
 // Hierarchies in which Slurm made no directory for the step are left out.
-// version is 2 if only the unified hierarchy is used, else 1.
-func parseCgroups(text string) (dirs []jobCgroup, version int) {
+// version is 2 if Slurm uses the unified hierarchy, else 1.
+func parseCgroups(lines []string) (dirs []jobCgroup, version int) {
 	version = 2
 	unified := cgroupRoot
-	lines := strings.Split(strings.TrimSpace(text), "\n")
-	if len(lines) > 1 {
+	if len(lines) > 1 && isDir(cgroupRoot+"/unified") {
 		unified = cgroupRoot + "/unified"
 	}
 	for _, line := range lines {
@@ -47,17 +46,6 @@ func parseCgroups(text string) (dirs []jobCgroup, version int) {
 		dirs = append(dirs, jobCgroup{mount, job})
 	}
 	return dirs, version
-}
-
-// readCgroups returns the job's directories as this process's own cgroups tell
-// them; carme-host is started by slurmstepd and lives in the step.
-func readCgroups() ([]jobCgroup, int, error) {
-	text, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return nil, 0, fmt.Errorf("read own cgroups: %w", err)
-	}
-	dirs, version := parseCgroups(string(text))
-	return dirs, version, nil
 }
 
 // narrowCgroups covers /sys/fs/cgroup with a directory that holds nothing but

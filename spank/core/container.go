@@ -18,46 +18,36 @@ var systemPaths = []string{runDir, "/run/munge", "/etc/slurm", "/run/nslcd", "/v
 // a user and a mount namespace: PID, IPC, UTS and network are the job's.
 func (j *job) runtimeArgs() []string {
 	p := &j.plan
-	args := []string{p.Runtime, "--quiet", "exec", "--userns", "--no-init"}
+	args := []string{p.Site.Apptainer.Path, "--quiet", "exec", "--userns", "--no-init"}
 	if p.Image.NV {
 		args = append(args, "--nv")
 	}
-	if !p.Home {
+	if p.Request.Home == request.No {
 		args = append(args, "--no-home")
 	}
-	switch p.Overlay {
+	switch p.Request.Overlay {
 	case request.OverlayNone, "":
 	case request.OverlayTmpfs:
 		args = append(args, "--writable-tmpfs")
 	default:
-		args = append(args, "--overlay", p.Overlay)
+		args = append(args, "--overlay", p.Request.Overlay)
 	}
 	for _, path := range systemPaths {
 		if _, err := os.Stat(path); err == nil {
 			args = append(args, "--bind", path)
 		}
 	}
-	if spool := spoolDir(); spool != "" {
-		args = append(args, "--bind", spool)
+	if j.spool != "" {
+		args = append(args, "--bind", j.spool) // batch scripts lie there
 	}
 	for i, b := range p.Binds {
-		spec := bindSource(i) + ":" + b.Dst
-		if b.ReadOnly {
-			spec += ":ro"
+		view := bindView(i)
+		if _, err := os.Lstat(view); err != nil {
+			continue // a default that this node does not have
 		}
-		args = append(args, "--bind", spec)
+		args = append(args, "--bind", view+":"+b.Dst)
 	}
 	return append(args, p.Image.Path, holdView)
-}
-
-// spoolDir is slurmd's, where the batch script lies; carme-host is started in
-// it by slurmstepd, which works there until it has the user's directory.
-func spoolDir() string {
-	dir, err := os.Getwd()
-	if err != nil || dir == "/" {
-		return ""
-	}
-	return dir
 }
 
 // runtimeEnv is the whole environment of the runtime: nothing of the user's.
@@ -69,7 +59,7 @@ func (j *job) runtimeEnv() []string {
 		// A full or read-only home must not keep the container from starting.
 		"APPTAINER_CONFIGDIR=/tmp/.apptainer", "APPTAINER_CACHEDIR=/tmp/.apptainer/cache",
 	}
-	for _, e := range j.plan.Image.Env {
+	for _, e := range j.plan.Env {
 		env = append(env, "APPTAINERENV_"+e)
 	}
 	return env
@@ -78,7 +68,7 @@ func (j *job) runtimeEnv() []string {
 // containerSpec is the record that makes the anchor start the container.
 func (j *job) containerSpec() (*wire.Record, error) {
 	rec := ofType("container")
-	rec.Add("key", j.plan.Image.key())
+	rec.Add("key", j.plan.imageKey())
 	for _, a := range j.runtimeArgs() {
 		if strings.ContainsRune(a, 0) {
 			return nil, fmt.Errorf("an argument of the runtime holds a NUL")

@@ -33,7 +33,7 @@ var (
 	// controlNames are shared by all GPUs of a node and needed with any.
 	controlNames = []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"}
 	// basicNames are harmless and belong into every /dev.
-	basicNames = []string{"null", "zero", "full", "random", "urandom", "tty", "ptmx", "fuse"}
+	basicNames = []string{"null", "zero", "full", "random", "urandom", "tty", "fuse"}
 )
 
 // capsForbidden are the capability files that configure and monitor MIG for
@@ -168,6 +168,10 @@ func privateDev(devices []*device, shmSize string) error {
 		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1",
 		"stderr": "/proc/self/fd/2",
 	}
+	if err := makePtmx(dev); err != nil {
+		unix.Close(dev)
+		return err
+	}
 	for name, to := range links {
 		if err := unix.Symlinkat(to, dev, name); err != nil {
 			unix.Close(dev)
@@ -202,6 +206,25 @@ func privateDev(devices []*device, shmSize string) error {
 		return err
 	}
 	return attach(queue, "/dev/mqueue")
+}
+
+// makePtmx makes /dev/ptmx as the host has it: a node (5:2), which finds the
+// devpts beside it, or a link into a devpts that is mounted with ptmxmode.
+func makePtmx(dev int) error {
+	to, err := os.Readlink("/dev/ptmx")
+	if err == nil {
+		err = unix.Symlinkat(to, dev, "ptmx")
+	} else {
+		var d *device
+		if d, err = openDevice("/dev/ptmx", wire.DeviceBasic); err == nil {
+			defer d.close()
+			err = makeNode(dev, d)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make /dev/ptmx: %w", err)
+	}
+	return nil
 }
 
 // makeNode makes the node of d below the new /dev, with the host's owner and

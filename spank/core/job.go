@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/policy"
 	"github.com/carme-hpc/carme/spank/request"
 )
 
@@ -22,9 +23,12 @@ type job struct {
 	person   person
 	slurm    string
 	node     string
+	spool    string // SlurmdSpoolDir
 	instance string // 128 random bits in hex
-	request  request.Request
-	plan     plan
+	request  request.Request // as asked for
+	plan     plan            // as allowed
+	policy   *policy.Policy
+	owner    policy.User
 	cgroups  []jobCgroup
 	cgroupV  int
 	devices  []*device // all that may appear in the job's /dev
@@ -121,25 +125,17 @@ func newJob(rec *wire.Record) (*job, error) {
 	}
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
-	j.node, _ = rec.Get("env.SLURMD_NODENAME")
-	if j.instance, err = newInstance(); err != nil {
-		return nil, err
+	j.spool, _ = rec.Get("spool")
+	if j.node, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}
-	if j.cgroups, j.cgroupV, err = readCgroups(); err != nil {
+	if j.instance, err = newInstance(); err != nil {
 		return nil, err
 	}
 	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
 		return nil, err
 	}
 	return j, nil
-}
-
-// mayBind judges where a bind's source really lies, links followed.
-func (j *job) mayBind(real string, b request.Bind) error {
-	if err := request.CheckSource(real); err != nil {
-		return fmt.Errorf("--carme-bind: %s leads to %s: %w", b.Src, real, err)
-	}
-	return nil
 }
 
 // closeAll closes descriptors.

@@ -1,33 +1,95 @@
 package core
 
-import "github.com/carme-hpc/carme/spank/request"
+import (
+	"fmt"
 
-// plan is what the policy made of a request: nothing in it is open any more.
+	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/spank/policy"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// plan is what the policy made of a request, with what the node's
+// configuration adds to it.
 type plan struct {
-	Net      string // request.NetHost or NetPrivate
-	Home     bool
-	Workdir  string // empty: Slurm's
-	TmpSize  string // of each private directory, as tmpfs takes it
-	ShmSize  string
-	Binds    []request.Bind
-	Image    *image
-	Overlay  string // request.OverlayNone, OverlayTmpfs or a directory
-	Devices  []string
-	Runtime  string // path of apptainer
-	Passthru []string
+	policy.Resolved
+	Site config.Spank
 }
 
-// image is the container of a step.
-type image struct {
-	Name, Path, Format string
-	NV         bool
-	Env        []string // NAME=VALUE
-}
-
-// key names the container among those of the job.
-func (i *image) key() string {
-	if i == nil {
+// imageKey names the container among those of the job; empty without one.
+func (p *plan) imageKey() string {
+	if p.Image == nil {
 		return ""
 	}
-	return i.Path
+	return p.Image.Path
+}
+
+// loadConfig reads the node's configuration; only root's files count.
+func loadConfig() (*config.Config, error) {
+	cfg, err := config.Load(config.Source{Root: "/"})
+	if err != nil {
+		return nil, fmt.Errorf("the configuration of this node is broken: %w; tell the admin", err)
+	}
+	return cfg, nil
+}
+
+// decide lets the policy judge the request.
+func (j *job) decide() error {
+	cfg, err := loadConfig()
+	if err != nil {
+		return err
+	}
+	j.policy = policy.New(cfg)
+	j.owner = policy.User{Name: j.person.Name, UID: j.person.UID, GID: j.person.GID, Groups: j.person.Groups}
+	resolved, err := j.policy.Resolve(j.request, j.owner)
+	if err != nil {
+		return err
+	}
+	j.plan = plan{Resolved: resolved, Site: cfg.Spank}
+	return nil
+}
+
+// mayBind judges where the source of a user's bind really lies, links
+// followed, and whether it must be read-only.
+func (j *job) mayBind(real string, b policy.Bind) (readOnly bool, err error) {
+	if !b.Own {
+		return b.ReadOnly, nil
+	}
+	allowed, readOnly := j.policy.AllowsSource(real, b.Dst, j.owner)
+	if !allowed {
+		return false, fmt.Errorf("--carme-bind: %s leads to %s, which may not be bound here; choose another path", b.Src, real)
+	}
+	return readOnly || b.ReadOnly, nil
+}
+
+// checkImage looks at an image that a user named by path, as the user: where
+// its links lead must be allowed too.
+func (j *job) checkImage() error {
+	img := j.plan.Image
+	if img == nil {
+		return nil
+	}
+	mnt, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open own mount namespace: %w", err)
+	}
+	defer unix.Close(mnt)
+	var real string
+	err = asUser(mnt, j.person, func() error {
+		fd, err := unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		real, err = pathOf(fd)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("open the image %s as you: %w; check the path and its permissions", img.Path, err)
+	}
+	if img.Name == "" && !j.policy.AllowsImage(real, j.owner) {
+		return fmt.Errorf("the image %s leads to %s, which may not be used here; choose another one", request.Quote(img.Path), real)
+	}
+	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/policy"
 	"github.com/carme-hpc/carme/spank/request"
 )
 
@@ -22,8 +23,13 @@ const (
 	jobView   = "/run/carme/job"  // what the job may know of itself
 	bindsView = "/run/carme/bind" // sources of binds, for the container
 	holdView  = "/run/carme/hold" // the container's first program
-	holdPath  = "/usr/libexec/carme/carme-hold"
 )
+
+// helpers are the programs that a job needs inside, by where it sees them.
+var helpers = map[string]string{
+	holdView:           "/usr/libexec/carme/carme-hold",
+	"/run/carme/enter": "/usr/libexec/carme/carme-enter",
+}
 
 // sandbox is a job's namespaces while they are made. Its methods run on one
 // locked thread, which is inside them; the rest of the process stays outside.
@@ -65,7 +71,7 @@ func (s *sandbox) unshare() error {
 		return fmt.Errorf("create namespaces: %w", err)
 	}
 	kinds := namespaceKinds[:3]
-	if s.job.plan.Net == request.NetPrivate {
+	if s.job.plan.Request.Net == request.NetPrivate {
 		handle, err := netns.New()
 		if err != nil {
 			return fmt.Errorf("create a network namespace: %w", err)
@@ -145,9 +151,9 @@ func (s *sandbox) devices() error {
 		}
 	}
 	s.note(wire.MountPrivate, "/dev", "tmpfs", "")
-	s.note(wire.MountPrivate, "/dev/shm", "tmpfs", "size="+s.job.plan.ShmSize)
+	s.note(wire.MountPrivate, "/dev/shm", "tmpfs", "size="+s.job.plan.Site.Tmp.Size)
 	s.note(wire.MountPrivate, "/dev/mqueue", "mqueue", "")
-	return privateDev(shown, s.job.plan.ShmSize)
+	return privateDev(shown, s.job.plan.Site.Tmp.Size)
 }
 
 func (s *sandbox) temporaries() error {
@@ -155,15 +161,15 @@ func (s *sandbox) temporaries() error {
 		if !isDir(dir) {
 			continue // a link to the other, as some sites have it
 		}
-		if err := tmpfs(dir, "1777", s.job.plan.TmpSize); err != nil {
+		if err := tmpfs(dir, "1777", s.job.plan.Site.Tmp.Size); err != nil {
 			return err
 		}
-		s.note(wire.MountPrivate, dir, "tmpfs", "size="+s.job.plan.TmpSize)
+		s.note(wire.MountPrivate, dir, "tmpfs", "size="+s.job.plan.Site.Tmp.Size)
 	}
 	if err := os.MkdirAll("/run/user", 0o755); err != nil {
 		return fmt.Errorf("make /run/user: %w", err)
 	}
-	if err := tmpfs("/run/user", "755", s.job.plan.TmpSize); err != nil {
+	if err := tmpfs("/run/user", "755", s.job.plan.Site.Tmp.Size); err != nil {
 		return err
 	}
 	s.note(wire.MountPrivate, "/run/user", "tmpfs", "")
@@ -190,11 +196,13 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	defer unix.Close(pmix)
-	hold, err := openTarget(holdPath)
-	if err != nil {
-		return err
+	programs := map[string]int{}
+	defer closeAll(programs)
+	for view, path := range helpers {
+		if programs[view], err = openTarget(path); err != nil {
+			return err
+		}
 	}
-	defer unix.Close(hold)
 	if err := tmpfs(runDir, "755", "16M"); err != nil {
 		return err
 	}
@@ -208,10 +216,15 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	s.note(wire.MountSystem, s.job.pmixDir(), s.job.pmixDir(), "")
-	if err := os.WriteFile(holdView, nil, 0o555); err != nil {
-		return fmt.Errorf("make %s: %w", holdView, err)
+	for view, fd := range programs {
+		if err := os.WriteFile(view, nil, 0o555); err != nil {
+			return fmt.Errorf("make %s: %w", view, err)
+		}
+		if err := bind(fd, view, unix.MOUNT_ATTR_RDONLY); err != nil {
+			return err
+		}
 	}
-	return bind(hold, holdView, unix.MOUNT_ATTR_RDONLY)
+	return nil
 }
 
 func (s *sandbox) cgroups() error {
@@ -285,7 +298,7 @@ func (s *sandbox) proc() error {
 
 // home covers the home directory where it is not wanted.
 func (s *sandbox) home() error {
-	if s.job.plan.Home || s.job.person.Home == "" {
+	if s.job.plan.Request.Home == request.Yes || s.job.person.Home == "" {
 		return nil
 	}
 	mnt := s.ns["mnt"]
@@ -301,95 +314,127 @@ func (s *sandbox) home() error {
 		return fmt.Errorf("open the home directory %s: %w", s.job.person.Home, err)
 	}
 	defer unix.Close(target)
-	fd, err := newFS("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode", "700", "size", s.job.plan.TmpSize,
+	fd, err := newFS("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode", "700", "size", s.job.plan.Site.Tmp.Size,
 		"uid", strconv.FormatUint(uint64(s.job.person.UID), 10), "gid", strconv.FormatUint(uint64(s.job.person.GID), 10))
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	s.note(wire.MountPrivate, s.job.person.Home, "tmpfs", "size="+s.job.plan.TmpSize)
+	s.note(wire.MountPrivate, s.job.person.Home, "tmpfs", "size="+s.job.plan.Site.Tmp.Size)
 	return attachAt(fd, target)
 }
 
-// binds opens what the user wants to see as the user, and mounts it: for a
-// container at a fixed place from which the runtime takes it, without one at
+// binds opens what is to be seen, the user's own as the user, and mounts it: for
+// a container at a fixed place from which the runtime takes it, without one at
 // its destination.
 func (s *sandbox) binds() error {
 	for i, b := range s.job.plan.Binds {
-		var source int
-		err := asUser(s.ns["mnt"], s.job.person, func() (err error) {
-			source, err = unix.Openat2(unix.AT_FDCWD, b.Src, &unix.OpenHow{
-				Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
-			})
-			return err
-		})
+		source, err := s.bindSource(b)
+		if !b.Own && errors.Is(err, unix.ENOENT) {
+			continue // a default that this node does not have
+		}
 		if err != nil {
-			return fmt.Errorf("--carme-bind: open %s as you: %w; check the path and its permissions", b.Src, err)
+			return fmt.Errorf("--carme-bind: open %s: %w; check the path and its permissions", b.Src, err)
 		}
 		err = s.bindOne(i, b, source)
 		unix.Close(source)
 		if err != nil {
 			return err
 		}
-		options := ""
-		if b.ReadOnly {
-			options = "ro"
-		}
-		s.note(wire.MountBind, b.Dst, b.Src, options)
 	}
 	return nil
 }
 
-func (s *sandbox) bindOne(i int, b request.Bind, source int) error {
-	if real, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(source)); err != nil {
-		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
-	} else if err := s.job.mayBind(real, b); err != nil {
+// bindSource opens the source of a bind.
+func (s *sandbox) bindSource(b policy.Bind) (fd int, err error) {
+	open := func() error {
+		fd, err = unix.Openat2(unix.AT_FDCWD, b.Src, &unix.OpenHow{
+			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
+		})
 		return err
 	}
-	var attrs uint64
-	if b.ReadOnly {
-		attrs = unix.MOUNT_ATTR_RDONLY
+	if b.Own {
+		return fd, asUser(s.ns["mnt"], s.job.person, open)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(source, &st); err != nil {
-		return fmt.Errorf("--carme-bind: stat %s: %w", b.Src, err)
+	return fd, open()
+}
+
+// pathOf is where an open file lies.
+func pathOf(fd int) (string, error) {
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+}
+
+func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
+	real, err := pathOf(source)
+	if err != nil {
+		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
 	}
-	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
-	if s.job.plan.Image != nil {
-		dirFD, err := openTarget(bindsView)
-		if err != nil {
+	readOnly, err := s.job.mayBind(real, b)
+	if err != nil {
+		return err
+	}
+	tree, err := cloneTree(source)
+	if err != nil {
+		return fmt.Errorf("--carme-bind: %s: %w", b.Src, err)
+	}
+	defer unix.Close(tree)
+	if readOnly {
+		if err := setAttrs(tree, unix.MOUNT_ATTR_RDONLY); err != nil {
 			return err
 		}
-		defer unix.Close(dirFD)
-		if err := placeholder(dirFD, strconv.Itoa(i), dir); err != nil {
-			return err
-		}
-		return bind(source, bindSource(i), attrs)
 	}
-	target, err := s.bindTarget(b, dir)
+	target, err := s.bindTarget(i, b, source)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(target)
-	tree, err := cloneTree(source)
-	if err != nil {
-		return err
+	if err := attachAt(tree, target); err != nil {
+		return fmt.Errorf("--carme-bind: %s: %w", b.Dst, err)
 	}
-	defer unix.Close(tree)
-	if err := setAttrs(tree, attrs); err != nil {
-		return err
-	}
-	return attachAt(tree, target)
+	s.noteBind(b, readOnly)
+	return nil
 }
 
-// bindSource is where the i-th bind's source lies for the runtime.
-func bindSource(i int) string { return filepath.Join(bindsView, strconv.Itoa(i)) }
+func (s *sandbox) noteBind(b policy.Bind, readOnly bool) {
+	options := ""
+	if readOnly {
+		options = "ro"
+	}
+	s.note(wire.MountBind, b.Dst, b.Src, options)
+}
 
-// bindTarget opens the place of a bind in a job without an image. The host's
+// bindView is where the i-th bind's source lies for the runtime.
+func bindView(i int) string { return filepath.Join(bindsView, strconv.Itoa(i)) }
+
+// bindTarget opens the place of the i-th bind.
+func (s *sandbox) bindTarget(i int, b policy.Bind, source int) (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(source, &st); err != nil {
+		return -1, fmt.Errorf("--carme-bind: stat %s: %w", b.Src, err)
+	}
+	dir := st.Mode&unix.S_IFMT == unix.S_IFDIR
+	if s.job.plan.Image == nil {
+		return s.hostTarget(b, dir)
+	}
+	views, err := openTarget(bindsView)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(views)
+	if err := placeholder(views, strconv.Itoa(i), dir); err != nil {
+		return -1, err
+	}
+	return openTarget(bindView(i))
+}
+
+// hostTarget opens the place of a bind in a job without an image. The host's
 // own tree is what such a job sees, and root's code looks things up in it
 // (name services), so a user may cover only what is theirs, what is private to
 // the job, or a path by itself.
-func (s *sandbox) bindTarget(b request.Bind, dir bool) (int, error) {
+func (s *sandbox) hostTarget(b policy.Bind, dir bool) (int, error) {
+	if !b.Own {
+		return openTarget(b.Dst)
+	}
 	private := strings.HasPrefix(b.Dst, "/tmp/") || strings.HasPrefix(b.Dst, "/var/tmp/")
 	target := -1
 	err := asUser(s.ns["mnt"], s.job.person, func() error {

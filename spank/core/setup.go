@@ -2,10 +2,12 @@ package core
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -59,11 +61,15 @@ func oneLine(err error) string {
 
 // clock keeps the times of the set-up's steps, for --carme-debug.
 type clock struct {
-	start time.Time
-	lines []string
+	start  time.Time
+	wanted bool
+	lines  []string
 }
 
 func (c *clock) lap(what string) {
+	if !c.wanted {
+		return
+	}
 	c.lines = append(c.lines, fmt.Sprintf("%6.1f ms  %s", float64(time.Since(c.start).Microseconds())/1000, what))
 }
 
@@ -72,13 +78,20 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err != nil {
 		return nil, err
 	}
+	c.wanted = j.request.Debug
 	c.lap("read the request")
 	if err := j.decide(); err != nil {
+		return nil, err
+	}
+	if err := j.checkImage(); err != nil {
 		return nil, err
 	}
 	c.lap("checked it against the site's policy")
 	switch mode, _ := rec.Get("mode"); mode {
 	case "first":
+		if !j.plan.Request.Enabled {
+			return nil, errors.New("the plugin asked for a job that is not to be sealed; tell the admin")
+		}
 		return j.first(rec, anchor, c)
 	case "later":
 		return j.later(anchor)
@@ -171,8 +184,9 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		out.Add("gids", strconv.FormatUint(uint64(g), 10))
 	}
 	out.Add("instance", j.instance)
-	out.Add("image", j.plan.Image.key())
-	out.Add("workdir", j.plan.Workdir)
+	out.Add("spool", j.spool)
+	out.Add("image", j.plan.imageKey())
+	out.Add("workdir", j.plan.Request.Workdir)
 	for _, f := range rec.Fields() {
 		if isOption(f.Key) {
 			out.Add(f.Key, f.Value)
@@ -211,8 +225,8 @@ func (j *job) environment() map[string]string {
 		"SLURM_PMIX_TMPDIR":  j.pmixDir(),
 		"XDG_RUNTIME_DIR":    runtimeDir(j.person),
 		"CARME_JOB_INSTANCE": j.instance,
-		"CARME_JOB_NET":      j.plan.Net,
-		"CARME_JOB_IMAGE":    j.plan.Image.key(),
+		"CARME_JOB_NET":      j.plan.Request.Net,
+		"CARME_JOB_IMAGE":    j.plan.imageKey(),
 	}
 }
 
@@ -233,6 +247,10 @@ func (j *job) findDevices(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
+	j.cgroups, j.cgroupV = parseCgroups(answer.All("cgroup"))
+	if len(j.cgroups) == 0 {
+		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
+	}
 	allowed := answer.All("ok")
 	if len(allowed) != len(nodes) {
 		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(nodes))
@@ -243,7 +261,7 @@ func (j *job) findDevices(anchor anchorConn) error {
 			gpus++
 		}
 	}
-	extra, err := globbed(wire.DeviceIB, j.plan.Devices)
+	extra, err := globbed(wire.DeviceIB, j.plan.Site.Devices.Extra)
 	if err != nil {
 		return err
 	}
@@ -253,6 +271,13 @@ func (j *job) findDevices(anchor anchorConn) error {
 		j.devices = append(j.devices, optional(wire.DeviceControl, inDev(controlNames)...)...)
 		j.devices = append(j.devices, j.ownCaps(caps)...)
 	}
+	// The admin's patterns may name what is there already.
+	seen := map[string]bool{}
+	j.devices = slices.DeleteFunc(j.devices, func(d *device) bool {
+		twice := seen[d.Path]
+		seen[d.Path] = true
+		return twice
+	})
 	return nil
 }
 
@@ -261,7 +286,7 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 	p := &wire.Proof{
 		Version: wire.ProofVersion, JobID: j.id, UID: j.person.UID, GID: j.person.GID, User: j.person.Name,
 		Node: j.node, Instance: j.instance, Created: time.Now().UTC(), Slurm: j.slurm, Carme: version.String(),
-		Net: j.plan.Net, Mounts: s.mounts,
+		Net: j.plan.Request.Net, Mounts: s.mounts,
 		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: true},
 	}
 	p.StepID = j.stepNumber()
@@ -396,7 +421,8 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
-	answer.Add("image", j.plan.Image.key())
+	answer.Add("image", j.plan.imageKey())
+	j.spool, _ = joined.Get("spool")
 	if j.plan.Image == nil {
 		return answer, nil
 	}

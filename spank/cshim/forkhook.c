@@ -13,9 +13,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -82,6 +84,27 @@ static void in_parent(void)
 	restore_capabilities();
 }
 
+/*
+ * slurmstepd holds a script back until it has written a byte into a pipe
+ * (mgr.c:exec_wait_signal_child) and complains if the child is gone by then.
+ * Which pipe is not told, so all that this process can read are watched.
+ */
+static void wait_to_be_released(void)
+{
+	struct pollfd p[64];
+	nfds_t n = 0;
+
+	for (int fd = 3; fd < 256 && n < sizeof(p) / sizeof(p[0]); fd++) {
+		struct stat st;
+
+		if (fstat(fd, &st) || !S_ISFIFO(st.st_mode) ||
+		    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
+			continue;
+		p[n++] = (struct pollfd){fd, POLLIN, 0};
+	}
+	poll(p, n, 1000);
+}
+
 static void in_child(void)
 {
 	int after_tasks = hook.forked >= (int) hook.step->tasks;
@@ -93,8 +116,11 @@ static void in_child(void)
 	 * What is forked later, TaskEpilog and --task-epilog, SPANK does not
 	 * see: it joins here, or does not run at all. */
 	if (failed()) {
-		if (after_tasks)
-			_exit(1);
+		if (after_tasks) {
+			/* The step has its error line already. */
+			wait_to_be_released();
+			_exit(0);
+		}
 		return;
 	}
 	if (after_tasks && setns(hook.step->pid1, CLONE_NEWNS | CLONE_NEWIPC |

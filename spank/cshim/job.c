@@ -13,6 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/rmtree.h"
 #include "common/sys.h"
 #include "plugin.h"
 
@@ -94,14 +95,14 @@ int job_connect(int dir)
 
 void job_remove(uint32_t job)
 {
-	static const char *const files[] = {JOB_FILES};
 	char path[64];
 	int dir = job_open(job, 0);
 
 	if (dir < 0)
 		return;
-	for (size_t i = 0; i < sizeof(files) / sizeof(files[0]); i++)
-		unlinkat(dir, files[i], 0);
+	if (rmtree_contents(dir))
+		slurm_error("carme: empty " CARME_JOBS "/%u: %m",
+			    (unsigned int) job);
 	close(dir);
 	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
 	if (rmdir(path) && errno != ENOENT)

@@ -44,6 +44,8 @@ static int request_fd(void)
 
 	record_init(&r);
 	record_add(&r, "mode", "check");
+	record_add(&r, "context",
+		   spank_context() == S_CTX_LOCAL ? "local" : "allocator");
 	record_addf(&r, "uid", "%u", (unsigned int) getuid());
 	options_append(&r);
 	append_words(&r);
@@ -88,7 +90,8 @@ void local_check(spank_t sp)
 	int rc;
 
 	(void) sp;
-	if (!options_any())
+	/* CARME_NET and its like alone ask for nothing. */
+	if (!options_asked() && !options_typed())
 		return;
 	rc = run_check();
 	options_next_component();

@@ -76,7 +76,8 @@ static int on_option(int val, const char *arg, int remote)
 	if (val < 0 || val >= OPT_COUNT)
 		return 0;
 	s = &seen[val];
-	copy = strdup(arg ? arg : "");
+	/* No value arrives as NULL, "" or "(null)", by the way it came. */
+	copy = strdup((arg && strcmp(arg, "(null)") != 0) ? arg : "");
 	if (!copy)
 		return 0;
 	/* Keep the first and the last. */
@@ -128,26 +129,40 @@ int options_any(void)
 	return 0;
 }
 
+int options_typed(void)
+{
+	for (int i = 0; i < OPT_COUNT; i++)
+		if (seen[i].n > seen[i].from_env)
+			return 1;
+	return 0;
+}
+
 int options_asked(void)
 {
 	return seen[OPT_CARME].n > 0 && !seen[OPT_NO_CARME].n;
 }
 
-/* A value from the environment is a default that a typed one replaces; the
- * same option typed twice is passed on twice, and refused by the core. */
+/* In srun and sbatch the first value may stem from the environment; what was
+ * typed replaces it. An option typed twice is passed on twice, for the core to
+ * refuse. On the node Slurm hands over one value and no origin. */
 void options_append(struct record *r)
 {
 	for (int i = 0; i < OPT_COUNT; i++) {
 		const struct seen *s = &seen[i];
 		int kept = s->n > OCCURRENCES ? OCCURRENCES : s->n;
-		int first = (s->from_env && kept > 1) ? 1 : 0;
 		char name[64];
 
-		snprintf(name, sizeof(name), "opt.%s", key[i]);
-		for (int k = first; k < kept; k++)
+		for (int k = 0; k < kept; k++) {
+			snprintf(name, sizeof(name), "%s.%s",
+				 (k == 0 && s->from_env) ? "inherited"
+							 : "opt",
+				 key[i]);
 			record_add(r, name, s->value[k]);
-		if (s->n > OCCURRENCES && first)
-			record_add(r, name, s->value[OCCURRENCES - 1]);
+		}
+		if (s->n > OCCURRENCES && s->from_env) {
+			snprintf(name, sizeof(name), "opt.%s", key[i]);
+			record_add(r, name, s->value[1]);
+		}
 	}
 }
 

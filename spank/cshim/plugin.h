@@ -37,7 +37,9 @@ void options_from_environment(void);
 int options_asked(void);
 /* Any Carme option at all, --no-carme included? */
 int options_any(void);
-/* Append every occurrence as "opt.NAME". */
+/* srun and sbatch: was any given on the command line or in the script? */
+int options_typed(void);
+/* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
 /* srun parses again for each component of a heterogeneous job. */
 void options_next_component(void);
@@ -77,7 +79,7 @@ struct step {
 	int pidns, mntns;
 	struct msg_fds devices; /* O_PATH, in the order of the plan */
 	struct record plan;
-	struct record later;	/* the core's answer to a later step's options */
+	struct record result;	/* the core's answer, when it was asked */
 	const char *image; /* key of the container, or NULL */
 	int enter; /* a task's own connection to the anchor */
 };
@@ -88,8 +90,8 @@ void step_start(spank_t sp);
 void step_end(void);
 
 /* Spawn the anchor and the core. The lease, or -1 after fail(). */
-int setup_job(const struct step *s, const struct record *request,
-	      int64_t deadline_ms);
+int setup_job(const struct step *s, struct record *request,
+	      int64_t deadline_ms, struct record *result);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */

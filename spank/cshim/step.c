@@ -32,7 +32,7 @@ struct step the_step = {.dir = -1,
 			.mntns = -1,
 			.enter = -1,
 			.plan = {.bad = 1},
-			.later = {.bad = 1}};
+			.result = {.bad = 1}};
 
 static void name_step(struct step *s)
 {
@@ -80,6 +80,7 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 
 	record_init(r);
 	record_add(r, "mode", mode);
+	record_add(r, "context", "remote");
 	record_addf(r, "job", "%u", (unsigned int) s->job);
 	record_add(r, "step", s->name);
 	record_addf(r, "uid", "%u", (unsigned int) s->uid);
@@ -162,9 +163,9 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 		return 0;
 	build_request(sp, s, "later", &request);
 	if (!same_options(&s->plan, &request)) {
-		rc = setup_later(s->lease, &request, deadline, &s->later);
+		rc = setup_later(s->lease, &request, deadline, &s->result);
 		if (!rc)
-			s->image = record_get(&s->later, "image");
+			s->image = record_get(&s->result, "image");
 	}
 	record_free(&request);
 	return rc;
@@ -224,7 +225,7 @@ static int begin(spank_t sp, struct step *s)
 		return -1;
 	}
 	build_request(sp, s, "first", &request);
-	s->lease = setup_job(s, &request, deadline);
+	s->lease = setup_job(s, &request, deadline, &s->result);
 	record_free(&request);
 	return s->lease < 0 ? -1 : join(s);
 }

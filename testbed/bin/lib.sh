@@ -6,12 +6,13 @@
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 suite=${SLURM_SUITE:-trixie}
 machines=(carme-ldap carme-ctl carme-login carme-node1 carme-node2)
-label=org.carme.testbed
-network=carme-testbed
-volume=carme-testbed-home
+# A second cluster beside the first: TESTBED_INSTANCE=try makes try-carme-ctl and so
+# on. Inside, the machines keep their names.
+prefix=${TESTBED_INSTANCE:+$TESTBED_INSTANCE-}
+label=org.carme.${prefix}testbed
+network=${prefix}carme-testbed
+volume=${prefix}carme-testbed-home
 state=$repo/.cache/testbed
-dockerd_pid=/run/carme-testbed-dockerd.pid
-dockerd_log=/var/log/carme-testbed-dockerd.log
 
 # The classic builder is in every Docker; buildx is not.
 export DOCKER_BUILDKIT=0
@@ -41,18 +42,10 @@ role_of() { # carme-node1 -> node
 	echo "${r%[0-9]}"
 }
 
+# Installs and starts what is missing, or says what to do about it.
 need_docker() {
 	docker info >/dev/null 2>&1 && return
-	command -v dockerd >/dev/null || die "Docker is not installed: apt-get install docker.io"
-	[[ $EUID == 0 ]] || die "no Docker daemon answers; start one, or run this as root"
-	say "starting dockerd (nothing else started one)"
-	# A session of its own: it outlives this terminal, and testbed-down ends it.
-	setsid dockerd --pidfile "$dockerd_pid" >>"$dockerd_log" 2>&1 </dev/null &
-	local end=$((SECONDS + 60))
-	until docker info >/dev/null 2>&1; do
-		((SECONDS < end)) || { tail -20 "$dockerd_log" >&2; die "dockerd does not start"; }
-		sleep 0.2
-	done
+	"$repo/tools/prepare" testbed
 }
 
 build_image() { # build_image TARGET

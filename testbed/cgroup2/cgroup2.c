@@ -34,7 +34,7 @@ static int open_unified(const char *path)
 	if (fd < 0)
 		return fd;
 	while (used < sizeof(text) - 1 &&
-	       (got = read(fd, text + used, sizeof(text) - 1 - used)) > 0)
+	        (got = read(fd, text + used, sizeof(text) - 1 - used)) > 0)
 		used += (size_t)got;
 	close(fd);
 	text[used] = '\0';

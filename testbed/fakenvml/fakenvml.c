@@ -42,9 +42,9 @@ static struct fake_device devices[MAX_DEVICES];
 static unsigned int device_count, gpu_count, users;
 static char driver[64] = "550.0";
 
-static int node_opens(const char *path)
+static int node_opens(const char *path, int how)
 {
-	int fd = open(path, O_RDWR | O_CLOEXEC);
+	int fd = open(path, how | O_CLOEXEC);
 
 	if (fd >= 0) {
 		close(fd);
@@ -58,7 +58,7 @@ static int cap_opens(unsigned int minor)
 	char path[64];
 
 	snprintf(path, sizeof(path), "/dev/nvidia-caps/nvidia-cap%u", minor);
-	return node_opens(path);
+	return node_opens(path, O_RDONLY);
 }
 
 static struct fake_device *gpu_by_minor(unsigned int minor)
@@ -71,14 +71,14 @@ static struct fake_device *gpu_by_minor(unsigned int minor)
 
 static void add_gpu(const char *line)
 {
-	struct fake_device d = { 0 };
+	struct fake_device d = {0};
 	char path[64];
 
 	if (sscanf(line, "gpu %u %95s %31s %llu %95[^\n]", &d.minor, d.uuid, d.pci, &d.memory,
-		   d.name) != 5)
+	            d.name) != 5)
 		return;
 	snprintf(path, sizeof(path), "/dev/nvidia%u", d.minor);
-	if (!node_opens(path))
+	if (!node_opens(path, O_RDWR))
 		return;
 	d.index = gpu_count++;
 	devices[device_count++] = d;
@@ -86,11 +86,11 @@ static void add_gpu(const char *line)
 
 static void add_mig(const char *line)
 {
-	struct fake_device d = { .is_mig = 1 };
+	struct fake_device d = {.is_mig = 1};
 	unsigned int gi_cap, ci_cap;
 
 	if (sscanf(line, "mig %u %95s %u %u %u %u %llu %95[^\n]", &d.minor, d.uuid, &d.gi, &d.ci,
-		   &gi_cap, &ci_cap, &d.memory, d.name) != 8)
+	            &gi_cap, &ci_cap, &d.memory, d.name) != 8)
 		return;
 	d.parent = gpu_by_minor(d.minor);
 	if (!d.parent || !cap_opens(gi_cap) || !cap_opens(ci_cap))
@@ -126,7 +126,8 @@ nvmlReturn_t nvmlInitWithFlags(unsigned int flags)
 	(void)flags;
 	pthread_mutex_lock(&lock);
 	if (users == 0)
-		rc = node_opens("/dev/nvidiactl") ? read_table() : NVML_ERROR_DRIVER_NOT_LOADED;
+		rc = node_opens("/dev/nvidiactl", O_RDWR) ? read_table()
+		                                          : NVML_ERROR_DRIVER_NOT_LOADED;
 	if (rc == NVML_SUCCESS)
 		users++;
 	pthread_mutex_unlock(&lock);
@@ -309,9 +310,9 @@ nvmlReturn_t nvmlDeviceGetPciInfo_v3(nvmlDevice_t device, nvmlPciInfo_t *pci)
 	memset(pci, 0, sizeof(*pci));
 	legacy_pci(device->pci, &pci->domain, &pci->bus, &pci->device);
 	snprintf(pci->busIdLegacy, sizeof(pci->busIdLegacy), "%04X:%02X:%02X.0",
-		 pci->domain & 0xffff, pci->bus & 0xff, pci->device & 0xff);
-	snprintf(pci->busId, sizeof(pci->busId), "%08X:%02X:%02X.0", pci->domain,
-		 pci->bus & 0xff, pci->device & 0xff);
+	        pci->domain & 0xffff, pci->bus & 0xff, pci->device & 0xff);
+	snprintf(pci->busId, sizeof(pci->busId), "%08X:%02X:%02X.0", pci->domain, pci->bus & 0xff,
+	        pci->device & 0xff);
 	pci->pciDeviceId = 0x20b010de;
 	return NVML_SUCCESS;
 }
@@ -351,8 +352,8 @@ nvmlReturn_t nvmlDeviceGetMaxMigDeviceCount(nvmlDevice_t device, unsigned int *c
 	return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(nvmlDevice_t device, unsigned int index,
-						 nvmlDevice_t *out)
+nvmlReturn_t nvmlDeviceGetMigDeviceHandleByIndex(
+        nvmlDevice_t device, unsigned int index, nvmlDevice_t *out)
 {
 	for (unsigned int i = 0; i < device_count; i++) {
 		if (!devices[i].is_mig || devices[i].parent != device || devices[i].index != index)
@@ -465,7 +466,8 @@ nvmlReturn_t nvmlDeviceGetPowerManagementLimit(nvmlDevice_t device, unsigned int
 	return nvmlDeviceGetEnforcedPowerLimit(device, milliwatts);
 }
 
-nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(nvmlDevice_t device, unsigned long long *millijoule)
+nvmlReturn_t nvmlDeviceGetTotalEnergyConsumption(
+        nvmlDevice_t device, unsigned long long *millijoule)
 {
 	if (device->is_mig)
 		return NVML_ERROR_NOT_SUPPORTED;
@@ -481,8 +483,8 @@ nvmlReturn_t nvmlDeviceGetTemperature(nvmlDevice_t device, int sensor, unsigned 
 	return NVML_SUCCESS;
 }
 
-nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(nvmlDevice_t device, unsigned int *count,
-						     nvmlProcessInfo_t *processes)
+nvmlReturn_t nvmlDeviceGetComputeRunningProcesses_v3(
+        nvmlDevice_t device, unsigned int *count, nvmlProcessInfo_t *processes)
 {
 	(void)device;
 	(void)processes;

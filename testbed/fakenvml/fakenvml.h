@@ -47,8 +47,8 @@ typedef struct {
 
 typedef struct {
 	unsigned int multiprocessorCount, sharedCopyEngineCount, sharedDecoderCount,
-		sharedEncoderCount, sharedJpegCount, sharedOfaCount, gpuInstanceSliceCount,
-		computeInstanceSliceCount;
+	        sharedEncoderCount, sharedJpegCount, sharedOfaCount, gpuInstanceSliceCount,
+	        computeInstanceSliceCount;
 	unsigned long long memorySizeMB;
 } nvmlDeviceAttributes_t;
 

@@ -38,7 +38,8 @@ int main(void)
 
 	nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
 	if (!nvml) {
-		fprintf(stderr, "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system.\n");
+		fprintf(stderr,
+		        "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system.\n");
 		return EXIT_FAILURE;
 	}
 	init = need("nvmlInit_v2");

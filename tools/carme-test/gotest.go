@@ -159,12 +159,15 @@ func (c *collector) state(key testKey) *testState {
 	return s
 }
 
+// parent is the nearest test above that has run. A subtest's own name may hold
+// slashes, so not every prefix is a test.
 func (c *collector) parent(key testKey) *testState {
-	i := strings.LastIndex(key.name, "/")
-	if i < 0 {
-		return nil
+	for i := strings.LastIndex(key.name, "/"); i > 0; i = strings.LastIndex(key.name[:i], "/") {
+		if p, ok := c.tests[testKey{key.pkg, key.name[:i]}]; ok {
+			return p
+		}
 	}
-	return c.state(testKey{key.pkg, key.name[:i]})
+	return nil
 }
 
 // results lists every leaf once, and a parent only if it failed by itself.

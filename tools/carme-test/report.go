@@ -132,30 +132,3 @@ func ensureNewline(s string) string {
 	}
 	return s + "\n"
 }
-
-// indenter writes whole lines, each indented.
-type indenter struct {
-	w    io.Writer
-	rest string
-}
-
-func (i *indenter) Write(p []byte) (int, error) {
-	i.rest += string(p)
-	for {
-		line, after, ok := strings.Cut(i.rest, "\n")
-		if !ok {
-			return len(p), nil
-		}
-		i.rest = after
-		if _, err := fmt.Fprintf(i.w, "   | %s\n", line); err != nil {
-			return 0, fmt.Errorf("write output: %w", err)
-		}
-	}
-}
-
-func (i *indenter) flush() {
-	if i.rest != "" {
-		fmt.Fprintf(i.w, "   | %s\n", i.rest)
-	}
-	i.rest = ""
-}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/carme-hpc/carme/tools/internal/child"
 )
 
 type options struct {
@@ -49,7 +51,9 @@ func run(ctx context.Context, o options, out io.Writer, now func() time.Time) (i
 	r := &runner{out: out, now: now}
 	start := now()
 	printPlan(out, stages)
-	r.carryOut(ctx, stages)
+	limited, cancel := context.WithTimeout(ctx, wholeLimit)
+	r.carryOut(limited, stages)
+	cancel()
 
 	var problems []string
 	if o.mode != "unit" {
@@ -79,7 +83,7 @@ func (r *runner) carryOut(ctx context.Context, stages []stage) {
 			by = blocked[s.suite]
 		}
 		if ctx.Err() != nil {
-			r.fail(s, "not run: interrupted\n")
+			r.fail(s, fmt.Sprintf("not run: %v\n", ctx.Err()))
 			continue
 		}
 		if by != "" {
@@ -116,8 +120,8 @@ func (r *runner) one(ctx context.Context, s stage) bool {
 			fmt.Fprintf(r.out, "\n--- FAIL: %s\n%s", res.where(), ensureNewline(res.output))
 		}
 	}
-	if s.suite != "" && ctx.Err() == nil {
-		r.showLogs(ctx, s)
+	if s.suite != "" && !errors.Is(ctx.Err(), context.Canceled) {
+		r.showLogs(context.WithoutCancel(ctx), s)
 	}
 	return false
 }
@@ -134,7 +138,7 @@ func (r *runner) showLogs(ctx context.Context, s stage) {
 	const shown = 300
 	limited, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	logs, err := command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
+	logs, err := child.Command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
 	if err != nil {
 		logs = append(logs, fmt.Sprintf("make testbed-logs: %v\n", err)...)
 	}

@@ -69,7 +69,7 @@ func TestInterruptedRunSaysSoAndIsNotGreen(t *testing.T) {
 	var screen strings.Builder
 	r := &runner{out: &screen, now: time.Now}
 	r.carryOut(ctx, []stage{fake("unit", "", false, &ran, nil, nil)})
-	if len(ran) != 0 || tally(r.results).failed != 1 || !strings.Contains(screen.String(), "interrupted") {
+	if len(ran) != 0 || tally(r.results).failed != 1 || !strings.Contains(screen.String(), "context canceled") {
 		t.Errorf("ran %v, results %v, screen %s", ran, r.results, screen.String())
 	}
 }

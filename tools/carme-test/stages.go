@@ -6,18 +6,22 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/carme-hpc/carme/tools/internal/child"
 )
 
 const (
 	featuresFile = "docs/features.md"
 	outputDir    = "test-output"
 
-	// How long one stage may take; CI ends everything after 90 minutes.
+	// How long everything may take. CI ends it after 90 minutes; whoever is
+	// ended there cannot say any more what went wrong.
+	wholeLimit = 85 * time.Minute
+
+	// How long one stage may take.
 	prepareLimit     = 20 * time.Minute
 	lintLimit        = 15 * time.Minute
 	unitLimit        = 15 * time.Minute
@@ -136,10 +140,7 @@ func onCluster(suite, does, pattern string) []stage {
 		name: "testbed " + suite, does: "build and bring up the cluster, install Carme on it", needs: "Docker",
 		limit: testbedLimit, suite: suite, vital: true,
 		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
-			if _, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed", "SLURM_SUITE="+suite); err != nil {
-				return nil, err
-			}
-			_, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed-install", "SLURM_SUITE="+suite)
+			_, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed", "SLURM_SUITE="+suite)
 			return nil, err
 		},
 	}
@@ -165,7 +166,7 @@ func onCluster(suite, does, pattern string) []stage {
 // goTest runs `go test -json` and reports each test as it ends. An error means
 // that the command failed in a way that no result tells of.
 func (r *runner) goTest(ctx context.Context, s stage, args ...string) ([]result, error) {
-	cmd := command(ctx, "go", append([]string{"test", "-json"}, args...)...)
+	cmd := child.Command(ctx, "go", append([]string{"test", "-json"}, args...)...)
 	cmd.Env = append(os.Environ(), "SLURM_SUITE="+s.suite)
 	log, err := os.Create(filepath.Join(outputDir, s.file()+".jsonl"))
 	if err != nil {
@@ -228,31 +229,22 @@ func anyFailed(results []result) bool {
 // stream runs a command, shows its output indented as it comes, keeps it in
 // the stage's log, and returns it.
 func (r *runner) stream(ctx context.Context, s stage, name string, args ...string) (string, error) {
-	cmd := command(ctx, name, args...)
+	cmd := child.Command(ctx, name, args...)
 	log, err := os.OpenFile(filepath.Join(outputDir, s.file()+".log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return "", fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close() //nolint:errcheck // a copy for people; what counts is returned
 	var all strings.Builder
-	screen := &indenter{w: r.out}
+	screen := &child.Indenter{W: r.out, Prefix: "   | "}
 	cmd.Stdout = io.MultiWriter(&all, log, screen)
 	cmd.Stderr = cmd.Stdout
 	err = cmd.Run()
-	screen.flush()
+	screen.Flush()
 	if err != nil {
 		return all.String(), fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
 	}
 	return all.String(), nil
-}
-
-// command is a process in a group of its own, so that all of it ends when ctx does.
-func command(ctx context.Context, name string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) }
-	cmd.WaitDelay = 20 * time.Second
-	return cmd
 }
 
 func (s stage) file() string { return strings.ReplaceAll(s.name, " ", "-") }

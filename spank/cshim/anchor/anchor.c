@@ -7,7 +7,8 @@
  * in the job's directory, which only root can reach. Every peer may send any
  * of these records ("type"):
  *
- *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device
+ *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device, and
+ *                                      "cgroup" lines of the anchor
  *   start      + namespace fds      -> started  "pid1", "pidns"
  *   container  "key", "argv", "env" -> accepted
  *   join       "step", "lease"      -> joined   the plan, + pidfd, pid and
@@ -35,7 +36,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "../common/jobfiles.h"
+#include "../common/rmtree.h"
 #include "../common/sys.h"
 
 #define PLUGIN_FD 3
@@ -107,6 +108,21 @@ static void answer_type(int fd, const char *type)
 
 /* ---- requests --------------------------------------------------------- */
 
+/* The lines of proc(5) cgroup, from which the core takes the job's place: the
+ * core itself runs in cgroups that Slurm has not moved to the step yet. */
+static void add_cgroups(struct record *r)
+{
+	FILE *f = fopen("/proc/self/cgroup", "re");
+	char line[4096];
+
+	while (f && fgets(line, sizeof(line), f)) {
+		line[strcspn(line, "\n")] = '\0';
+		record_add(r, "cgroup", line);
+	}
+	if (f)
+		fclose(f);
+}
+
 static void on_probe(struct anchor *a, struct peer *p, struct msg_fds *fds)
 {
 	struct record r;
@@ -114,6 +130,7 @@ static void on_probe(struct anchor *a, struct peer *p, struct msg_fds *fds)
 	msg_fds_close(&a->devices);
 	record_init(&r);
 	record_add(&r, "type", "probed");
+	add_cgroups(&r);
 	for (int i = 0; i < fds->n; i++) {
 		int fd = msg_fds_take(fds, i);
 
@@ -399,16 +416,6 @@ static void tell_waiting(struct anchor *a, const struct container *c)
 
 /* ---- life ------------------------------------------------------------- */
 
-static void remove_traces(const struct anchor *a)
-{
-	static const char *const name[] = {JOB_FILES};
-
-	/* The directory itself goes with the extern step's last callback or
-	 * here; whoever comes second finds nothing. */
-	for (size_t i = 0; i < sizeof(name) / sizeof(name[0]); i++)
-		unlinkat(a->jobdir, name[i], 0);
-}
-
 static void end_job(struct anchor *a)
 {
 	if (a->pid1_pidfd >= 0)
@@ -419,7 +426,9 @@ static void end_job(struct anchor *a)
 	/* Reap: the namespace is freed when its outside children are. */
 	while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
 		;
-	remove_traces(a);
+	/* The directory itself goes with the extern step's last callback, or
+	 * with the next job that finds it; here nobody may be left to ask. */
+	rmtree_contents(a->jobdir);
 }
 
 static nfds_t watch(const struct anchor *a, struct pollfd *p)

@@ -1,6 +1,6 @@
 /*
- * jobfiles.h - what lies in /run/carme/jobs/ID. Whoever ends the job removes
- * exactly these names. The Go side is spank/jobdir.go.
+ * jobfiles.h - what lies in /run/carme/jobs/ID. The Go side is
+ * spank/core/job.go.
  */
 #ifndef CARME_JOBFILES_H
 #define CARME_JOBFILES_H
@@ -8,7 +8,5 @@
 #define JOB_SOCKET "anchor.sock" /* the anchor listens here */
 #define JOB_EXTERN "extern"	 /* "PID STARTED" of the extern slurmstepd */
 #define JOB_PROOF "proof.json"	 /* the set-up's record, for carme proof */
-
-#define JOB_FILES JOB_SOCKET, JOB_EXTERN, JOB_PROOF
 
 #endif

@@ -1,0 +1,87 @@
+package core
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/policy"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+// Exit statuses of "carme-host check" (spank/cshim/local.c).
+const (
+	checkOK     = 0
+	checkFailed = 1
+	checkDone   = 10 // a list or the help was printed: nothing to submit
+)
+
+// Check judges options before anything is queued. It runs as the user, on the
+// host of srun or sbatch; the node decides again.
+func Check(requestFile io.Reader, stdout, stderr io.Writer) int {
+	rec := new(wire.Record)
+	if _, err := rec.ReadFrom(requestFile); err != nil {
+		fmt.Fprintf(stderr, "carme: read the options: %v\n", err)
+		return checkFailed
+	}
+	status, err := check(rec, stdout)
+	if err != nil {
+		fmt.Fprintf(stderr, "carme: %s\n", oneLine(err))
+		return checkFailed
+	}
+	return status
+}
+
+func check(rec *wire.Record, stdout io.Writer) (int, error) {
+	req, err := request.Parse(request.InputFromRecord(rec))
+	if err != nil {
+		return checkFailed, err
+	}
+	if req.Action == request.ActionHelp {
+		_, err := io.WriteString(stdout, request.Help())
+		return checkDone, err
+	}
+	cfg, err := loadConfig()
+	if err != nil {
+		return checkFailed, err
+	}
+	p := policy.New(cfg)
+	person, err := lookUp(uint32(os.Getuid()), uint32(os.Getgid()), ownGroups())
+	if err != nil {
+		return checkFailed, err
+	}
+	if req.Action == request.ActionList {
+		_, err := io.WriteString(stdout, request.List(p.Images(), person.Groups))
+		return checkDone, err
+	}
+	if err := request.DetectSpacedImage(afterCarme(rec.All("word")), p.ImageNames(person.Groups), request.IsSandbox); err != nil {
+		return checkFailed, err
+	}
+	_, err = p.Resolve(req, policy.User{Name: person.Name, UID: person.UID, GID: person.GID, Groups: person.Groups})
+	return checkOK, err
+}
+
+// afterCarme returns what was typed behind the first --carme without a value.
+func afterCarme(words []string) []string {
+	i := slices.Index(words, "--"+request.OptCarme)
+	if i < 0 || i+1 >= len(words) || strings.HasPrefix(words[i+1], "-") {
+		return nil
+	}
+	return words[i+1:]
+}
+
+// ownGroups are the supplementary groups of this process.
+func ownGroups() []uint32 {
+	gids, err := os.Getgroups()
+	if err != nil {
+		return nil
+	}
+	out := make([]uint32, 0, len(gids))
+	for _, g := range gids {
+		out = append(out, uint32(g))
+	}
+	return out
+}
