@@ -61,11 +61,15 @@ func oneLine(err error) string {
 
 // clock keeps the times of the set-up's steps, for --carme-debug.
 type clock struct {
-	start time.Time
-	lines []string
+	start  time.Time
+	wanted bool
+	lines  []string
 }
 
 func (c *clock) lap(what string) {
+	if !c.wanted {
+		return
+	}
 	c.lines = append(c.lines, fmt.Sprintf("%6.1f ms  %s", float64(time.Since(c.start).Microseconds())/1000, what))
 }
 
@@ -74,6 +78,7 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err != nil {
 		return nil, err
 	}
+	c.wanted = j.request.Debug
 	c.lap("read the request")
 	if err := j.decide(); err != nil {
 		return nil, err
@@ -84,6 +89,9 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	c.lap("checked it against the site's policy")
 	switch mode, _ := rec.Get("mode"); mode {
 	case "first":
+		if !j.plan.Request.Enabled {
+			return nil, errors.New("the plugin asked for a job that is not to be sealed; tell the admin")
+		}
 		return j.first(rec, anchor, c)
 	case "later":
 		return j.later(anchor)
@@ -176,6 +184,7 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		out.Add("gids", strconv.FormatUint(uint64(g), 10))
 	}
 	out.Add("instance", j.instance)
+	out.Add("spool", j.spool)
 	out.Add("image", j.plan.imageKey())
 	out.Add("workdir", j.plan.Request.Workdir)
 	for _, f := range rec.Fields() {
@@ -183,7 +192,7 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 			out.Add(f.Key, f.Value)
 		}
 	}
-	j.request.AppendTo(out)
+	j.plan.Request.AppendTo(out)
 	for _, g := range j.gpus {
 		own := "0"
 		if g.device.Own {
@@ -413,6 +422,7 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
 	answer.Add("image", j.plan.imageKey())
+	j.spool, _ = joined.Get("spool")
 	if j.plan.Image == nil {
 		return answer, nil
 	}

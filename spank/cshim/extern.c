@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <slurm/slurm.h>
@@ -43,6 +44,23 @@ static unsigned long long start_time(pid_t pid)
 	return t;
 }
 
+/* SlurmdSpoolDir with its %n and %h filled in is nowhere to be asked for; the
+ * sockets of all steps lie in it. */
+static void name_spool(struct extern_step *e)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	socklen_t len = sizeof(a);
+	char *slash;
+
+	if (getpeername(e->sock, (struct sockaddr *) &a, &len))
+		return;
+	snprintf(e->spool, sizeof(e->spool), "%.*s",
+		 (int) sizeof(a.sun_path) - 1, a.sun_path);
+	slash = strrchr(e->spool, '/');
+	if (slash)
+		*slash = '\0';
+}
+
 int extern_open(uint32_t job, struct extern_step *e, const char **why)
 {
 	slurm_step_id_t id;
@@ -76,6 +94,7 @@ int extern_open(uint32_t job, struct extern_step *e, const char **why)
 	}
 	e->pid = u.pid;
 	e->started = start_time(u.pid);
+	name_spool(e);
 	return 0;
 }
 

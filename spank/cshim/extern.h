@@ -14,6 +14,7 @@
 struct extern_step {
 	int sock;	   /* to its slurmstepd */
 	uint16_t protocol; /* of that connection */
+	char spool[108];   /* the directory of that socket: SlurmdSpoolDir */
 	pid_t pid;	   /* its slurmstepd */
 	unsigned long long started; /* clock ticks since boot, proc(5) stat */
 };

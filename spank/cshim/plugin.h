@@ -23,6 +23,7 @@
 #define CARME_ANCHOR CARME_LIBEXEC "/carme-anchor"
 #define CARME_RUN "/run/carme"
 #define CARME_JOBS CARME_RUN "/jobs"
+#define CARME_JOB_OPTIONS CARME_RUN "/job/options" /* inside a job */
 #define CARME_KILL_SWITCH "/etc/carme/disabled"
 
 #define STEP_NAME_MAX 32
@@ -39,7 +40,7 @@ int options_asked(void);
 int options_any(void);
 /* srun and sbatch: was any given on the command line or in the script? */
 int options_typed(void);
-/* Append them as "option.NAME", or "inherited.NAME" when nobody typed it. */
+/* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
 /* srun parses again for each component of a heterogeneous job. */
 void options_next_component(void);
@@ -60,6 +61,7 @@ int job_is_sealed(uint32_t job);
 int job_open(uint32_t job, int create);
 /* flock(2) with a deadline; 0 or -1 with errno. */
 int job_lock(int dir, int64_t deadline_ms);
+void job_unlock(int dir);
 /* Connect to the anchor's socket; -1 with errno. */
 int job_connect(int dir);
 void job_remove(uint32_t job);
@@ -79,7 +81,7 @@ struct step {
 	int pidns, mntns;
 	struct msg_fds devices; /* O_PATH, in the order of the plan */
 	struct record plan;
-	struct record later;	/* the core's answer to a later step's options */
+	struct record result;	/* the core's answer, when it was asked */
 	const char *image; /* key of the container, or NULL */
 	int enter; /* a task's own connection to the anchor */
 };
@@ -90,8 +92,8 @@ void step_start(spank_t sp);
 void step_end(void);
 
 /* Spawn the anchor and the core. The lease, or -1 after fail(). */
-int setup_job(const struct step *s, const struct record *request,
-	      int64_t deadline_ms);
+int setup_job(const struct step *s, struct record *request,
+	      int64_t deadline_ms, struct record *result);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */
@@ -116,6 +118,8 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
+/* --carme=list and --carme=help: print and end the program. */
+void local_show(const char *what) __attribute__((noreturn));
 void extern_end(spank_t sp);
 
 #endif

@@ -201,12 +201,11 @@ static void write_identity(int dir, const struct extern_step *e)
 }
 
 /* The anchor says hello with its pid; it goes on when it is adopted. */
-static int adopt(const struct step *s, int sock, int64_t deadline_ms)
+static int adopt(const struct step *s, struct extern_step *e, int sock,
+		 int64_t deadline_ms)
 {
-	struct extern_step e;
 	struct msg_fds fds;
 	struct record r;
-	const char *why = "";
 	long pid;
 	int rc = -1;
 
@@ -218,41 +217,43 @@ static int adopt(const struct step *s, int sock, int64_t deadline_ms)
 	}
 	pid = record_num(&r, "pid", -1);
 	record_free(&r);
-	if (extern_open(s->job, &e, &why)) {
-		fail("%s", why);
-		return -1;
-	}
-	if (pid <= 1 || extern_adopt(&e, (pid_t) pid)) {
+	if (pid <= 1 || extern_adopt(e, (pid_t) pid)) {
 		fail("the job's extern step did not take the anchor; ask the "
 		     "admin to run 'carme doctor' on this node");
-		extern_close(&e);
 		return -1;
 	}
-	write_identity(s->dir, &e);
+	write_identity(s->dir, e);
 	msg_fds_init(&fds);
-	msg_fds_add(&fds, sys_pidfd_open(e.pid));
-	msg_fds_add(&fds, s->dir);
+	msg_fds_add(&fds, sys_pidfd_open(e->pid));
+	/* Opened anew: the lock that we hold belongs to our descriptor and
+	 * all its copies, and must not outlive this step. */
+	msg_fds_add(&fds, job_open(s->job, 0));
 	record_init(&r);
 	record_add(&r, "type", "adopted");
-	if (fds.fd[0] >= 0)
+	if (fds.fd[0] >= 0 && fds.fd[1] >= 0)
 		rc = msg_send(sock, &r, &fds);
 	if (rc)
 		fail("the anchor is gone: %s", strerror(errno));
-	sys_close(&fds.fd[0]);
+	msg_fds_close(&fds);
 	record_free(&r);
-	extern_close(&e);
 	return rc;
 }
 
-int setup_job(const struct step *s, const struct record *request,
-	      int64_t deadline_ms)
+int setup_job(const struct step *s, struct record *request,
+	      int64_t deadline_ms, struct record *result)
 {
+	struct extern_step e;
+	const char *why = "";
 	struct core core = {.pid = -1, .result = -1};
-	struct record result = {.bad = 1};
 	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
 	pid_t launcher = -1;
 	int rc = -1;
 
+	if (extern_open(s->job, &e, &why)) {
+		fail("%s", why);
+		return -1;
+	}
+	record_add(request, "spool", e.spool);
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
 		fail("create sockets: %s", strerror(errno));
@@ -268,14 +269,14 @@ int setup_job(const struct step *s, const struct record *request,
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);
-	if (adopt(s, plugin[0], deadline_ms))
+	if (adopt(s, &e, plugin[0], deadline_ms))
 		goto done;
-	rc = core_finish(&core, &result, deadline_ms);
+	rc = core_finish(&core, result, deadline_ms);
 done:
+	extern_close(&e);
 	core_kill(&core);
 	if (launcher > 0)
 		waitpid(launcher, NULL, 0);
-	record_free(&result);
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);

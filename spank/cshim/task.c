@@ -3,18 +3,15 @@
  * Slurm has opened the task's output, task_start() as the user and in its
  * final cgroups; only the latter can speak, so that all errors end there.
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
-#include <linux/capability.h>
 #include <sched.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
+#include "common/enter.h"
 #include "common/sys.h"
 #include "plugin.h"
 
@@ -74,13 +71,15 @@ static void take_environment(spank_t sp, const struct record *r)
 	}
 }
 
-static int enter_container(spank_t sp, const struct step *s)
+/* Wait until the container is up. Its environment becomes the task's; its
+ * namespaces come as descriptors. */
+static int await_container(spank_t sp, const struct step *s, int *userns,
+			   int *mntns)
 {
-	int userns = -1, mntns = -1, rc = -1;
-	char cwd[PATH_MAX] = "/";
 	const char *message;
 	struct msg_fds fds;
 	struct record r;
+	int rc;
 
 	record_init(&r);
 	record_add(&r, "type", "enter");
@@ -92,50 +91,57 @@ static int enter_container(spank_t sp, const struct step *s)
 		fail("the job's anchor is gone; submit the job again");
 		return -1;
 	}
-	rc = -1;
 	message = record_get(&r, "message");
-	userns = msg_fds_take(&fds, 0);
-	mntns = msg_fds_take(&fds, 1);
-	if (message) {
-		fail("start %s: %s", s->image, message);
-		goto done;
-	}
-	if (!getcwd(cwd, sizeof(cwd)))
-		snprintf(cwd, sizeof(cwd), "/");
-	if (setns(userns, CLONE_NEWUSER) || setns(mntns, CLONE_NEWNS)) {
-		fail("join the container of %s: %s", s->image, strerror(errno));
-		goto done;
-	}
-	if (chdir(cwd) && chdir("/")) {
-		fail("change to %s in the container: %s", cwd, strerror(errno));
-		goto done;
-	}
-	take_environment(sp, &r);
-	rc = 0;
-done:
+	*userns = msg_fds_take(&fds, 0);
+	*mntns = msg_fds_take(&fds, 1);
 	msg_fds_close(&fds);
+	if (message)
+		fail("start %s: %s", s->image, message);
+	else if (*userns < 0 || *mntns < 0)
+		fail("the job's anchor sent no container; submit the job again");
+	else
+		take_environment(sp, &r);
 	record_free(&r);
-	sys_close(&userns);
-	sys_close(&mntns);
-	return rc;
+	return failed() ? -1 : 0;
 }
 
-/* Who joins a user namespace gets all capabilities in it; nobody in a job is
- * to have any, and no program may hand them out. */
-static int drop_privileges(void)
-{
-	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
-	struct __user_cap_data_struct none[2];
+typedef spank_err_t prepend_f(spank_t sp, int argc, const char *argv[]);
 
-	for (int c = 0; c <= CAP_LAST_CAP; c++)
-		if (prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL &&
-		    errno != EPERM)
-			return -1;
-	prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
-	memset(none, 0, sizeof(none));
-	if (syscall(SYS_capset, &h, none))
+/*
+ * Where Slurm can put a command in front of the task's (23.02 and later), the
+ * container is joined by that command, after TaskProlog: the script and, in
+ * 24.11.0 to 24.11.6, slurmstepd itself with all its libraries are executed
+ * before, and need not be in the image.
+ */
+static int enter(spank_t sp, const struct step *s)
+{
+	const char *workdir = record_get(&s->plan, "workdir");
+	const char *what = "";
+	char user[16], mnt[16];
+	int userns = -1, mntns = -1;
+	prepend_f *prepend;
+
+	if (await_container(sp, s, &userns, &mntns))
 		return -1;
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+	*(void **) &prepend = dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
+	if (!prepend) {
+		if (enter_container(userns, mntns, &what))
+			fail("%s: %s", what, strerror(errno));
+		sys_close(&userns);
+		sys_close(&mntns);
+		return failed() ? -1 : 0;
+	}
+	snprintf(user, sizeof(user), "%d", userns);
+	snprintf(mnt, sizeof(mnt), "%d", mntns);
+	if (fcntl(userns, F_SETFD, 0) || fcntl(mntns, F_SETFD, 0) ||
+	    prepend(sp, 4,
+		    (const char *[]){CARME_RUN "/enter", user, mnt,
+				     workdir ? workdir : ""})) {
+		fail("put the container in front of the command: %s",
+		     strerror(errno));
+		return -1;
+	}
+	return 0;
 }
 
 static int go_to_workdir(const struct step *s)
@@ -144,26 +150,41 @@ static int go_to_workdir(const struct step *s)
 
 	if (!dir || !dir[0] || !chdir(dir))
 		return 0;
-	fail("change to --carme-workdir=%s in the job: %s", dir,
-	     strerror(errno));
+	fail("--carme-workdir=%s: %s in the job; choose a directory that is "
+	     "there",
+	     dir, strerror(errno));
 	return -1;
+}
+
+static void show_debug(const struct step *s)
+{
+	const char *line = NULL;
+
+	while ((line = record_next(&s->result, "debug", line)))
+		dprintf(2, "carme: debug: %s\n", line);
 }
 
 void task_start(spank_t sp)
 {
-	const struct step *s = &the_step;
+	struct step *s = &the_step;
 	char uuids[4096];
+	int local = 0;
 
-	if (failed() || proof_namespaces(s))
+	if (failed() || proof_namespaces(s) ||
+	    proof_devices(s, uuids, sizeof(uuids)))
 		fail_exit();
-	if (s->image && s->image[0] && enter_container(sp, s))
+	if (s->image && s->image[0]) {
+		if (enter(sp, s))
+			fail_exit();
+	} else if (go_to_workdir(s)) {
 		fail_exit();
-	sys_close(&the_step.enter);
-	if (drop_privileges()) {
+	}
+	sys_close(&s->enter);
+	if (enter_drop_privileges()) {
 		fail("drop capabilities: %s", strerror(errno));
 		fail_exit();
 	}
-	if (go_to_workdir(s) || proof_devices(s, uuids, sizeof(uuids)))
-		fail_exit();
 	spank_setenv(sp, "NVIDIA_VISIBLE_DEVICES", uuids, 1);
+	if (!spank_get_item(sp, S_TASK_ID, &local) && local == 0)
+		show_debug(s);
 }

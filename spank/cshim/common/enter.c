@@ -1,0 +1,51 @@
+#include "enter.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+int enter_container(int userns, int mntns, const char **what)
+{
+	char cwd[PATH_MAX];
+
+	if (!getcwd(cwd, sizeof(cwd)))
+		snprintf(cwd, sizeof(cwd), "/");
+	*what = "join the container's user namespace";
+	if (setns(userns, CLONE_NEWUSER))
+		return -1;
+	*what = "join the container's mounts";
+	if (setns(mntns, CLONE_NEWNS))
+		return -1;
+	/* As apptainer does: a directory that the image lacks is no error. */
+	*what = "change directory in the container";
+	if (chdir(cwd) && chdir("/"))
+		return -1;
+	return 0;
+}
+
+/* Who joins a user namespace has all capabilities in it; nobody in a job is to
+ * have any, and no program may hand them out. */
+int enter_drop_privileges(void)
+{
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct none[2];
+
+	/* EPERM: without CAP_SETPCAP there is nothing in the bounding set that
+	 * no_new_privs would not withhold anyway. */
+	for (int c = 0; c <= CAP_LAST_CAP; c++)
+		if (prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL &&
+		    errno != EPERM)
+			return -1;
+	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
+		return -1;
+	memset(none, 0, sizeof(none));
+	if (syscall(SYS_capset, &h, none))
+		return -1;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
