@@ -1,0 +1,69 @@
+package doctor
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/spank/gpu"
+)
+
+// commandTime is how long one command may take.
+const commandTime = 20 * time.Second
+
+// Doctor looks at a node. Its fields are what a test replaces.
+type Doctor struct {
+	// Root is the root of the file system: "/".
+	Root string
+	// Node is Slurm's name of this node.
+	Node string
+	// Run runs Slurm's commands and Apptainer.
+	Run slurm.Runner
+	// NVML lists GPUs.
+	NVML gpu.Library
+	// Object reads a shared library.
+	Object func(path string) (Object, error)
+	// Now is the time.
+	Now func() time.Time
+	// TrustOwner leaves out the checks that files belong to root.
+	TrustOwner bool
+}
+
+// Examine makes every check. It takes seconds at most, also if Slurm or the
+// driver hangs.
+func (d Doctor) Examine(ctx context.Context) Report {
+	cfg, err := d.slurmConfig(ctx)
+	findings := []Finding{d.killSwitch(), d.kernel(), d.userNamespaces()}
+	findings = append(findings, d.files()...)
+	findings = append(findings, d.exports(), d.release(ctx))
+	if err != nil {
+		findings = append(findings, fail("Slurm's configuration", "start slurmctld, or mend the way to it, and ask again", "%v", err))
+	} else {
+		findings = append(findings, ok("Slurm's configuration", "read from slurmctld"))
+	}
+	findings = append(findings, d.plugstack(cfg), d.switchFile(), d.prologFlags(cfg), d.adoption(), d.cgroup(cfg))
+	findings = append(findings, d.config(ctx)...)
+	findings = append(findings, d.gpus(ctx, cfg)...)
+	findings = append(findings, d.leftovers())
+	return newReport(d.Node, findings)
+}
+
+func (d Doctor) path(name string) string { return filepath.Join(d.Root, name) }
+
+func (d Doctor) exists(name string) bool {
+	_, err := os.Lstat(d.path(name))
+	return err == nil
+}
+
+// run is Run with a deadline.
+func (d Doctor) run(ctx context.Context, name string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	defer cancel()
+	return d.Run(ctx, name, args...)
+}
+
+func (d Doctor) slurmConfig(ctx context.Context) (slurm.Config, error) {
+	return slurm.ShowConfig(ctx, d.run)
+}

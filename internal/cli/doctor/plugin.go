@@ -1,0 +1,242 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
+)
+
+const (
+	pluginPath = "usr/lib/carme/spank_carme.so"
+	switchPath = "etc/carme/plugstack.d/carme.conf"
+
+	mendPackage = "install or repair the package carme on this node"
+	mendInclude = "add this line to plugstack.conf, then run scontrol reconfigure: include /etc/carme/plugstack.d/*.conf"
+)
+
+// installed are the files of a node, below the root.
+func installed() []string {
+	return []string{
+		pluginPath, "usr/lib/carme/libcarme.so",
+		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold",
+	}
+}
+
+func (d Doctor) killSwitch() Finding {
+	const name = "kill switch"
+	if d.exists(config.DisabledFile) {
+		return fail(name, "when it is no longer needed: rm /etc/carme/disabled", "/etc/carme/disabled exists: every --carme job is refused here")
+	}
+	return ok(name, "off")
+}
+
+// files wants each installed file to be one that only root can change.
+func (d Doctor) files() []Finding {
+	var findings []Finding
+	for _, file := range installed() {
+		name := "/" + file
+		info, err := os.Stat(d.path(file))
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			findings = append(findings, fail(name, mendPackage, "is missing"))
+		case err != nil:
+			findings = append(findings, fail(name, mendPackage, "%v", err))
+		case !info.Mode().IsRegular():
+			findings = append(findings, fail(name, mendPackage, "is not a file"))
+		case info.Mode().Perm()&0o022 != 0:
+			findings = append(findings, fail(name, "chmod go-w "+name, "can be written by others (mode %04o)", info.Mode().Perm()))
+		case !d.TrustOwner && !rootOwns(info):
+			findings = append(findings, fail(name, "chown root:root "+name, "does not belong to root"))
+		case strings.Contains(file, "libexec") && info.Mode().Perm()&0o111 == 0:
+			findings = append(findings, fail(name, "chmod a+x "+name, "cannot be executed"))
+		}
+	}
+	if len(findings) == 0 {
+		return []Finding{ok("files", "all %d are there, and root's", len(installed()))}
+	}
+	return findings
+}
+
+func rootOwns(info fs.FileInfo) bool {
+	st, isStat := info.Sys().(*syscall.Stat_t)
+	return isStat && st.Uid == 0
+}
+
+// callbacks are the SPANK callbacks that the plugin may export. job_prolog and
+// job_epilog would make slurmd start slurmstepd twice for every job;
+// task_post_fork and task_exit cost plain jobs a process each.
+func callbacks() []string {
+	return []string{
+		"slurm_spank_init", "slurm_spank_init_post_opt", "slurm_spank_user_init",
+		"slurm_spank_task_init_privileged", "slurm_spank_task_init", "slurm_spank_exit",
+	}
+}
+
+// exports wants the plugin to export what Slurm looks for and nothing else.
+func (d Doctor) exports() Finding {
+	const name = "plugin's symbols"
+	o, err := d.Object(d.path(pluginPath))
+	if err != nil {
+		return skip(name, "the plugin cannot be read")
+	}
+	var strange, missing []string
+	for _, s := range o.Exports {
+		if !slices.Contains(callbacks(), s) && !strings.HasPrefix(s, "plugin_") && s != "spank_plugin_version" {
+			strange = append(strange, s)
+		}
+	}
+	for _, s := range append(callbacks(), "plugin_name", "plugin_type", "plugin_version") {
+		if !o.Has(s) {
+			missing = append(missing, s)
+		}
+	}
+	switch {
+	case len(missing) > 0:
+		return fail(name, mendPackage, "missing: %s", strings.Join(missing, " "))
+	case len(strange) > 0:
+		return fail(name, mendPackage, "should not be exported: %s", strings.Join(strange, " "))
+	}
+	return ok(name, "those that Slurm looks for, no others")
+}
+
+// release compares the Slurm the plugin was built for with the one here.
+func (d Doctor) release(ctx context.Context) Finding {
+	const name = "plugin's Slurm release"
+	o, err := d.Object(d.path(pluginPath))
+	if err != nil {
+		return skip(name, "the plugin cannot be read")
+	}
+	here, err := slurm.NodeVersion(ctx, d.run)
+	if err != nil {
+		return fail(name, "install slurmd, or mend PATH, and ask again", "%v", err)
+	}
+	built := slurm.VersionFromNumber(o.PluginVersion)
+	if !built.SameMajor(here) {
+		return fail(name, "install the package carme that is built for Slurm "+here.String(), "built for %s, this node runs %s: Slurm does not load it", built, here)
+	}
+	return ok(name, "built for %s, this node runs %s", built, here)
+}
+
+// plugstack looks for the line that loads the plugin, where Slurm looks.
+func (d Doctor) plugstack(cfg slurm.Config) Finding {
+	const name = "plugstack line"
+	if cfg == nil {
+		return skip(name, "Slurm's configuration is not known")
+	}
+	file, text, err := d.slurmFile(cfg, "plugstack.conf", cfg.Get("PlugStackConfig"))
+	if err != nil {
+		return fail(name, mendInclude, "there is no plugstack.conf: %v", err)
+	}
+	for _, line := range slurm.ParsePlugstack(text) {
+		target := line.Path
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(file), target)
+		}
+		loads := path.Base(target) == path.Base(pluginPath)
+		matches, _ := path.Match(target, "/"+switchPath) // a bad pattern matches nothing
+		switch {
+		case loads && line.Kind == "required":
+			return fail(name, "write optional instead of required in "+file, "%s requires the plugin: if it is missing or for another Slurm, slurmd stops and all jobs fail", file)
+		case loads, line.Kind == "include" && matches:
+			return ok(name, "%s: %s %s", file, line.Kind, line.Path)
+		}
+	}
+	return fail(name, mendInclude, "%s does not load the plugin", file)
+}
+
+// slurmFile reads one of Slurm's files: the one that is configured, or the one
+// beside slurm.conf, or the copy that slurmd keeps on a configless node.
+func (d Doctor) slurmFile(cfg slurm.Config, base, configured string) (name, text string, err error) {
+	var places []string
+	if configured != "" {
+		places = append(places, configured)
+	}
+	if conf := cfg.Get("SLURM_CONF"); conf != "" {
+		places = append(places, path.Join(path.Dir(conf), base))
+	}
+	places = append(places, path.Join("/run/slurm/conf", base), path.Join("/etc/slurm", base))
+	if spool := cfg.Get("SlurmdSpoolDir"); spool != "" {
+		spool = strings.NewReplacer("%n", d.Node, "%h", d.Node).Replace(spool)
+		places = append(places, path.Join(spool, "conf-cache", base))
+	}
+	for _, place := range places {
+		data, readErr := os.ReadFile(d.path(place))
+		if readErr == nil {
+			return place, string(data), nil
+		}
+		if err == nil {
+			err = readErr
+		}
+	}
+	return "", "", err
+}
+
+// switchFile looks at the file that takes the node in or out.
+func (d Doctor) switchFile() Finding {
+	const name = "plugin switched on"
+	data, err := os.ReadFile(d.path(switchPath))
+	if err != nil {
+		return fail(name, mendPackage, "there is no /%s", switchPath)
+	}
+	for _, line := range slurm.ParsePlugstack(string(data)) {
+		if path.Base(line.Path) != path.Base(pluginPath) {
+			continue
+		}
+		switch {
+		case line.Kind != "optional":
+			return fail(name, "write optional instead of "+line.Kind+" in /"+switchPath, "%s: if the plugin is missing or for another Slurm, slurmd stops and all jobs fail", line.Kind)
+		case !d.exists(line.Path):
+			return fail(name, "write /"+pluginPath+" there", "/%s names %s, which does not exist", switchPath, line.Path)
+		}
+		return ok(name, "/%s: %s %s", switchPath, line.Kind, line.Path)
+	}
+	return fail(name, "write into it: optional /"+pluginPath, "/%s does not name the plugin", switchPath)
+}
+
+func (d Doctor) prologFlags(cfg slurm.Config) Finding {
+	const name = "PrologFlags"
+	if cfg == nil {
+		return skip(name, "Slurm's configuration is not known")
+	}
+	if !cfg.Has(name, "contain") && !cfg.Has(name, "x11") {
+		return fail(name, "set PrologFlags=Contain in slurm.conf and restart slurmctld and slurmd", "%q has no Contain: jobs have no extern step, which holds a job's namespaces", cfg.Get(name))
+	}
+	return ok(name, "%s", cfg.Get(name))
+}
+
+// adoption looks for the calls with which a process is moved into a job's
+// extern step, as pam_slurm_adopt does.
+func (d Doctor) adoption() Finding {
+	const name = "adoption into the extern step"
+	calls := []string{"slurm_stepd_connect", "slurm_stepd_add_extern_pid"}
+	var looked []string
+	for _, pattern := range []string{
+		"usr/lib/*/slurm*/libslurmfull.so", "usr/lib/*/libslurm.so*", "usr/lib64/slurm/libslurmfull.so", "usr/lib64/libslurm.so*",
+		"usr/lib/slurm*/libslurmfull.so", "usr/lib/libslurm.so*", "usr/local/lib/slurm/libslurmfull.so", "usr/local/lib/libslurm.so*", "usr/sbin/slurmstepd",
+	} {
+		files, _ := filepath.Glob(d.path(pattern)) // the pattern is constant
+		for _, file := range files {
+			o, err := d.Object(file)
+			if err != nil {
+				continue
+			}
+			looked = append(looked, file)
+			if o.Has(calls[0]) && o.Has(calls[1]) {
+				return ok(name, "%s has %s", file, strings.Join(calls, " and "))
+			}
+		}
+	}
+	if len(looked) == 0 {
+		return fail(name, "install Slurm's libraries, or tell us where this Slurm keeps them", "no library of Slurm found")
+	}
+	return fail(name, "use a Slurm that has them, 22.05 to 26.05; pam_slurm_adopt needs them too", "%s lacks %s", strings.Join(looked, ", "), strings.Join(calls, " and "))
+}
