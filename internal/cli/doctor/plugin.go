@@ -27,7 +27,7 @@ const (
 func installed() []string {
 	return []string{
 		pluginPath, "usr/lib/carme/libcarme.so",
-		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold",
+		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold", "usr/libexec/carme/carme-enter",
 	}
 }
 
