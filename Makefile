@@ -15,17 +15,14 @@ include mk/build.mk
 include mk/testbed.mk
 
 DRIVER := build/carme-test
+INTEGRATION = -suite '$(SLURM_SUITE)' $(if $(ONLY),-only '$(ONLY)') integration
 SHELL_FILES = $(shell git ls-files --cached --others --exclude-standard | xargs -r grep -lIE '^\#!(/usr/bin/env (ba)?sh|/bin/(ba)?sh)')
 
 ##@ Tests
 
 .PHONY: test
 test: $(DRIVER) ## Everything: lint, unit, C, integration on both Slurm releases; ONLY=J5 for one row
-ifneq ($(ONLY),)
-	@$(DRIVER) -suite $(SLURM_SUITE) -only $(ONLY) row
-else
-	@$(DRIVER) all
-endif
+	@$(DRIVER) $(if $(ONLY),$(INTEGRATION),all)
 
 .PHONY: test-unit
 test-unit: $(DRIVER) ## Go and C unit tests: no root, no Docker, under two minutes
@@ -33,7 +30,7 @@ test-unit: $(DRIVER) ## Go and C unit tests: no root, no Docker, under two minut
 
 .PHONY: test-integration
 test-integration: $(DRIVER) ## Integration tests on SLURM_SUITE; ONLY=J5 for one row
-	@$(DRIVER) -suite $(SLURM_SUITE) -only '$(ONLY)' integration
+	@$(DRIVER) $(INTEGRATION)
 
 .PHONY: lint
 lint: ## All linters: Go, C, shell

@@ -14,11 +14,11 @@ C_FLAGS = $(C_WARN) $(C_HARD) -I$(SLURM_INCLUDE)
 C_COMMON := $(wildcard $(CSHIM)/common/*.c)
 C_HEADERS := $(wildcard $(CSHIM)/*.h $(CSHIM)/*/*.h) mk/build.mk
 C_PLUGIN := $(wildcard $(CSHIM)/*.c)
-C_ANCHOR := $(filter-out %/hold.c %/enter.c,$(wildcard $(CSHIM)/anchor/*.c))
+C_ANCHOR := $(filter-out %/hold.c %/enter.c %/slurm.c,$(wildcard $(CSHIM)/anchor/*.c))
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
-build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme ## Compile the product into OUT
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme ## Compile the product into OUT
 
 # Symbols are resolved when the plugin is loaded, not when a job needs them, and
 # none but SPANK's are exported into Slurm's programs.
@@ -34,7 +34,7 @@ $(OUT)/carme-anchor: $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)
 	$(CC) $(C_FLAGS) -static -o $@ $(C_ANCHOR) $(C_COMMON)
 
 # Static because they run inside whatever an image holds.
-$(OUT)/carme-hold $(OUT)/carme-enter: $(OUT)/carme-%: $(CSHIM)/anchor/%.c $(C_COMMON) $(C_HEADERS)
+$(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm: $(OUT)/carme-%: $(CSHIM)/anchor/%.c $(C_COMMON) $(C_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -static -o $@ $< $(C_COMMON)
 
@@ -56,6 +56,6 @@ $(OUT)/carme: $(GO_SOURCES)
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
-	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-host $(DESTDIR)/usr/libexec/carme/
+	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(DESTDIR)/usr/libexec/carme/
 	if [ -e $(OUT)/carme ]; then install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/; fi
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/

@@ -12,7 +12,9 @@ import (
 // systemPaths of the node belong into every container: the job's own view,
 // authentication of Slurm commands, their configuration, and the sockets of
 // name services.
-var systemPaths = []string{runDir, "/run/munge", "/etc/slurm", "/run/nslcd", "/var/lib/sss/pipes", "/run/user"}
+var systemPaths = []string{
+	runDir, "/run/user", "/run/munge", "/etc/slurm", "/etc/carme/plugstack.d", "/usr/lib/carme", "/run/nslcd", "/var/lib/sss/pipes",
+}
 
 // runtimeArgs is the command that starts the container. The runtime makes only
 // a user and a mount namespace: PID, IPC, UTS and network are the job's.
@@ -32,7 +34,11 @@ func (j *job) runtimeArgs() []string {
 	default:
 		args = append(args, "--overlay", p.Request.Overlay)
 	}
-	for _, path := range systemPaths {
+	paths := append([]string{}, systemPaths...)
+	if j.slurmLib != "" {
+		paths = append(paths, j.slurmLib) // Slurm's plugins, at the path that is built into it
+	}
+	for _, path := range paths {
 		if _, err := os.Stat(path); err == nil {
 			args = append(args, "--bind", path)
 		}
@@ -40,6 +46,7 @@ func (j *job) runtimeArgs() []string {
 	if j.spool != "" {
 		args = append(args, "--bind", j.spool) // batch scripts lie there
 	}
+	args = append(args, "--bind", passwdView+":/etc/passwd:ro", "--bind", groupView+":/etc/group:ro")
 	for i, b := range p.Binds {
 		view := bindView(i)
 		if _, err := os.Lstat(view); err != nil {
@@ -57,6 +64,7 @@ func (j *job) runtimeEnv() []string {
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=" + j.person.Home, "USER=" + j.person.Name, "LOGNAME=" + j.person.Name, "LANG=C.UTF-8",
 		// A full or read-only home must not keep the container from starting.
+		"APPTAINERENV_PREPEND_PATH=" + commands,
 		"APPTAINER_CONFIGDIR=/tmp/.apptainer", "APPTAINER_CACHEDIR=/tmp/.apptainer/cache",
 	}
 	for _, e := range j.plan.Env {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -24,8 +25,10 @@ type job struct {
 	slurm    string
 	node     string
 	spool    string // SlurmdSpoolDir
+	slurmLib string // where Slurm's library and plugins lie
 	instance string // 128 random bits in hex
 	request  request.Request // as asked for
+	options  []wire.Field    // the same as Slurm had them, by name
 	plan     plan            // as allowed
 	policy   *policy.Policy
 	owner    policy.User
@@ -126,6 +129,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
+	j.slurmLib, _ = rec.Get("slurmlib")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}
@@ -135,7 +139,22 @@ func newJob(rec *wire.Record) (*job, error) {
 	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
 		return nil, err
 	}
+	for _, o := range request.Options() {
+		for _, value := range rec.All(request.RecordKey(o.Name)) {
+			j.options = append(j.options, wire.Field{Key: strings.ReplaceAll(o.Name, "-", "_"), Value: value})
+		}
+	}
 	return j, nil
+}
+
+// optionLines are the job's options as carme_NAME=VALUE, one on a line; they
+// hold no newline, since the grammar refuses control characters.
+func (j *job) optionLines() []byte {
+	var out []byte
+	for _, o := range j.options {
+		out = append(out, o.Key+"="+o.Value+"\n"...)
+	}
+	return out
 }
 
 // closeAll closes descriptors.

@@ -23,12 +23,22 @@ const (
 	jobView   = "/run/carme/job"  // what the job may know of itself
 	bindsView = "/run/carme/bind" // sources of binds, for the container
 	holdView  = "/run/carme/hold" // the container's first program
+	slurmView = "/run/carme/slurm"
+	commands  = "/run/carme/bin"      // Slurm's, for the container's PATH
+	hostView  = "/run/carme/host/usr" // the node's /usr, for the same
 )
 
 // helpers are the programs that a job needs inside, by where it sees them.
 var helpers = map[string]string{
 	holdView:           "/usr/libexec/carme/carme-hold",
 	"/run/carme/enter": "/usr/libexec/carme/carme-enter",
+	slurmView:          "/usr/libexec/carme/carme-slurm",
+}
+
+// slurmCommands are those of Slurm that a job may want, in an image too.
+var slurmCommands = []string{
+	"sacct", "salloc", "sattach", "sbatch", "sbcast", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue",
+	"srun", "sshare", "sstat", "strigger",
 }
 
 // sandbox is a job's namespaces while they are made. Its methods run on one
@@ -224,7 +234,32 @@ func (s *sandbox) ownRun() error {
 			return err
 		}
 	}
-	return nil
+	if err := s.names(); err != nil {
+		return err
+	}
+	return s.slurm()
+}
+
+// slurm makes Slurm's commands available to a container, whatever it holds
+// (spank/cshim/anchor/slurm.c).
+func (s *sandbox) slurm() error {
+	for _, dir := range []string{commands, hostView} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make %s: %w", dir, err)
+		}
+	}
+	for _, name := range slurmCommands {
+		if err := os.Symlink("../slurm", filepath.Join(commands, name)); err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
+		}
+	}
+	usr, err := openTarget("/usr")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(usr)
+	s.note(wire.MountSystem, hostView, "/usr", "ro")
+	return bind(usr, hostView, unix.MOUNT_ATTR_RDONLY)
 }
 
 func (s *sandbox) cgroups() error {
@@ -477,8 +512,12 @@ func makePlace(path string, dir bool) error {
 	return f.Close()
 }
 
-// seal writes the proof where the job sees it and makes /run/carme read-only.
+// seal writes the proof where the job sees it, and the options, which a nested
+// srun takes up (spank/cshim/options.c), and makes /run/carme read-only.
 func (s *sandbox) seal(proof []byte) error {
+	if err := os.WriteFile(filepath.Join(jobView, "options"), s.job.optionLines(), 0o444); err != nil {
+		return fmt.Errorf("write the options: %w", err)
+	}
 	if err := os.WriteFile(filepath.Join(jobView, "proof.json"), proof, 0o444); err != nil {
 		return fmt.Errorf("write the proof: %w", err)
 	}

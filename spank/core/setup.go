@@ -192,7 +192,7 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 			out.Add(f.Key, f.Value)
 		}
 	}
-	j.request.AppendTo(out)
+	j.plan.Request.AppendTo(out)
 	for _, g := range j.gpus {
 		own := "0"
 		if g.device.Own {

@@ -100,7 +100,10 @@ static void wait_to_be_released(void)
 		if (fstat(fd, &st) || !S_ISFIFO(st.st_mode) ||
 		    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
 			continue;
-		p[n++] = (struct pollfd){fd, POLLIN, 0};
+		p[n] = (struct pollfd){fd, POLLIN, 0};
+		/* Readable or hung up already: not the one. */
+		if (poll(&p[n], 1, 0) == 0)
+			n++;
 	}
 	poll(p, n, 1000);
 }

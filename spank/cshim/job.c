@@ -74,6 +74,11 @@ int job_lock(int dir, int64_t deadline_ms)
 	return 0;
 }
 
+void job_unlock(int dir)
+{
+	flock(dir, LOCK_UN);
+}
+
 int job_connect(int dir)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX};

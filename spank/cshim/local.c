@@ -37,37 +37,38 @@ static void append_words(struct record *r)
 	free(text);
 }
 
-static int request_fd(void)
+static int fd_of(const struct record *r)
 {
-	struct record r;
 	int fd = memfd_create("carme-request", 0);
 
-	record_init(&r);
-	record_add(&r, "mode", "check");
-	record_add(&r, "context",
-		   spank_context() == S_CTX_LOCAL ? "local" : "allocator");
-	record_addf(&r, "uid", "%u", (unsigned int) getuid());
-	options_append(&r);
-	append_words(&r);
-	if (fd >= 0 && (!record_ok(&r) ||
-			write(fd, r.buf, r.len) != (ssize_t) r.len))
+	if (fd >= 0 && (!record_ok(r) ||
+			write(fd, r->buf, r->len) != (ssize_t) r->len))
 		sys_close(&fd);
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_SET);
-	record_free(&r);
 	return fd;
 }
 
-static int run_check(void)
+static void begin_request(struct record *r)
+{
+	record_init(r);
+	record_add(r, "mode", "check");
+	record_add(r, "context",
+		   spank_context() == S_CTX_LOCAL ? "local" : "allocator");
+}
+
+/* The exit status of carme-host, or -1 with errno. */
+static int run_check(struct record *r)
 {
 	char *argv[] = {(char *) CARME_HOST, (char *) "check", NULL};
 	char *envp[] = {NULL};
 	posix_spawn_file_actions_t fa;
 	int status = 0;
-	int fd = request_fd();
+	int fd = fd_of(r);
 	pid_t pid;
 	int rc;
 
+	record_free(r);
 	if (fd < 0)
 		return -1;
 	posix_spawn_file_actions_init(&fa);
@@ -85,25 +86,42 @@ static int run_check(void)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
-void local_check(spank_t sp)
+/* Nothing is queued yet, and a return code would be ignored. */
+static void __attribute__((noreturn)) leave(int rc)
 {
-	int rc;
-
-	(void) sp;
-	/* CARME_NET and its like alone ask for nothing. */
-	if (!options_asked() && !options_typed())
-		return;
-	rc = run_check();
-	options_next_component();
-	if (rc == CHECK_OK)
-		return;
-	if (rc == CHECK_DONE)
-		exit(0);
 	if (rc < 0)
 		fprintf(stderr,
 			"carme: run %s: %s; ask the admin to install Carme on "
 			"this host\n",
 			CARME_HOST, strerror(errno));
-	/* Nothing is queued yet, and a return code would be ignored. */
-	exit(1);
+	exit(rc == CHECK_DONE ? 0 : 1);
+}
+
+void local_show(const char *what)
+{
+	struct record r;
+
+	begin_request(&r);
+	record_add(&r, "opt.carme", what);
+	leave(run_check(&r));
+}
+
+void local_check(spank_t sp)
+{
+	struct record r;
+	int rc;
+
+	(void) sp;
+	/* CARME_NET and its like alone ask for nothing. Inside a job the node
+	 * decides: an image need not be able to run carme-host. */
+	if ((!options_asked() && !options_typed()) ||
+	    !access(CARME_JOB_OPTIONS, F_OK))
+		return;
+	begin_request(&r);
+	options_append(&r);
+	append_words(&r);
+	rc = run_check(&r);
+	options_next_component();
+	if (rc != CHECK_OK)
+		leave(rc);
 }

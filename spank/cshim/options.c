@@ -72,10 +72,13 @@ static int on_option(int val, const char *arg, int remote)
 	struct seen *s;
 	char *copy;
 
-	(void) remote;
 	if (val < 0 || val >= OPT_COUNT)
 		return 0;
 	s = &seen[val];
+	/* Now, because srun would first ask for a command to run. */
+	if (!remote && val == OPT_CARME && s->n >= s->from_env && arg &&
+	    (!strcmp(arg, "list") || !strcmp(arg, "help")))
+		local_show(arg);
 	/* No value arrives as NULL, "" or "(null)", by the way it came. */
 	copy = strdup((arg && strcmp(arg, "(null)") != 0) ? arg : "");
 	if (!copy)
@@ -107,14 +110,43 @@ int options_register(spank_t sp)
  * the options of its job. So the CARME variables are turned into these, where
  * a job has not set them already.
  */
+static void inherited_name(char *name, size_t len, const char *option)
+{
+	snprintf(name, len, "SLURM_SPANK__SLURM_SPANK_OPTION_carme_%.40s",
+		 option);
+}
+
+/* Inside a sealed job its options hold for every srun, whatever became of the
+ * environment: a step on another node finds no trace of the job there. The core
+ * writes "NAME=VALUE" lines (spank/core/job.go). */
+static void inherit_from_job(void)
+{
+	char line[4096];
+	FILE *f = fopen(CARME_JOB_OPTIONS, "re");
+
+	while (f && fgets(line, sizeof(line), f)) {
+		char name[96];
+		char *eq = strchr(line, '=');
+
+		if (!eq)
+			continue;
+		*eq = '\0';
+		eq[strcspn(eq + 1, "\n") + 1] = '\0';
+		inherited_name(name, sizeof(name), line);
+		setenv(name, eq + 1, 0);
+	}
+	if (f)
+		fclose(f);
+}
+
 void options_from_environment(void)
 {
+	inherit_from_job();
 	for (int i = 0; i < OPT_COUNT; i++) {
 		const char *v = variable[i] ? getenv(variable[i]) : NULL;
 		char name[96];
 
-		snprintf(name, sizeof(name),
-			 "SLURM_SPANK__SLURM_SPANK_OPTION_carme_%s", key[i]);
+		inherited_name(name, sizeof(name), key[i]);
 		if (v && *v && !getenv(name))
 			setenv(name, v, 1);
 		seen[i].from_env = getenv(name) != NULL;

@@ -23,6 +23,7 @@
 #define CARME_ANCHOR CARME_LIBEXEC "/carme-anchor"
 #define CARME_RUN "/run/carme"
 #define CARME_JOBS CARME_RUN "/jobs"
+#define CARME_JOB_OPTIONS CARME_RUN "/job/options" /* inside a job */
 #define CARME_KILL_SWITCH "/etc/carme/disabled"
 
 #define STEP_NAME_MAX 32
@@ -60,6 +61,7 @@ int job_is_sealed(uint32_t job);
 int job_open(uint32_t job, int create);
 /* flock(2) with a deadline; 0 or -1 with errno. */
 int job_lock(int dir, int64_t deadline_ms);
+void job_unlock(int dir);
 /* Connect to the anchor's socket; -1 with errno. */
 int job_connect(int dir);
 void job_remove(uint32_t job);
@@ -116,6 +118,8 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
+/* --carme=list and --carme=help: print and end the program. */
+void local_show(const char *what) __attribute__((noreturn));
 void extern_end(spank_t sp);
 
 #endif

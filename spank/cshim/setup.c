@@ -225,14 +225,16 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	write_identity(s->dir, e);
 	msg_fds_init(&fds);
 	msg_fds_add(&fds, sys_pidfd_open(e->pid));
-	msg_fds_add(&fds, s->dir);
+	/* Opened anew: the lock that we hold belongs to our descriptor and
+	 * all its copies, and must not outlive this step. */
+	msg_fds_add(&fds, job_open(s->job, 0));
 	record_init(&r);
 	record_add(&r, "type", "adopted");
-	if (fds.fd[0] >= 0)
+	if (fds.fd[0] >= 0 && fds.fd[1] >= 0)
 		rc = msg_send(sock, &r, &fds);
 	if (rc)
 		fail("the anchor is gone: %s", strerror(errno));
-	sys_close(&fds.fd[0]);
+	msg_fds_close(&fds);
 	record_free(&r);
 	return rc;
 }

@@ -2,8 +2,10 @@
  * init_post_opt and exit in a step's slurmstepd, as root: find or make the
  * job's namespaces. Plain jobs leave step_start() after one access().
  */
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,6 +58,24 @@ static int read_items(spank_t sp, struct step *s)
 	return 0;
 }
 
+/* The directory of Slurm's own library, where its plugins are too. */
+static void append_slurm_library(struct record *r)
+{
+	void *symbol = dlsym(RTLD_DEFAULT, "slurm_stepd_connect");
+	char path[PATH_MAX];
+	char *slash;
+	Dl_info info;
+
+	if (!symbol || !dladdr(symbol, &info) || !info.dli_fname ||
+	    !realpath(info.dli_fname, path))
+		return;
+	slash = strrchr(path, '/');
+	if (!slash || slash == path)
+		return;
+	*slash = '\0';
+	record_add(r, "slurmlib", path);
+}
+
 static void append_environment(spank_t sp, struct record *r)
 {
 	char value[4096];
@@ -90,6 +110,7 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 			record_addf(r, "gids", "%u", (unsigned int) gids[i]);
 	if (!spank_get_item(sp, S_SLURM_VERSION, &version) && version)
 		record_add(r, "slurm", version);
+	append_slurm_library(r);
 	append_environment(sp, r);
 	options_append(r);
 }
@@ -264,13 +285,9 @@ void step_start(spank_t sp)
 	} else if (!begin(sp, s) && s->sealed) {
 		set_environment(sp, s);
 	}
-	/* The lock; the directory stays open for the tasks' connections. */
-	if (s->dir >= 0) {
-		int again = job_open(s->job, 0);
-
-		sys_close(&s->dir);
-		s->dir = again;
-	}
+	/* The directory stays open for the tasks' own connections. */
+	if (s->dir >= 0)
+		job_unlock(s->dir);
 	if (s->sealed && forkhook_install(s))
 		fail("watch the forks of this step: %s", strerror(errno));
 }

@@ -20,6 +20,9 @@ type demo struct {
 	// with the exit status.
 	run func(ctx context.Context, w io.Writer, name string, args ...string) (output string, status int, err error)
 
+	// prefix is what the names of the containers begin with, for a second
+	// cluster beside the first (TESTBED_INSTANCE, testbed/bin/lib.sh).
+	prefix string
 	// farewell is how long the traces of ended jobs may stay.
 	farewell  time.Duration
 	neighbour facts
@@ -60,12 +63,12 @@ func (d *demo) show(ctx context.Context, from int) error {
 			return fmt.Errorf("step %d, %s: %w\nonce it is mended: make demo FROM=%d", i+1, s.title, err, i+1)
 		}
 	}
-	fmt.Fprintf(d.out, "\nDone in %s.\n%s", d.now().Sub(begin).Round(time.Second), goodbye)
+	fmt.Fprintf(d.out, "\nDone in %s.\n"+goodbye, d.now().Sub(begin).Round(time.Second), d.prefix)
 	return nil
 }
 
 const goodbye = `
-Look around yourself:   docker exec -it -u alice -w /home/alice carme-login bash
+Look around yourself:   docker exec -it -u alice -w /home/alice %scarme-login bash
                         srun --carme=base --gres=gpu:1 --pty bash
 Take all of it away:    make demo-down
 `

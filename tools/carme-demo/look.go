@@ -58,7 +58,7 @@ func (s sight) check(output string, status int) error {
 
 // exec runs a command as a user on the login machine.
 func (d *demo) exec(ctx context.Context, w io.Writer, user string, args ...string) (string, int, error) {
-	return d.run(ctx, w, "docker", append([]string{"exec", "-u", user, "-w", "/home/" + user, "carme-login"}, args...)...)
+	return d.run(ctx, w, "docker", append([]string{"exec", "-u", user, "-w", "/home/" + user, d.prefix + "carme-login"}, args...)...)
 }
 
 // quiet runs a command whose output is nobody's concern unless it fails.

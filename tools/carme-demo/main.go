@@ -15,7 +15,11 @@ func main() {
 	flag.Parse()
 
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	d := &demo{out: os.Stdout, now: time.Now, run: runCommand, farewell: 5 * time.Second}
+	prefix := ""
+	if instance := os.Getenv("TESTBED_INSTANCE"); instance != "" {
+		prefix = instance + "-"
+	}
+	d := &demo{prefix: prefix, out: os.Stdout, now: time.Now, run: runCommand, farewell: 5 * time.Second}
 	err := d.show(ctx, *from)
 	stop()
 	if err != nil {

@@ -30,18 +30,18 @@ func (d *demo) needNeighbour(ctx context.Context) error {
 		return nil
 	}
 	fmt.Fprintf(d.out, "\n# bob works on the same node, in a plain job, careless with his secrets\nbob@login$ srun --gres=gpu:1 bash -c '…' &\n")
-	if _, err := d.quiet(ctx, "docker", "exec", "-d", "-u", "bob", "-w", "/home/bob", "carme-login",
+	if _, err := d.quiet(ctx, "docker", "exec", "-d", "-u", "bob", "-w", "/home/bob", d.prefix+"carme-login",
 		"timeout", "900", "srun", "-Q", "-w", node, "-J", job, "--gres=gpu:1", "bash", "-c", bobsWork); err != nil {
 		return err
 	}
 	d.neighbour.here = true // from here on there is something to end
-	uid, err := d.quiet(ctx, "docker", "exec", "carme-login", "id", "-u", "bob")
+	uid, err := d.quiet(ctx, "docker", "exec", d.prefix+"carme-login", "id", "-u", "bob")
 	if err != nil {
 		return err
 	}
 	d.neighbour.uid = uid
 	err = until(ctx, 30*time.Second, func() bool {
-		pids, status, err := d.run(ctx, io.Discard, "docker", "exec", node, "pgrep", "-u", "bob", "-f", "^train.py")
+		pids, status, err := d.run(ctx, io.Discard, "docker", "exec", d.prefix+node, "pgrep", "-u", "bob", "-f", "^train.py")
 		d.neighbour.pid, _, _ = strings.Cut(pids, "\n")
 		return err == nil && status == 0
 	})
@@ -58,8 +58,8 @@ func (d *demo) sendNeighbourHome(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	_, cancelled := d.quiet(ctx, "docker", "exec", "-u", "bob", "carme-login", "scancel", "-u", "bob", "-n", job)
-	_, removed := d.quiet(ctx, "docker", "exec", node, "rm", "-f", notes)
+	_, cancelled := d.quiet(ctx, "docker", "exec", "-u", "bob", d.prefix+"carme-login", "scancel", "-u", "bob", "-n", job)
+	_, removed := d.quiet(ctx, "docker", "exec", d.prefix+node, "rm", "-f", notes)
 	if err := errors.Join(cancelled, removed); err != nil {
 		fmt.Fprintf(d.out, "bob's job may still be there: %v\n", err)
 	}

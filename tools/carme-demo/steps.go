@@ -94,7 +94,7 @@ func nothingLeft(ctx context.Context, d *demo) error {
 	fmt.Fprintf(d.out, "\n# directories of jobs, mounts, processes of Carme on the node\nroot@%s# %s\n", node, show)
 	var left string
 	err := until(ctx, d.farewell, func() bool {
-		left, _, _ = d.run(ctx, io.Discard, "docker", "exec", node, "sh", "-c", show)
+		left, _, _ = d.run(ctx, io.Discard, "docker", "exec", d.prefix+node, "sh", "-c", show)
 		return strings.TrimSpace(left) == "0"
 	})
 	fmt.Fprint(d.out, left)

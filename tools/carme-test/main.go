@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -11,16 +10,12 @@ import (
 )
 
 func main() {
-	suite := flag.String("suite", "trixie", "Slurm release for the stage integration: trixie, forky, bookworm")
-	only := flag.String("only", "", "row of docs/features.md, for example J5: run its tests alone")
-	flag.Usage = func() {
-		fmt.Fprintln(flag.CommandLine.Output(), "usage: carme-test [-suite NAME] [-only ROW] all|unit|integration")
-		flag.PrintDefaults()
+	o, err := parse(os.Args[1:], os.Stderr)
+	if err != nil {
+		os.Exit(2)
 	}
-	flag.Parse()
-
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code, err := run(ctx, options{mode: flag.Arg(0), suite: *suite, only: *only}, os.Stdout, time.Now)
+	code, err := run(ctx, o, os.Stdout, time.Now)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "carme-test:", err)

@@ -58,6 +58,7 @@ func testLines(results []result) []string {
 	counts := map[key]*count{}
 	var order []key
 	odd := map[key][]string{}
+	why := map[key]string{} // a whole test was skipped
 	for _, r := range results {
 		k := key{r.suite, r.top()}
 		if counts[k] == nil {
@@ -65,7 +66,9 @@ func testLines(results []result) []string {
 			order = append(order, k)
 		}
 		counts[k].add(r.outcome)
-		if r.outcome == skipped {
+		if r.outcome == skipped && r.name == k.top {
+			why[k] = ": " + r.reason
+		} else if r.outcome == skipped {
 			odd[k] = append(odd[k], fmt.Sprintf("skip  %s: %s", r.name, r.reason))
 		}
 		if r.outcome == failed && r.name != k.top {
@@ -81,7 +84,7 @@ func testLines(results []result) []string {
 		case c.passed == 0:
 			word = "skip"
 		}
-		lines = append(lines, fmt.Sprintf("%s  %-8s %s", word, k.suite, k.top))
+		lines = append(lines, fmt.Sprintf("%s  %-8s %s%s", word, k.suite, k.top, why[k]))
 		for _, text := range odd[k] {
 			lines = append(lines, "      "+text)
 		}

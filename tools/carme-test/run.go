@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -18,6 +19,24 @@ type options struct {
 	mode  string
 	suite string
 	only  string
+}
+
+// parse reads the command line; what is wrong with it is said on w.
+func parse(args []string, w io.Writer) (options, error) {
+	var o options
+	flags := flag.NewFlagSet("carme-test", flag.ContinueOnError)
+	flags.SetOutput(w)
+	flags.StringVar(&o.suite, "suite", first, "Slurm release for the mode integration: trixie, forky, bookworm")
+	flags.StringVar(&o.only, "only", "", "row of "+featuresFile+", for example J5: run its tests alone")
+	flags.Usage = func() {
+		fmt.Fprintln(w, "usage: carme-test [-suite NAME] [-only ROW] all|unit|integration")
+		flags.PrintDefaults()
+	}
+	if err := flags.Parse(args); err != nil {
+		return o, fmt.Errorf("read the command line: %w", err)
+	}
+	o.mode = flags.Arg(0)
+	return o, nil
 }
 
 // runner carries out a plan and collects what it finds.

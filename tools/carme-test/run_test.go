@@ -3,9 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/carme-hpc/carme/tools/internal/child"
 )
 
 func fake(name, suite string, vital bool, ran *[]string, results []result, err error) stage {
@@ -129,15 +133,46 @@ func TestTableNamesTestsAndReasons(t *testing.T) {
 		{suite: "trixie", name: "TestScenario_J1_x/good", outcome: passed},
 		{suite: "trixie", name: "TestScenario_J1_x/mig", outcome: skipped, reason: "no MIG"},
 		{suite: "forky", name: "TestScenario_J1_x/bad", outcome: failed},
+		{suite: "forky", name: "TestScenario_J1_ib", outcome: skipped, reason: "no InfiniBand"},
 	}, "")
 	var screen strings.Builder
 	printTable(&screen, rows)
 	for _, want := range []string{
 		"ok    trixie   TestScenario_J1_x", "skip  TestScenario_J1_x/mig: no MIG",
+		"skip  forky    TestScenario_J1_ib: no InfiniBand\n",
 		"FAIL  forky    TestScenario_J1_x", "FAIL  TestScenario_J1_x/bad", "RED, nothing passed: two",
 	} {
 		if !strings.Contains(screen.String(), want) {
 			t.Errorf("%q is missing in:\n%s", want, screen.String())
+		}
+	}
+}
+
+// What the Makefile calls is what the driver understands.
+func TestMakefileCallsTheDriverRightly(t *testing.T) {
+	for target, want := range map[string]options{
+		"test":                               {mode: "all", suite: "trixie"},
+		"test ONLY=J5":                       {mode: "integration", suite: "trixie", only: "J5"},
+		"test ONLY=J5 SLURM_SUITE=forky":     {mode: "integration", suite: "forky", only: "J5"},
+		"test-unit":                          {mode: "unit", suite: "trixie"},
+		"test-integration SLURM_SUITE=forky": {mode: "integration", suite: "forky"},
+		"test-integration ONLY=A14":          {mode: "integration", suite: "trixie", only: "A14"},
+	} {
+		cmd := child.Command(t.Context(), "make", append([]string{"-n", "-C", "../.."}, strings.Fields(target)...)...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH")} // not the SLURM_SUITE of whoever runs this
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Errorf("make -n %s: %v\n%s", target, err, out)
+			continue
+		}
+		_, call, found := strings.Cut(string(out), "\nbuild/carme-test ")
+		call, _, _ = strings.Cut(call, "\n")
+		got, err := parse(strings.Fields(strings.ReplaceAll(call, "'", "")), io.Discard)
+		if err != nil || !found || got != want {
+			t.Errorf("make %s calls %q, read as %+v, want %+v (%v)", target, call, got, want, err)
+		}
+		if _, err := plan(got); err != nil {
+			t.Errorf("make %s: %v", target, err)
 		}
 	}
 }

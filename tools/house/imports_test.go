@@ -231,10 +231,15 @@ func depguardRules(config string) map[string][]string {
 	return rules
 }
 
-func TestTableNamesPlainFolders(t *testing.T) {
+func TestTableNamesEachFolderOncePlainly(t *testing.T) {
+	seen := map[string]bool{}
 	for _, row := range documented(t) {
 		if row.folder != path.Clean(row.folder) {
 			t.Errorf("folder %q is not written plainly", row.folder)
 		}
+		if seen[row.folder] {
+			t.Errorf("folder %s stands in the table twice", row.folder)
+		}
+		seen[row.folder] = true
 	}
 }
