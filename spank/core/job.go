@@ -141,6 +141,12 @@ func newJob(rec *wire.Record) (*job, error) {
 	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
 		return nil, err
 	}
+	if shards, ok := rec.Get("env.SLURM_SHARDS_ON_NODE"); ok && shards != "0" {
+		return nil, errors.New("gres/shard lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N")
+	}
+	if err := j.addRuntimeBinds(rec); err != nil {
+		return nil, err
+	}
 	for _, o := range request.Options() {
 		for _, value := range rec.All(request.RecordKey(o.Name)) {
 			j.options = append(j.options, wire.Field{Key: strings.ReplaceAll(o.Name, "-", "_"), Value: value})
@@ -157,6 +163,30 @@ func (j *job) optionLines() []byte {
 		out = append(out, o.Key+"="+o.Value+"\n"...)
 	}
 	return out
+}
+
+// addRuntimeBinds takes the binds that users of Apptainer and Singularity set
+// in the environment (apptainer(1), "Bind paths") as if they had been given with
+// --carme-bind: they go through the policy, not round it. Only a job with an
+// image has them, as with Apptainer itself.
+func (j *job) addRuntimeBinds(rec *wire.Record) error {
+	if j.request.Image == request.ImageNone {
+		return nil
+	}
+	for _, name := range []string{"APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND", "SINGULARITY_BINDPATH"} {
+		list, _ := rec.Get("env." + name)
+		if list == "" {
+			continue
+		}
+		for _, entry := range strings.Split(list, ",") {
+			b, err := request.ParseBind(entry)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			j.request.Binds = append(j.request.Binds, b)
+		}
+	}
+	return nil
 }
 
 // closeAll closes descriptors.

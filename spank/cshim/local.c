@@ -106,6 +106,23 @@ void local_show(const char *what)
 	leave(run_check(&r));
 }
 
+static void check_allocation(void)
+{
+	const char *job = getenv("SLURM_JOB_ID");
+	char node[256];
+
+	if (spank_context() != S_CTX_LOCAL || !job ||
+	    allocation_can_seal((uint32_t) strtoul(job, NULL, 10), node,
+				sizeof(node)))
+		return;
+	fprintf(stderr,
+		"carme: %s of job %s cannot seal steps off (it lacks the "
+		"feature carme); make the allocation with --carme or "
+		"--constraint=carme\n",
+		node, job);
+	exit(1);
+}
+
 void local_check(spank_t sp)
 {
 	struct record r;
@@ -127,7 +144,9 @@ void local_check(spank_t sp)
 	options_append(&r);
 	append_words(&r);
 	rc = run_check(&r);
-	options_next_component();
 	if (rc != CHECK_OK)
 		leave(rc);
+	if (options_asked())
+		check_allocation();
+	options_next_component();
 }

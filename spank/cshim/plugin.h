@@ -133,6 +133,8 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
+/* 1 if every node of the job has the feature "carme"; else missing names one. */
+int allocation_can_seal(uint32_t job, char *missing, size_t len);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
 void extern_end(spank_t sp);
