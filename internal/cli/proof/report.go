@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/carme-hpc/carme/internal/wire"
 )
@@ -128,15 +129,15 @@ func (r Report) WriteText(out io.Writer) error {
 		if ns.JobInode == ns.HostInode {
 			state = "shared with the node"
 		}
-		w.row(ns.Kind, fmt.Sprintf("%s\t%d\tnode: %d", state, ns.JobInode, ns.HostInode))
+		w.row(ns.Kind, state, strconv.FormatUint(ns.JobInode, 10), "node: "+strconv.FormatUint(ns.HostInode, 10))
 	}
 	w.line("\nDevices")
 	for _, d := range p.Devices {
-		w.row(d.Path, fmt.Sprintf("%s\t%d:%d\t%s", d.Kind, d.Major, d.Minor, gpuText(d.Model, d.UUID, d.PCI, d.MIGUUIDs)))
+		w.row(d.Path, d.Kind, fmt.Sprintf("%d:%d", d.Major, d.Minor), gpuText(d.Model, d.UUID, d.PCI, d.MIGUUIDs))
 	}
 	w.line("\nMounts")
 	for _, m := range p.Mounts {
-		w.row(m.Target, fmt.Sprintf("%s\t%s\t%s", m.Kind, m.Source, m.Options))
+		w.row(m.Target, m.Kind, m.Source, m.Options)
 	}
 	if len(r.GPUs) > 0 {
 		w.line("\nGPUs that NVML lists here")
@@ -165,7 +166,15 @@ type writer struct {
 	err error
 }
 
+// print writes a line. A path of a user can hold anything, and an admin reads
+// this: what cannot be printed becomes a question mark, so that nothing can
+// make a row or move a cursor.
 func (w *writer) print(format string, args ...any) {
+	for i, a := range args {
+		if s, isText := a.(string); isText {
+			args[i] = plain(s)
+		}
+	}
 	if _, err := fmt.Fprintf(w.tab, format, args...); err != nil && w.err == nil {
 		w.err = err
 	}
@@ -179,8 +188,24 @@ func (w *writer) line(format string, args ...any) {
 	w.print(format+"\n", args...)
 }
 
-func (w *writer) row(name, text string) {
-	w.print("  %s\t%s\n", name, strings.TrimRight(text, "\t "))
+func (w *writer) row(name string, cells ...string) {
+	for len(cells) > 0 && cells[len(cells)-1] == "" {
+		cells = cells[:len(cells)-1]
+	}
+	w.print("  %s", name)
+	for _, cell := range cells {
+		w.print("\t%s", cell)
+	}
+	w.print("\n")
+}
+
+func plain(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return '?'
+	}, s)
 }
 
 func (w *writer) checks(checks []wire.Check) {
@@ -189,7 +214,7 @@ func (w *writer) checks(checks []wire.Check) {
 		if !c.OK {
 			state = "FAIL"
 		}
-		w.row(state, c.Name+"\t"+c.Detail)
+		w.row(state, c.Name, c.Detail)
 	}
 }
 
