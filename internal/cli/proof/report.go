@@ -32,7 +32,7 @@ type Report struct {
 	Record *wire.Proof `json:"record"`
 	// Live are the checks made now, nil for a job seen from outside.
 	Live []wire.Check `json:"live"`
-	// GPUs are those that NVML lists to this process now.
+	// GPUs are those that NVML lists to this process now; never null.
 	GPUs []SeenGPU `json:"gpus"`
 }
 
@@ -92,6 +92,9 @@ func read(root, name string) (*wire.Proof, error) {
 
 // New makes a report of a record and the checks made now.
 func New(p *wire.Proof, live []wire.Check, gpus []SeenGPU) Report {
+	if gpus == nil {
+		gpus = []SeenGPU{}
+	}
 	r := Report{OK: p.Failed() == 0, Record: p, Live: live, GPUs: gpus}
 	for _, c := range live {
 		r.OK = r.OK && c.OK
