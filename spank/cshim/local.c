@@ -154,12 +154,14 @@ void local_check(spank_t sp)
 	if ((!options_asked() && !options_typed()) ||
 	    !access(CARME_JOB_OPTIONS, F_OK))
 		return;
-	/* Typed in a plain allocation: this step alone is meant. */
-	if (spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") &&
-	    !options_inherited())
-		setenv("CARME_SCOPE", "step", 1);
-	else
+	/* Typed in a plain allocation, this step alone is meant; without one,
+	 * the job is srun's own and ends with it. */
+	if (spank_context() != S_CTX_LOCAL ||
+	    (getenv("SLURM_JOB_ID") && options_inherited()))
 		unsetenv("CARME_SCOPE");
+	else
+		setenv("CARME_SCOPE", getenv("SLURM_JOB_ID") ? "step" : "srun",
+		       1);
 	begin_request(&r);
 	append_words(&r);
 	append_binds(&r);

@@ -124,7 +124,20 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 
 /* ---- joining ---------------------------------------------------------- */
 
-static int join(struct step *s)
+/* A batch script, an interactive step, or step 0 of an srun that made the
+ * allocation itself, which it tells by CARME_SCOPE (local.c). */
+static int job_ends_with(spank_t sp, const struct step *s)
+{
+	char scope[16] = "";
+
+	if (s->id == SLURM_BATCH_SCRIPT || s->id == SLURM_INTERACTIVE_STEP)
+		return 1;
+	return s->id == 0 &&
+	       !spank_getenv(sp, "CARME_SCOPE", scope, sizeof(scope)) &&
+	       !strcmp(scope, "srun");
+}
+
+static int join(spank_t sp, struct step *s)
 {
 	struct msg_fds fds;
 	struct record r;
@@ -134,6 +147,8 @@ static int join(struct step *s)
 	record_add(&r, "type", "join");
 	record_add(&r, "step", s->name);
 	record_add(&r, "lease", "1");
+	if (job_ends_with(sp, s))
+		record_add(&r, "owner", "1");
 	rc = msg_send(s->lease, &r, NULL);
 	record_free(&r);
 	if (rc || msg_recv(s->lease, &s->plan, &fds, NULL, SETUP_MS) != 1) {
@@ -199,7 +214,7 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 	struct record request;
 	int rc = 0;
 
-	if (join(s))
+	if (join(sp, s))
 		return -1;
 	if (!options_asked() && step_is_plain(s))
 		return 0;
@@ -271,7 +286,7 @@ static int begin(spank_t sp, struct step *s)
 	build_request(sp, s, "first", &request);
 	s->lease = setup_job(s, &request, deadline, &s->result);
 	record_free(&request);
-	return s->lease < 0 ? -1 : join(s);
+	return s->lease < 0 ? -1 : join(sp, s);
 }
 
 /* ---- environment ------------------------------------------------------ */

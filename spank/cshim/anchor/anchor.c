@@ -11,8 +11,8 @@
  *                                      "cgroup" lines of the anchor
  *   start      + namespace fds      -> started  "pid1", "pidns"
  *   container  "key", "argv", "env" -> accepted
- *   join       "step", "lease"      -> joined   the plan, + pidfd, pid and
- *                                      mount namespace, device fds
+ *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
+ *              "owner"                 mount namespace, device fds
  *   enter      "key"                -> entered  "env", + user and mount
  *                                      namespace, once the container is up
  *   bye                             (the lease ends in peace)
@@ -50,6 +50,7 @@
 struct peer {
 	int fd;
 	char step[STEP_MAX]; /* non-empty: holds a lease for this step */
+	int owner;	     /* the job ends with this step */
 	char *waits_for;     /* key of a container that is starting */
 };
 
@@ -244,6 +245,7 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 		msg_fds_add(&fds, a->devices.fd[i]);
 	if (step && record_num(r, "lease", 0) == 1)
 		snprintf(p->step, sizeof(p->step), "%s", step);
+	p->owner = record_num(r, "owner", 0) == 1;
 	answer(p->fd, &out, &fds);
 	record_free(&out);
 }
@@ -320,6 +322,21 @@ static void on_enter(struct anchor *a, struct peer *p, const struct record *r)
 		p->waits_for = strdup(key);
 }
 
+/*
+ * Slurm looks whether the extern step is empty right after it has told its
+ * processes to end, and if it is not, only again after a second, in which the
+ * node takes no other job (proctrack/cgroup, cg_node_bitmap). A container needs
+ * some milliseconds to go. So when the step ends that the job lives by, its
+ * batch script or the srun that made the allocation, the job is ended here
+ * before Slurm gets to it.
+ */
+static void on_bye(struct anchor *a, struct peer *p)
+{
+	p->step[0] = '\0';
+	if (p->owner)
+		a->ending = 1;
+}
+
 static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 		     struct msg_fds *fds)
 {
@@ -338,7 +355,7 @@ static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 	else if (!strcmp(type, "enter"))
 		on_enter(a, p, r);
 	else if (!strcmp(type, "bye"))
-		p->step[0] = '\0';
+		on_bye(a, p);
 	else if (!strcmp(type, "end"))
 		a->ended = 1;
 	else
@@ -495,8 +512,6 @@ static int serve_once(struct anchor *a)
 	/* Without namespaces and without a peer nobody can need us. */
 	if (a->pid1_pidfd < 0 && a->peers == 0)
 		return -1;
-	/* Slurm looks whether the extern step is empty, and if it is not, only
-	 * again after a second (proctrack/cgroup); so be gone by then. */
 	return (a->ending && !leased(a)) ? -1 : 0;
 }
 
