@@ -148,11 +148,11 @@ func TestTestbed_homes_of_node_2_are_closed_to_root(t *testing.T) {
 
 func TestTestbed_task_prolog_and_epilog_run_on_node_1_alone(t *testing.T) {
 	as(t, "bob", login, "sh", "-c", "rm -rf task-hooks && mkdir task-hooks").ok(t)
-	const print = `echo "[$TESTBED_TASKPROLOG]"`
-	if out := srun(t, "bob", "-w", node1, "sh", "-c", print).ok(t); out != "["+node1+"]" {
+	const show = `echo "[$TESTBED_TASKPROLOG]"`
+	if out := srun(t, "bob", "-w", node1, "sh", "-c", show).ok(t); out != "["+node1+"]" {
 		t.Errorf("%s: %s", node1, out)
 	}
-	if out := srun(t, "bob", "-w", node2, "sh", "-c", print).ok(t); out != "[]" {
+	if out := srun(t, "bob", "-w", node2, "sh", "-c", show).ok(t); out != "[]" {
 		t.Errorf("%s: %s", node2, out)
 	}
 	eventually(t, 5*time.Second, "a line of each hook", func() bool {

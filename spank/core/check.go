@@ -50,7 +50,8 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		return checkFailed, err
 	}
 	p := policy.New(cfg)
-	person, err := lookUp(uint32(os.Getuid()), uint32(os.Getgid()), ownGroups())
+	uid, gid, gids := ownIDs()
+	person, err := lookUp(uid, gid, gids)
 	if err != nil {
 		return checkFailed, err
 	}
@@ -65,15 +66,14 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 	return checkOK, err
 }
 
-// ownGroups are the supplementary groups of this process.
-func ownGroups() []uint32 {
-	gids, err := os.Getgroups()
+// ownIDs are those of this process; the kernel keeps ids in 32 bits.
+func ownIDs() (uid, gid uint32, gids []uint32) {
+	groups, err := os.Getgroups()
 	if err != nil {
-		return nil
+		groups = nil // a user without groups may use what needs none
 	}
-	out := make([]uint32, 0, len(gids))
-	for _, g := range gids {
-		out = append(out, uint32(g))
+	for _, g := range groups {
+		gids = append(gids, uint32(g)) //nolint:gosec // see above
 	}
-	return out
+	return uint32(os.Getuid()), uint32(os.Getgid()), gids //nolint:gosec // see above
 }

@@ -25,10 +25,10 @@ type job struct {
 	person   person
 	slurm    string
 	node     string
-	spool    string // SlurmdSpoolDir
-	slurmLib string // where Slurm's library and plugins lie
-	slurmNS  bool   // Slurm has made a mount namespace for the job
-	instance string // 128 random bits in hex
+	spool    string          // SlurmdSpoolDir
+	slurmLib string          // where Slurm's library and plugins lie
+	slurmNS  bool            // Slurm has made a mount namespace for the job
+	instance string          // 128 random bits in hex
 	request  request.Request // as asked for
 	options  []wire.Field    // the same as Slurm had them, by name
 	plan     plan            // as allowed
@@ -184,7 +184,7 @@ func addRuntimeBinds(req *request.Request, rec *wire.Record) error {
 		if list == "" {
 			continue
 		}
-		for _, entry := range strings.Split(list, ",") {
+		for _, entry := range strings.SplitSeq(list, ",") {
 			b, err := request.ParseBind(entry)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)

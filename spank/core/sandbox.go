@@ -47,7 +47,6 @@ type sandbox struct {
 	job    *job
 	hostNS map[string]uint64 // inodes of the host's namespaces
 	ns     map[string]int    // open namespaces of the job, for the anchor
-	run    int               // /run/carme of the job, writable until sealed
 	procFD int               // the host's /proc/driver, -1 without
 	mounts []wire.ProofMount
 }
@@ -283,19 +282,23 @@ func (s *sandbox) cgroups() error {
 	return narrowCgroups(s.job.cgroups)
 }
 
+// pciDevices holds a link per device into /sys/devices.
+const pciDevices = "/sys/bus/pci/devices"
+
 // sysfs covers the directories of GPUs that are not the job's.
 func (s *sandbox) sysfs() error {
 	for _, g := range s.job.gpus {
 		if g.device.Own || g.PCI == "" {
 			continue
 		}
-		dir, err := filepath.EvalSymlinks("/sys/bus/pci/devices/" + g.PCI)
+		link, err := os.Readlink(filepath.Join(pciDevices, g.PCI))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("find GPU %s in sysfs: %w", g.PCI, err)
 		}
+		dir := filepath.Join(pciDevices, link)
 		if err := tmpfs(dir, "555", "4k"); err != nil {
 			return err
 		}
@@ -413,11 +416,11 @@ func pathOf(fd int) (string, error) {
 }
 
 func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
-	real, err := pathOf(source)
+	actual, err := pathOf(source)
 	if err != nil {
 		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
 	}
-	readOnly, err := s.job.mayBind(real, b)
+	readOnly, err := s.job.mayBind(actual, b)
 	if err != nil {
 		return err
 	}

@@ -507,4 +507,3 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	_, err = anchor.call("accepted", spec)
 	return answer, err
 }
-

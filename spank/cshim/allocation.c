@@ -31,7 +31,8 @@ struct api {
 static int find_api(struct api *a)
 {
 	*(void **) &a->load_job = dlsym(RTLD_DEFAULT, "slurm_load_job");
-	*(void **) &a->free_job = dlsym(RTLD_DEFAULT, "slurm_free_job_info_msg");
+	*(void **) &a->free_job =
+	    dlsym(RTLD_DEFAULT, "slurm_free_job_info_msg");
 	*(void **) &a->load_node =
 	    dlsym(RTLD_DEFAULT, "slurm_load_node_single");
 	*(void **) &a->free_node =

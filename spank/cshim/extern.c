@@ -119,8 +119,7 @@ int extern_adopt(struct extern_step *e, pid_t pid)
 {
 	add_pid_f *add_pid;
 
-	*(void **) &add_pid =
-	    dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
+	*(void **) &add_pid = dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))
 		return -1;
 	return in_extern(pid) ? 0 : -1;

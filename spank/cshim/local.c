@@ -61,8 +61,8 @@ static int fd_of(const struct record *r)
 {
 	int fd = memfd_create("carme-request", 0);
 
-	if (fd >= 0 && (!record_ok(r) ||
-			write(fd, r->buf, r->len) != (ssize_t) r->len))
+	if (fd >= 0 &&
+	    (!record_ok(r) || write(fd, r->buf, r->len) != (ssize_t) r->len))
 		sys_close(&fd);
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_SET);

@@ -52,8 +52,8 @@ static struct spank_option table[OPT_COUNT] = {
      on_option},
     {"carme-home", "yes|no", "show the home directory in the job", 1, OPT_HOME,
      on_option},
-    {"carme-overlay", "none|tmpfs|DIR", "make the image writable in a layer",
-     1, OPT_OVERLAY, on_option},
+    {"carme-overlay", "none|tmpfs|DIR", "make the image writable in a layer", 1,
+     OPT_OVERLAY, on_option},
     {"carme-conda", "NAME|PREFIX", "activate a conda environment", 1, OPT_CONDA,
      on_option},
     {"carme-debug", NULL, "show the steps of the set-up with their times", 0,
@@ -65,8 +65,9 @@ static const char *const key[OPT_COUNT] = {
     "carme",	  "no_carme",	   "carme_net",	  "carme_bind", "carme_workdir",
     "carme_home", "carme_overlay", "carme_conda", "carme_debug"};
 static const char *const variable[OPT_COUNT] = {
-    "CARME",	  NULL,		   "CARME_NET",	  "CARME_BIND", "CARME_WORKDIR",
-    "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA", "CARME_DEBUG"};
+    "CARME",	     NULL,	   "CARME_NET",	    "CARME_BIND",
+    "CARME_WORKDIR", "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA",
+    "CARME_DEBUG"};
 
 static int on_option(int val, const char *arg, int remote)
 {
@@ -230,8 +231,7 @@ void options_append(struct record *r)
 			if (replaced(s) && k < kept - 1)
 				continue;
 			snprintf(name, sizeof(name), "%s.%s",
-				 (k == 0 && s->from_env) ? "inherited"
-							 : "opt",
+				 (k == 0 && s->from_env) ? "inherited" : "opt",
 				 key[i]);
 			record_add(r, name, s->value[k]);
 		}

@@ -92,9 +92,9 @@ struct step {
 	int pidns, mntns;
 	struct msg_fds devices; /* O_PATH, in the order of the plan */
 	struct record plan;
-	struct record result;	/* the core's answer, when it was asked */
-	const char *image; /* key of the container, or NULL */
-	int enter; /* a task's own connection to the anchor */
+	struct record result; /* the core's answer, when it was asked */
+	const char *image;    /* key of the container, or NULL */
+	int enter;	      /* a task's own connection to the anchor */
 	struct xauthority xauthority;
 };
 
@@ -104,8 +104,8 @@ void step_start(spank_t sp);
 void step_end(void);
 
 /* Spawn the anchor and the core. The lease, or -1 after fail(). */
-int setup_job(const struct step *s, struct record *request,
-	      int64_t deadline_ms, struct record *result);
+int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
+	      struct record *result);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */
@@ -135,7 +135,8 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
-/* 1 if every node of the job has the feature "carme"; else missing names one. */
+/* 1 if every node of the job has the feature "carme"; else missing names one.
+ */
 int allocation_can_seal(uint32_t job, char *missing, size_t len);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));

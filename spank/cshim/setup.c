@@ -193,8 +193,8 @@ static void core_kill(struct core *c)
 static void write_identity(int dir, const struct extern_step *e)
 {
 	char text[64];
-	int fd = sys_open_beneath(dir, JOB_EXTERN,
-				  O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	int fd = sys_open_beneath(dir, JOB_EXTERN, O_WRONLY | O_CREAT | O_TRUNC,
+				  0600);
 
 	extern_identity(e, text, sizeof(text));
 	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text))
@@ -245,8 +245,8 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	return rc;
 }
 
-int setup_job(const struct step *s, struct record *request,
-	      int64_t deadline_ms, struct record *result)
+int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
+	      struct record *result)
 {
 	struct extern_step e;
 	const char *why = "";

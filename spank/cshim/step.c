@@ -25,14 +25,10 @@
  * count only where Slurm does not constrain devices (gres.conf(5), srun(1)),
  * and binds that a user has set for the container runtime. */
 static const char *const variables[] = {
-    "SLURM_STEP_GPUS",
-    "SLURM_JOB_GPUS",
-    "SLURM_SHARDS_ON_NODE",
-    "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
-    "APPTAINER_BIND",
-    "APPTAINER_BINDPATH",
-    "SINGULARITY_BIND",
-    "SINGULARITY_BINDPATH",
+    "SLURM_STEP_GPUS",	    "SLURM_JOB_GPUS",
+    "SLURM_SHARDS_ON_NODE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "APPTAINER_BIND",	    "APPTAINER_BINDPATH",
+    "SINGULARITY_BIND",	    "SINGULARITY_BINDPATH",
     "CARME_SCOPE"};
 
 struct step the_step = {.dir = -1,

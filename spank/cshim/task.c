@@ -17,8 +17,8 @@
 
 /* Variables that an image sets for itself but that are the task's. */
 static const char *const task_owns[] = {
-    "HOME",   "USER",	"LOGNAME", "PWD",     "OLDPWD",	    "SHLVL", "_",
-    "TMPDIR", "DISPLAY", "TERM",   "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR"};
+    "HOME",   "USER",	 "LOGNAME", "PWD",   "OLDPWD",	 "SHLVL",	   "_",
+    "TMPDIR", "DISPLAY", "TERM",    "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR"};
 
 void task_start_privileged(spank_t sp)
 {
@@ -35,8 +35,8 @@ void task_start_privileged(spank_t sp)
 			return;
 		}
 	}
-	if (setns(s->pid1, CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS |
-			       CLONE_NEWNET)) {
+	if (setns(s->pid1,
+		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET)) {
 		fail("join the job's namespaces: %s", strerror(errno));
 		return;
 	}
@@ -51,7 +51,8 @@ static int is_tasks_own(const char *entry)
 	if (!strncmp(entry, "SLURM", 5) || !strncmp(entry, "CARME", 5))
 		return 1;
 	for (size_t i = 0; i < sizeof(task_owns) / sizeof(*task_owns); i++)
-		if (strlen(task_owns[i]) == n && !strncmp(entry, task_owns[i], n))
+		if (strlen(task_owns[i]) == n &&
+		    !strncmp(entry, task_owns[i], n))
 			return 1;
 	return 0;
 }
@@ -88,10 +89,9 @@ static void drop_environment(spank_t sp, const struct record *plan)
 		char name[256];
 		size_t n = strcspn(env[i], "=");
 
-		if (n < sizeof(name) &&
-		    (matches(plan, "drop.always", env[i]) ||
-		     (matches(plan, "drop", env[i]) &&
-		      !matches(plan, "pass", env[i])))) {
+		if (n < sizeof(name) && (matches(plan, "drop.always", env[i]) ||
+					 (matches(plan, "drop", env[i]) &&
+					  !matches(plan, "pass", env[i])))) {
 			memcpy(name, env[i], n);
 			name[n] = '\0';
 			/* The array closes the gap: look at i again. */
@@ -149,7 +149,8 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 	if (message)
 		fail("start %s: %s", s->image, message);
 	else if (*userns < 0 || *mntns < 0)
-		fail("the job's anchor sent no container; submit the job again");
+		fail(
+		    "the job's anchor sent no container; submit the job again");
 	else
 		take_environment(sp, &s->plan, &r);
 	record_free(&r);
