@@ -120,6 +120,8 @@ int proof_namespaces(const struct step *s);
 void local_check(spank_t sp);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
+/* The same where it is the first word, before the program asks for more. */
+void local_show_first(void);
 void extern_end(spank_t sp);
 
 #endif
