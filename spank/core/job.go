@@ -184,7 +184,7 @@ func addRuntimeBinds(req *request.Request, rec *wire.Record) error {
 		if list == "" {
 			continue
 		}
-		for _, entry := range strings.SplitSeq(list, ",") {
+		for entry := range strings.SplitSeq(list, ",") {
 			b, err := request.ParseBind(entry)
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)

@@ -43,7 +43,7 @@ func withLocal(from, to string, extra []string) error {
 		return fmt.Errorf("read the node's accounts: %w", err)
 	}
 	known := map[string]bool{}
-	for _, line := range strings.SplitSeq(string(text), "\n") {
+	for line := range strings.SplitSeq(string(text), "\n") {
 		name, _, _ := strings.Cut(line, ":")
 		known[name] = true
 	}

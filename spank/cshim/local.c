@@ -143,6 +143,23 @@ static void check_allocation(void)
 	exit(1);
 }
 
+/* sbatch reads a script before it looks at our options. */
+void local_show_first(void)
+{
+	char text[256];
+	int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof(text) - 1);
+	const char *first;
+
+	sys_close(&fd);
+	text[n > 0 ? n : 0] = '\0';
+	if (n <= 0 || strlen(text) + 1 >= (size_t) n)
+		return;
+	first = text + strlen(text) + 1;
+	if (!strcmp(first, "--carme=list") || !strcmp(first, "--carme=help"))
+		local_show(first + strlen("--carme="));
+}
+
 void local_check(spank_t sp)
 {
 	struct record r;

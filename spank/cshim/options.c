@@ -141,15 +141,35 @@ static void inherit_from_job(void)
 		fclose(f);
 }
 
+static int is_no(const char *v)
+{
+	return !strcmp(v, "no") || !strcmp(v, "0");
+}
+
+/* The value of an option's variable, NULL if it is not set or says no. */
+static const char *default_of(int i)
+{
+	const char *v = variable[i] ? getenv(variable[i]) : NULL;
+
+	if (!v || !*v)
+		return NULL;
+	if ((i == OPT_CARME || i == OPT_DEBUG) && is_no(v))
+		return NULL;
+	/* An option without a value; others but yes are refused by the core. */
+	if (i == OPT_DEBUG && (!strcmp(v, "yes") || !strcmp(v, "1")))
+		return "";
+	return v;
+}
+
 void options_from_environment(void)
 {
 	inherit_from_job();
 	for (int i = 0; i < OPT_COUNT; i++) {
-		const char *v = variable[i] ? getenv(variable[i]) : NULL;
+		const char *v = default_of(i);
 		char name[96];
 
 		inherited_name(name, sizeof(name), key[i]);
-		if (v && *v && !getenv(name))
+		if (v && !getenv(name))
 			setenv(name, v, 1);
 		seen[i].from_env = getenv(name) != NULL;
 	}
@@ -191,7 +211,7 @@ int options_asked(void)
 	if (!seen[OPT_CARME].n || seen[OPT_NO_CARME].n)
 		return 0;
 	v = last_value(&seen[OPT_CARME]);
-	return strcmp(v, "no") != 0 && strcmp(v, "0") != 0;
+	return !is_no(v);
 }
 
 void options_count_word(const char *word)

@@ -140,6 +140,8 @@ void local_check(spank_t sp);
 int allocation_can_seal(uint32_t job, char *missing, size_t len);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
+/* The same where it is the first word, before the program asks for more. */
+void local_show_first(void);
 void extern_end(spank_t sp);
 
 #endif
