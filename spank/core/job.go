@@ -26,6 +26,7 @@ type job struct {
 	node     string
 	spool    string // SlurmdSpoolDir
 	slurmLib string // where Slurm's library and plugins lie
+	slurmNS  bool   // Slurm has made a mount namespace for the job
 	instance string // 128 random bits in hex
 	request  request.Request // as asked for
 	options  []wire.Field    // the same as Slurm had them, by name
@@ -130,6 +131,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
 	j.slurmLib, _ = rec.Get("slurmlib")
+	_, j.slurmNS = rec.Get("slurmns")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}

@@ -77,6 +77,16 @@ func (s *sandbox) unshare() error {
 		}
 		s.hostNS[kind] = inode
 	}
+	if s.job.slurmNS {
+		// Slurm's own mounts of the job (job_container/tmpfs,
+		// namespace/tmpfs) are what ours build upon.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("leave the process's root directory: %w", err)
+		}
+		if err := unix.Setns(slurmNSFD, unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("join Slurm's mount namespace of the job: %w", err)
+		}
+	}
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("create namespaces: %w", err)
 	}
@@ -170,6 +180,9 @@ func (s *sandbox) temporaries() error {
 	for _, dir := range []string{"/tmp", "/var/tmp"} {
 		if !isDir(dir) {
 			continue // a link to the other, as some sites have it
+		}
+		if s.job.slurmNS && dir == "/tmp" {
+			continue // private by Slurm, and the site chose its disk
 		}
 		if err := tmpfs(dir, "1777", s.job.plan.Site.Tmp.Size); err != nil {
 			return err

@@ -23,6 +23,7 @@ const (
 	RequestFD = 3
 	ResultFD  = 4
 	AnchorFD  = 5
+	slurmNSFD = 6
 )
 
 // Setup reads the plugin's request, does what it asks for, and writes one
@@ -193,6 +194,15 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		}
 	}
 	j.plan.Request.AppendTo(out)
+	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
+		out.Add("scope", "step")
+	}
+	dropped, always, passed := j.policy.EnvPatterns()
+	for key, patterns := range map[string][]string{"drop": dropped, "drop.always": always, "pass": passed} {
+		for _, p := range patterns {
+			out.Add(key, p)
+		}
+	}
 	for _, g := range j.gpus {
 		own := "0"
 		if g.device.Own {

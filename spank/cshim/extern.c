@@ -19,6 +19,7 @@
 typedef int connect_f(const char *directory, const char *nodename,
 		      slurm_step_id_t *step, uint16_t *protocol);
 typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
+typedef int namespace_f(int fd, uint16_t protocol);
 
 static unsigned long long start_time(pid_t pid)
 {
@@ -123,6 +124,21 @@ int extern_adopt(struct extern_step *e, pid_t pid)
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))
 		return -1;
 	return in_extern(pid) ? 0 : -1;
+}
+
+int extern_namespace(struct extern_step *e)
+{
+	namespace_f *get;
+	int fd;
+
+	*(void **) &get = dlsym(RTLD_DEFAULT, "slurm_stepd_get_namespace_fd");
+	if (!get)
+		return -1;
+	fd = get(e->sock, e->protocol);
+	if (fd <= 0)
+		return -1;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return fd;
 }
 
 void extern_close(struct extern_step *e)

@@ -117,6 +117,12 @@ void local_check(spank_t sp)
 	if ((!options_asked() && !options_typed()) ||
 	    !access(CARME_JOB_OPTIONS, F_OK))
 		return;
+	/* Typed in a plain allocation: this step alone is meant. */
+	if (spank_context() == S_CTX_LOCAL && getenv("SLURM_JOB_ID") &&
+	    !options_inherited())
+		setenv("CARME_SCOPE", "step", 1);
+	else
+		unsetenv("CARME_SCOPE");
 	begin_request(&r);
 	options_append(&r);
 	append_words(&r);

@@ -161,6 +161,11 @@ int options_any(void)
 	return 0;
 }
 
+int options_inherited(void)
+{
+	return seen[OPT_CARME].from_env;
+}
+
 int options_typed(void)
 {
 	for (int i = 0; i < OPT_COUNT; i++)

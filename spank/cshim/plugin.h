@@ -40,6 +40,8 @@ int options_asked(void);
 int options_any(void);
 /* srun and sbatch: was any given on the command line or in the script? */
 int options_typed(void);
+/* Does --carme come from the environment, or from the job around? */
+int options_inherited(void);
 /* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
 /* srun parses again for each component of a heterogeneous job. */
@@ -68,6 +70,13 @@ void job_remove(uint32_t job);
 
 /* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
 
+/* xauthority.c: the cookie of Slurm's X11 forwarding */
+struct xauthority {
+	char name[64]; /* below /tmp; empty: none */
+	char *bytes;
+	size_t len;
+};
+
 struct step {
 	int sealed;
 	uint32_t job, id;
@@ -84,6 +93,7 @@ struct step {
 	struct record result;	/* the core's answer, when it was asked */
 	const char *image; /* key of the container, or NULL */
 	int enter; /* a task's own connection to the anchor */
+	struct xauthority xauthority;
 };
 
 extern struct step the_step;
@@ -99,6 +109,11 @@ int setup_job(const struct step *s, struct record *request,
  * replaces the plan's. 0, or -1 after fail(). */
 int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 		struct record *result);
+
+/* Read the cookie outside, as root, if path is one that Slurm made for uid. */
+void xauthority_read(struct xauthority *x, const char *path, uid_t uid);
+/* Write it inside, where /tmp is the job's own. */
+void xauthority_write(const struct xauthority *x, uid_t uid, gid_t gid);
 
 void task_start_privileged(spank_t sp);
 void task_start(spank_t sp);

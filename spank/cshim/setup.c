@@ -22,7 +22,7 @@
 #include "extern.h"
 #include "plugin.h"
 
-#define FDS_MAX 3
+#define FDS_MAX 4
 
 /* Clean mask, default handlers, no environment, own session, and only the
  * given descriptors, from 3 upwards; the child closes what else is open. */
@@ -128,9 +128,11 @@ struct core {
 	int result; /* our end of the pipe */
 };
 
-static int core_start(struct core *c, const struct record *request, int anchor)
+/* ns is Slurm's mount namespace of the job, or -1. */
+static int core_start(struct core *c, const struct record *request, int anchor,
+		      int ns)
 {
-	int fds[FDS_MAX] = {-1, -1, anchor};
+	int fds[FDS_MAX] = {-1, -1, anchor, ns};
 	int pipefd[2] = {-1, -1};
 
 	c->pid = -1;
@@ -141,7 +143,7 @@ static int core_start(struct core *c, const struct record *request, int anchor)
 		return -1;
 	}
 	fds[1] = pipefd[1];
-	c->pid = spawn(CARME_HOST, "setup", fds, 3);
+	c->pid = spawn(CARME_HOST, "setup", fds, ns < 0 ? 3 : 4);
 	sys_close(&fds[0]);
 	close(pipefd[1]);
 	c->result = pipefd[0];
@@ -247,6 +249,7 @@ int setup_job(const struct step *s, struct record *request,
 	struct core core = {.pid = -1, .result = -1};
 	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
 	pid_t launcher = -1;
+	int ns = -1;
 	int rc = -1;
 
 	if (extern_open(s->job, &e, &why)) {
@@ -254,13 +257,16 @@ int setup_job(const struct step *s, struct record *request,
 		return -1;
 	}
 	record_add(request, "spool", e.spool);
+	ns = extern_namespace(&e);
+	if (ns >= 0)
+		record_add(request, "slurmns", "1");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
 		fail("create sockets: %s", strerror(errno));
 		goto done;
 	}
 	launcher = spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
-	if (launcher < 0 || core_start(&core, request, host[0])) {
+	if (launcher < 0 || core_start(&core, request, host[0], ns)) {
 		fail("start the set-up in " CARME_LIBEXEC ": %s; ask the admin "
 		     "to reinstall Carme on this node",
 		     strerror(errno));
@@ -273,6 +279,7 @@ int setup_job(const struct step *s, struct record *request,
 		goto done;
 	rc = core_finish(&core, result, deadline_ms);
 done:
+	sys_close(&ns);
 	extern_close(&e);
 	core_kill(&core);
 	if (launcher > 0)
@@ -290,7 +297,7 @@ int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 {
 	struct core core;
 
-	if (core_start(&core, request, lease)) {
+	if (core_start(&core, request, lease, -1)) {
 		fail("start " CARME_HOST ": %s", strerror(errno));
 		return -1;
 	}

@@ -46,6 +46,13 @@ func Options() []Option {
 	}
 }
 
+// ApptainerBinds are the variables in which users of Apptainer keep binds
+// (apptainer(1)). In an image they count as binds of the user, and so go
+// through the policy; Apptainer itself never sees them.
+func ApptainerBinds() []string {
+	return []string{"APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND", "SINGULARITY_BINDPATH"}
+}
+
 // find returns the option of that name.
 func find(name string) (Option, bool) {
 	for _, o := range Options() {

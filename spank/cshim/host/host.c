@@ -3,7 +3,8 @@
  * and the command line tools start it where Go must not live themselves
  * (docs/adr/0001). Its arguments are constant words, never user text:
  *
- *   carme-host setup   request on fd 3, result on fd 4, anchor on fd 5
+ *   carme-host setup   request on fd 3, result on fd 4, anchor on fd 5, and
+ *                      Slurm's mount namespace of the job on fd 6, if any
  *   carme-host check   request on fd 3; errors and lists on the terminal
  */
 #include <dlfcn.h>
