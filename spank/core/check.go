@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/spank/policy"
@@ -40,6 +38,9 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 	if err != nil {
 		return checkFailed, err
 	}
+	if err := addRuntimeBinds(&req, rec); err != nil {
+		return checkFailed, err
+	}
 	if req.Action == request.ActionHelp {
 		_, err := io.WriteString(stdout, request.Help())
 		return checkDone, err
@@ -57,20 +58,11 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		_, err := io.WriteString(stdout, request.List(p.Images(), person.Groups))
 		return checkDone, err
 	}
-	if err := request.DetectSpacedImage(afterCarme(rec.All("word")), p.ImageNames(person.Groups), request.IsSandbox); err != nil {
+	if err := request.DetectSpacedImage(request.AfterCarme(rec.All("word")), p.ImageNames(person.Groups), request.IsSandbox); err != nil {
 		return checkFailed, err
 	}
 	_, err = p.Resolve(req, policy.User{Name: person.Name, UID: person.UID, GID: person.GID, Groups: person.Groups})
 	return checkOK, err
-}
-
-// afterCarme returns what was typed behind the first --carme without a value.
-func afterCarme(words []string) []string {
-	i := slices.Index(words, "--"+request.OptCarme)
-	if i < 0 || i+1 >= len(words) || strings.HasPrefix(words[i+1], "-") {
-		return nil
-	}
-	return words[i+1:]
 }
 
 // ownGroups are the supplementary groups of this process.

@@ -63,6 +63,15 @@ func (j *job) mayBind(real string, b policy.Bind) (readOnly bool, err error) {
 	return readOnly || b.ReadOnly, nil
 }
 
+// formatOf tells a sandbox, which is a directory, from a SIF file.
+func formatOf(fd int) string {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return config.FormatSandbox
+	}
+	return config.FormatSIF
+}
+
 // checkImage looks at an image that a user named by path, as the user: where
 // its links lead must be allowed too.
 func (j *job) checkImage() error {
@@ -82,6 +91,9 @@ func (j *job) checkImage() error {
 			return err
 		}
 		defer unix.Close(fd)
+		if img.Format == config.FormatAuto {
+			img.Format = formatOf(fd)
+		}
 		real, err = pathOf(fd)
 		return err
 	})

@@ -35,9 +35,9 @@ var helpers = map[string]string{
 	slurmView:          "/usr/libexec/carme/carme-slurm",
 }
 
-// slurmCommands are those of Slurm that a job may want, in an image too.
+// slurmCommands are those of the node that a job may want, in an image too.
 var slurmCommands = []string{
-	"sacct", "salloc", "sattach", "sbatch", "sbcast", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue",
+	"carme", "sacct", "salloc", "sattach", "sbatch", "sbcast", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue",
 	"srun", "sshare", "sstat", "strigger",
 }
 
@@ -286,15 +286,15 @@ func (s *sandbox) cgroups() error {
 // sysfs covers the directories of GPUs that are not the job's.
 func (s *sandbox) sysfs() error {
 	for _, g := range s.job.gpus {
-		if g.device.Own || g.pci == "" {
+		if g.device.Own || g.PCI == "" {
 			continue
 		}
-		dir, err := filepath.EvalSymlinks("/sys/bus/pci/devices/" + g.pci)
+		dir, err := filepath.EvalSymlinks("/sys/bus/pci/devices/" + g.PCI)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("find GPU %s in sysfs: %w", g.pci, err)
+			return fmt.Errorf("find GPU %s in sysfs: %w", g.PCI, err)
 		}
 		if err := tmpfs(dir, "555", "4k"); err != nil {
 			return err
@@ -326,7 +326,7 @@ func (s *sandbox) proc() error {
 	own := map[string]bool{"mig": true}
 	for _, g := range s.job.gpus {
 		if g.device.Own {
-			own[g.pci] = true
+			own[g.PCI] = true
 			own["gpu"+strconv.FormatUint(uint64(g.device.minor()), 10)] = true
 		}
 	}

@@ -141,6 +141,24 @@ int extern_namespace(struct extern_step *e)
 	return fd;
 }
 
+int extern_sleeper(const struct extern_step *e)
+{
+	char path[64], text[256];
+	ssize_t n;
+	int fd;
+
+	/* proc(5): the children of the main thread, which forked it. */
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
+		 (int) e->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	sys_close(&fd);
+	if (n <= 0)
+		return -1;
+	text[n] = '\0';
+	return sys_pidfd_open((pid_t) strtol(text, NULL, 10));
+}
+
 void extern_close(struct extern_step *e)
 {
 	sys_close(&e->sock);

@@ -26,6 +26,9 @@ int extern_adopt(struct extern_step *e, pid_t pid);
 /* Slurm's own mount namespace of the job (job_container/tmpfs,
  * namespace/tmpfs), to build upon; -1 if it has none. */
 int extern_namespace(struct extern_step *e);
+/* A pidfd of the process for whose end the extern step's slurmstepd waits
+ * ("sleep"); it is killed when the job ends. -1 where it cannot be found. */
+int extern_sleeper(const struct extern_step *e);
 void extern_close(struct extern_step *e);
 /* "PID STARTED": who the extern step is, for a later comparison. */
 void extern_identity(const struct extern_step *e, char *text, size_t len);

@@ -29,6 +29,7 @@ enum {
 struct seen {
 	int n;	      /* calls, all of them */
 	int from_env; /* the first call comes from the environment */
+	int words;    /* sbatch: occurrences on the command line */
 	char *value[OCCURRENCES];
 };
 
@@ -174,9 +175,45 @@ int options_typed(void)
 	return 0;
 }
 
+/* The last value that was given; what was typed comes after the environment. */
+static const char *last_value(const struct seen *s)
+{
+	return s->value[s->n > OCCURRENCES ? OCCURRENCES - 1 : s->n - 1];
+}
+
+/* --carme=no, or CARME=no, is none; spank/request/parse.go:onOff has the same
+ * words. */
 int options_asked(void)
 {
-	return seen[OPT_CARME].n > 0 && !seen[OPT_NO_CARME].n;
+	const char *v;
+
+	if (!seen[OPT_CARME].n || seen[OPT_NO_CARME].n)
+		return 0;
+	v = last_value(&seen[OPT_CARME]);
+	return strcmp(v, "no") != 0 && strcmp(v, "0") != 0;
+}
+
+void options_count_word(const char *word)
+{
+	if (strncmp(word, "--", 2) != 0)
+		return;
+	word += 2;
+	for (int i = 0; i < OPT_COUNT; i++) {
+		size_t n = strlen(table[i].name);
+
+		if (!strncmp(word, table[i].name, n) &&
+		    (word[n] == '\0' || word[n] == '='))
+			seen[i].words++;
+	}
+}
+
+/* On sbatch's command line an option replaces the one in the script, as with
+ * every option of Slurm's; only the same place twice is a mistake. */
+static int replaced(const struct seen *s)
+{
+	int script = s->n - s->from_env - s->words;
+
+	return s->words == 1 && script == 1;
 }
 
 /* In srun and sbatch the first value may stem from the environment; what was
@@ -190,13 +227,15 @@ void options_append(struct record *r)
 		char name[64];
 
 		for (int k = 0; k < kept; k++) {
+			if (replaced(s) && k < kept - 1)
+				continue;
 			snprintf(name, sizeof(name), "%s.%s",
 				 (k == 0 && s->from_env) ? "inherited"
 							 : "opt",
 				 key[i]);
 			record_add(r, name, s->value[k]);
 		}
-		if (s->n > OCCURRENCES && s->from_env) {
+		if (s->n > OCCURRENCES && s->from_env && !replaced(s)) {
 			snprintf(name, sizeof(name), "opt.%s", key[i]);
 			record_add(r, name, s->value[1]);
 		}
@@ -210,6 +249,6 @@ void options_next_component(void)
 			free(seen[i].value[k]);
 			seen[i].value[k] = NULL;
 		}
-		seen[i].n = 0;
+		seen[i].n = seen[i].words = 0;
 	}
 }

@@ -44,6 +44,8 @@ int options_typed(void);
 int options_inherited(void);
 /* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
+/* A word of sbatch's command line, before options_append(). */
+void options_count_word(const char *word);
 /* srun parses again for each component of a heterogeneous job. */
 void options_next_component(void);
 
@@ -133,6 +135,8 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
+/* 1 if every node of the job has the feature "carme"; else missing names one. */
+int allocation_can_seal(uint32_t job, char *missing, size_t len);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
 void extern_end(spank_t sp);

@@ -208,6 +208,7 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 {
 	struct msg_fds fds;
 	struct record r;
+	int sleeper;
 	long pid;
 	int rc = -1;
 
@@ -230,6 +231,9 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	/* Opened anew: the lock that we hold belongs to our descriptor and
 	 * all its copies, and must not outlive this step. */
 	msg_fds_add(&fds, job_open(s->job, 0));
+	sleeper = extern_sleeper(e);
+	if (sleeper >= 0)
+		msg_fds_add(&fds, sleeper);
 	record_init(&r);
 	record_add(&r, "type", "adopted");
 	if (fds.fd[0] >= 0 && fds.fd[1] >= 0)

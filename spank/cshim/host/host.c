@@ -25,7 +25,9 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	name = argv[1][0] == 's' ? "carme_setup" : "carme_check";
-	core = dlopen(CARME_CORE, RTLD_NOW);
+	/* Lazily: go-nvml refers to functions that are there only when a driver
+	 * is, and looks them up itself. */
+	core = dlopen(CARME_CORE, RTLD_LAZY);
 	if (!core) {
 		fprintf(stderr, "carme: %s\n", dlerror());
 		return 3;
