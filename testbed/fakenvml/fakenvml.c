@@ -1,11 +1,13 @@
 /*
  * A libnvidia-ml.so.1 without NVIDIA, for the testbed only.
  *
- * It reads a table of GPUs (FAKENVML_CONF below) and, as the real library does,
- * shows a process only those GPUs whose device node that process can open. No
- * driver stands behind the nodes, so an allowed one opens with ENXIO and one
- * that the device cgroup denies fails with EPERM: the isolation is the kernel's
- * own, only the names and figures are invented.
+ * It reads a table of GPUs that testbed/machine/gpus appended to this very
+ * file: the real library asks the driver and needs no other file either, so
+ * this one works wherever it is bound. As the real one does, it shows a process
+ * only those GPUs whose device node that process can open. No driver stands
+ * behind the nodes, so an allowed one opens with ENXIO and one that the device
+ * cgroup denies fails with EPERM: the isolation is the kernel's own, only names
+ * and figures are invented.
  *
  * The table, one thing a line, GPUs in the order of their NVML index:
  *   driver VERSION
@@ -14,17 +16,21 @@
  * NAME... GI-CAP and CI-CAP are minors of /dev/nvidia-caps/nvidia-capN; a MIG
  * device is shown when both open.
  */
+#define _GNU_SOURCE
 #include "fakenvml.h"
 
+#include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-#define FAKENVML_CONF "/etc/fakenvml.conf"
+/* testbed/machine/gpus writes this line between the library and the table. */
+#define TABLE_MARK "\n#fakenvml table\n"
 #define MAX_DEVICES 64
 
 struct fake_device {
@@ -103,20 +109,52 @@ static void add_mig(const char *line)
 	devices[device_count++] = d;
 }
 
+/* The table's text, to be freed, or NULL. */
+static char *load_table(void)
+{
+	char *text = NULL, *table = NULL, *hit;
+	size_t mark = strlen(TABLE_MARK), length = 0;
+	Dl_info self;
+	FILE *file;
+	long size;
+
+	if (!dladdr((void *) load_table, &self))
+		return NULL;
+	file = fopen(self.dli_fname, "re");
+	if (!file)
+		return NULL;
+	if (fseek(file, 0, SEEK_END) == 0 && (size = ftell(file)) > 0 &&
+	    (text = calloc(1, (size_t) size + 1))) {
+		rewind(file);
+		length = fread(text, 1, (size_t) size, file);
+	}
+	fclose(file);
+	/* The last mark counts: the library itself contains the first. */
+	for (hit = text;
+	     hit && (hit = memmem(hit, length - (size_t) (hit - text),
+				  TABLE_MARK, mark));)
+		table = hit += mark;
+	if (table)
+		table = strdup(table);
+	free(text);
+	return table;
+}
+
 static nvmlReturn_t read_table(void)
 {
-	FILE *table = fopen(FAKENVML_CONF, "re");
-	char line[512];
+	char *table = load_table(), *line, *rest;
 
 	if (!table)
 		return NVML_ERROR_DRIVER_NOT_LOADED;
 	device_count = gpu_count = 0;
-	while (fgets(line, sizeof(line), table) && device_count < MAX_DEVICES) {
+	for (line = strtok_r(table, "\n", &rest);
+	     line && device_count < MAX_DEVICES;
+	     line = strtok_r(NULL, "\n", &rest)) {
 		sscanf(line, "driver %63s", driver);
 		add_gpu(line);
 		add_mig(line);
 	}
-	fclose(table);
+	free(table);
 	return NVML_SUCCESS;
 }
 
