@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,7 +20,9 @@
 typedef int connect_f(const char *directory, const char *nodename,
 		      slurm_step_id_t *step, uint16_t *protocol);
 typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
+#if SLURM_VERSION_NUMBER < SLURM_VERSION_NUM(25, 11, 0)
 typedef int namespace_f(int fd, uint16_t protocol);
+#endif
 
 static unsigned long long start_time(pid_t pid)
 {
@@ -125,11 +128,62 @@ int extern_adopt(struct extern_step *e, pid_t pid)
 	return in_extern(pid) ? 0 : -1;
 }
 
-int extern_namespace(struct extern_step *e)
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 11, 0)
+typedef int namespaces_f(int fd, list_t *map, uint16_t protocol);
+
+static int take_mount_namespace(list_t *map, const char **why)
+{
+	ns_fd_map_t *m;
+	int mnt = -1;
+
+	while ((m = slurm_list_pop(map))) {
+		if (m->type == CLONE_NEWNS && mnt < 0) {
+			mnt = m->fd;
+			fcntl(mnt, F_SETFD, FD_CLOEXEC);
+			continue;
+		}
+		if (m->type == CLONE_NEWUSER || m->type == CLONE_NEWPID)
+			*why = "Slurm's namespace/linux plugin gives this job "
+			       "namespaces of its own, which --carme cannot "
+			       "build upon; ask the admin to use "
+			       "namespace/tmpfs instead";
+		close(m->fd);
+	}
+	return mnt;
+}
+
+/*
+ * Since 25.11 the single-descriptor call gets no answer at all where there is
+ * no namespace (slurmstepd/req.c:_handle_get_ns_fd); this one sends a count
+ * first.
+ */
+int extern_namespace(struct extern_step *e, const char **why)
+{
+	namespaces_f *get;
+	list_t *map;
+	int mnt;
+
+	*(void **) &get = dlsym(RTLD_DEFAULT, "slurm_stepd_get_namespace_fds");
+	map = get ? slurm_list_create(NULL) : NULL;
+	if (!map)
+		return -1;
+	if (get(e->sock, map, e->protocol) <= 0) {
+		/* It has destroyed the list on error, and left it empty
+		 * otherwise; the few bytes of an empty one are not worth
+		 * telling the two apart. */
+		return -1;
+	}
+	mnt = take_mount_namespace(map, why);
+	slurm_list_destroy(map);
+	return mnt;
+}
+#else
+int extern_namespace(struct extern_step *e, const char **why)
 {
 	namespace_f *get;
 	int fd;
 
+	(void) why;
 	*(void **) &get = dlsym(RTLD_DEFAULT, "slurm_stepd_get_namespace_fd");
 	if (!get)
 		return -1;
@@ -139,6 +193,7 @@ int extern_namespace(struct extern_step *e)
 	fcntl(fd, F_SETFD, FD_CLOEXEC);
 	return fd;
 }
+#endif
 
 int extern_sleeper(const struct extern_step *e)
 {

@@ -261,7 +261,12 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 		return -1;
 	}
 	record_add(request, "spool", e.spool);
-	ns = extern_namespace(&e);
+	why = NULL;
+	ns = extern_namespace(&e, &why);
+	if (why) {
+		fail("%s", why);
+		goto done;
+	}
 	if (ns >= 0)
 		record_add(request, "slurmns", "1");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
