@@ -100,6 +100,8 @@ struct step {
 
 extern struct step the_step;
 
+/* Where image, workdir, path and environment of this step stand. */
+const struct record *step_record(const struct step *s);
 void step_start(spank_t sp);
 void step_end(void);
 
