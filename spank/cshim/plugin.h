@@ -94,6 +94,7 @@ struct step {
 	struct record plan;
 	struct record result; /* the core's answer, when it was asked */
 	const char *image;    /* key of the container, or NULL */
+	int own_options;      /* result, not plan, tells of this step */
 	int enter;	      /* a task's own connection to the anchor */
 	struct xauthority xauthority;
 };
