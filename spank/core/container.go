@@ -24,9 +24,6 @@ func (j *job) runtimeArgs() []string {
 	if p.Image.NV {
 		args = append(args, "--nv")
 	}
-	if p.Request.Home == request.No {
-		args = append(args, "--no-home")
-	}
 	switch p.Request.Overlay {
 	case request.OverlayNone, "":
 	case request.OverlayTmpfs:

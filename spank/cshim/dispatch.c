@@ -25,6 +25,7 @@ int slurm_spank_init(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 	case S_CTX_LOCAL:
 	case S_CTX_ALLOCATOR:
 		options_register(sp);
+		local_show_first();
 		options_from_environment();
 		break;
 	case S_CTX_REMOTE:

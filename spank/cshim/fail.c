@@ -50,14 +50,23 @@ int failed(void)
 	return !shared || __atomic_load_n(&shared->taken, __ATOMIC_SEQ_CST);
 }
 
+/* Another task may be about to write it. A second is for the case that this
+ * task was killed meanwhile. */
+static const char *complete_text(void)
+{
+	for (int i = 0; i < 1000; i++) {
+		if (__atomic_load_n(&shared->failed, __ATOMIC_SEQ_CST))
+			return shared->text;
+		usleep(1000);
+	}
+	return "the step could not be sealed off";
+}
+
 void fail_exit(void)
 {
 	if (!shared)
 		dprintf(2, "carme: out of memory; try again\n");
 	else if (!__atomic_exchange_n(&shared->printed, 1, __ATOMIC_SEQ_CST))
-		dprintf(2, "carme: %s\n",
-			__atomic_load_n(&shared->failed, __ATOMIC_SEQ_CST)
-			    ? shared->text
-			    : "the step could not be sealed off");
+		dprintf(2, "carme: %s\n", complete_text());
 	_exit(1);
 }

@@ -17,6 +17,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -92,6 +93,7 @@ static void in_parent(void)
 static void wait_to_be_released(void)
 {
 	struct pollfd p[64];
+	int waiting = 0;
 	nfds_t n = 0;
 
 	for (int fd = 3; fd < 256 && n < sizeof(p) / sizeof(p[0]); fd++) {
@@ -101,9 +103,10 @@ static void wait_to_be_released(void)
 		    (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY)
 			continue;
 		p[n] = (struct pollfd){fd, POLLIN, 0};
-		/* Readable or hung up already: not the one. */
 		if (poll(&p[n], 1, 0) == 0)
 			n++;
+		else if (!ioctl(fd, FIONREAD, &waiting) && waiting == 1)
+			return; /* the byte is there already */
 	}
 	poll(p, n, 1000);
 }
@@ -126,9 +129,9 @@ static void in_child(void)
 		}
 		return;
 	}
-	if (after_tasks && setns(hook.step->pid1, CLONE_NEWNS | CLONE_NEWIPC |
-						      CLONE_NEWUTS |
-						      CLONE_NEWNET))
+	if (after_tasks &&
+	    setns(hook.step->pid1,
+		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
 		_exit(1);
 	restore_capabilities();
 }

@@ -24,6 +24,13 @@ static int refuse(const char *what)
 	return 1;
 }
 
+static int first_task(void)
+{
+	const char *id = getenv("SLURM_LOCALID");
+
+	return !id || !strcmp(id, "0");
+}
+
 int main(int argc, char **argv)
 {
 	const char *what = "";
@@ -43,10 +50,12 @@ int main(int argc, char **argv)
 	if (enter_drop_privileges())
 		return refuse("drop capabilities");
 	if (argv[3][0] && chdir(argv[3])) {
-		fprintf(stderr,
-			"carme: --carme-workdir=%s: %s in the container; "
-			"choose a directory that it has\n",
-			argv[3], strerror(errno));
+		/* The same for all tasks: one line is enough. */
+		if (first_task())
+			fprintf(stderr,
+				"carme: --carme-workdir=%s: %s in the "
+				"container; choose a directory that it has\n",
+				argv[3], strerror(errno));
 		return 1;
 	}
 	execvp(argv[4], argv + 4);

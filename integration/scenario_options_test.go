@@ -1,0 +1,209 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+)
+
+// prefix runs a command with further environment variables.
+func prefix(command []string, variables ...string) []string {
+	return append(append([]string{"env"}, variables...), command...)
+}
+
+// isSealed prints yes in a sealed job and no in a plain one.
+const isSealed = `[ "$(readlink /proc/self/ns/pid)" = "$(readlink /proc/1/ns/pid 2>/dev/null)" ] || [ -e /run/carme/job/proof.json ] && echo yes || echo no`
+
+func TestScenario_J1_help_of_every_command_lists_the_options(t *testing.T) {
+	options := []string{
+		"--carme=IMAGE", "--no-carme", "--carme-net=", "--carme-bind=", "--carme-workdir=", "--carme-home=",
+		"--carme-overlay=", "--carme-conda=", "--carme-debug",
+	}
+	for _, command := range []string{"srun", "sbatch", "salloc"} {
+		help := as(t, "alice", login, command, "--help").ok(t)
+		for _, o := range options {
+			if !strings.Contains(help, o) {
+				t.Errorf("%s --help does not mention %s", command, o)
+			}
+		}
+	}
+}
+
+func TestScenario_J1_list_and_help_are_shown_without_a_job(t *testing.T) {
+	for _, command := range []string{"srun", "sbatch", "salloc"} {
+		list := as(t, "alice", login, command, "--carme=list").ok(t)
+		if !strings.Contains(list, "base") || !strings.Contains(list, "base-dir") || strings.Contains(list, "admins") {
+			t.Errorf("%s --carme=list, to a user who is no administrator:\n%s", command, list)
+		}
+		if help := as(t, "alice", login, command, "--carme=help").ok(t); !strings.Contains(help, "--carme-bind") {
+			t.Errorf("%s --carme=help:\n%s", command, help)
+		}
+	}
+	if list := as(t, "carol", login, "srun", "--carme=list").ok(t); !strings.Contains(list, "admins") {
+		t.Errorf("an administrator does not see the image of that group:\n%s", list)
+	}
+	if jobs := queued(t, "alice"); jobs != "" {
+		t.Errorf("there are jobs: %s", jobs)
+	}
+}
+
+func TestScenario_J1_options_come_from_command_line_directive_and_environment(t *testing.T) {
+	script := put(t, "alice", "it-directive.sh", "#!/bin/sh\n#SBATCH --carme=base\n#SBATCH --carme-home=no\ncat /etc/carme-image; ls -A /home/alice | wc -l\n")
+	run := []string{"timeout", "80", "srun", "--time=2", "bash", "-c", isSealed + "; cat /etc/carme-image 2>/dev/null; true"}
+	const image = "yes\ncarme testbed image"
+	with := func(option string) []string { return append(run[:4:4], append([]string{option}, run[4:]...)...) }
+	cases := map[string]struct {
+		command []string
+		want    string
+	}{
+		"nothing":                            {run, "no"},
+		"--carme":                            {with("--carme"), "yes"},
+		"--carme=none":                       {with("--carme=none"), "yes"},
+		"--carme=base":                       {with("--carme=base"), image},
+		"--carme=base-dir":                   {with("--carme=base-dir"), image},
+		"CARME=base":                         {prefix(run, "CARME=base"), image},
+		"CARME=yes":                          {prefix(run, "CARME=yes"), "yes"},
+		"CARME=no":                           {prefix(run, "CARME=no"), "no"},
+		"CARME=base and --no-carme":          {prefix(with("--no-carme"), "CARME=base"), "no"},
+		"CARME=base and --carme=none":        {prefix(with("--carme=none"), "CARME=base"), "yes"},
+		"CARME_NET alone":                    {prefix(run, "CARME_NET=private"), "no"},
+		"salloc --carme=base":                {[]string{"timeout", "80", "salloc", "--time=2", "--carme=base", "srun", "bash", "-c", run[6]}, image},
+		"salloc, and the step asks for none": {[]string{"timeout", "80", "salloc", "--time=2", "--carme=base", "srun", "--carme=none", "bash", "-c", run[6]}, "yes"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if got := as(t, "alice", login, c.command...).ok(t); got != c.want {
+				t.Errorf("prints %q, not %q", got, c.want)
+			}
+		})
+	}
+	t.Run("#SBATCH lines", func(t *testing.T) {
+		if got := output(t, "alice", sbatch(t, "alice", script)); got != "carme testbed image\n0" {
+			t.Errorf("prints %q", got)
+		}
+	})
+}
+
+func TestScenario_J1_J14_defaults_of_every_option_come_from_the_environment(t *testing.T) {
+	look := `ip -o link | wc -l; pwd; ls -A /home/alice | wc -l; cat /mnt/hello; touch /usr/here && echo written`
+	r := as(t, "alice", login, prefix([]string{"timeout", "80", "srun", "--time=2", "sh", "-c", look},
+		"CARME=base", "CARME_NET=private", "CARME_WORKDIR=/var", "CARME_HOME=no", "CARME_OVERLAY=tmpfs",
+		"CARME_BIND=/data/public:/mnt:ro", "CARME_DEBUG=1")...)
+	if got := r.ok(t); !strings.HasPrefix(got, "1\n/var\n0\npublic data of") || !strings.HasSuffix(got, "written") {
+		t.Errorf("prints\n%s\n%s", got, r.err)
+	}
+	if !strings.Contains(r.err, "carme: debug:") || !strings.Contains(r.err, " ms ") {
+		t.Errorf("CARME_DEBUG shows no times:\n%s", r.err)
+	}
+}
+
+func TestScenario_J1_J14_bad_values_are_refused_before_anything_is_queued(t *testing.T) {
+	cases := map[string]struct {
+		args  []string
+		words []string
+	}{
+		"unknown image":               {[]string{"--carme=nosuch"}, []string{"nosuch", "base, base-dir"}},
+		"image of another group":      {[]string{"--carme=admins"}, []string{"there is no image"}},
+		"image by a path not allowed": {[]string{"--carme=/etc/passwd"}, []string{"not allowed", "/home/mallory"}},
+		"image by URI":                {[]string{"--carme=docker://debian"}, []string{"docker://", "--carme=list"}},
+		"relative image":              {[]string{"--carme=./x.sif"}, []string{"./x.sif"}},
+		"network":                     {[]string{"--carme", "--carme-net=public"}, []string{"public", "host or private"}},
+		"network nat":                 {[]string{"--carme", "--carme-net=nat"}, []string{"not available yet"}},
+		"home":                        {[]string{"--carme", "--carme-home=maybe"}, []string{"yes or no"}},
+		"work directory":              {[]string{"--carme", "--carme-workdir=here"}, []string{"--carme-workdir"}},
+		"overlay":                     {[]string{"--carme=base", "--carme-overlay=ram"}, []string{"none, tmpfs or a directory"}},
+		"overlay without an image":    {[]string{"--carme=none", "--carme-overlay=tmpfs"}, []string{"--carme=IMAGE"}},
+		"bind not allowed":            {[]string{"--carme", "--carme-bind=/usr/share"}, []string{"/usr/share", "/scratch/mallory"}},
+		"bind of another's scratch":   {[]string{"--carme", "--carme-bind=/scratch/alice"}, []string{"not allowed"}},
+		"bind writable where ro":      {[]string{"--carme", "--carme-bind=/data/public:/mnt"}, []string{"/data/public:/mnt:ro"}},
+		"bind without a source":       {[]string{"--carme", "--carme-bind=:/x"}, []string{"source"}},
+		"bind with a bad mode":        {[]string{"--carme", "--carme-bind=/data/public:/mnt:rx"}, []string{"ro"}},
+		"empty bind":                  {[]string{"--carme", "--carme-bind="}, []string{"SRC[:DST[:ro]]"}},
+		"dots":                        {[]string{"--carme", "--carme-bind=/data/public/../../etc:/mnt:ro"}, []string{"/data/public/../../etc"}},
+		"conda":                       {[]string{"--carme", "--carme-conda=a b"}, []string{"--carme-conda"}},
+		"option without --carme":      {[]string{"--carme-net=private"}, []string{"no effect without --carme"}},
+		"carme and no-carme":          {[]string{"--carme", "--no-carme"}, []string{"--no-carme"}},
+		"repeated image":              {[]string{"--carme=base", "--carme=base-dir"}, []string{"2 times", "once"}},
+		"repeated network":            {[]string{"--carme", "--carme-net=host", "--carme-net=host"}, []string{"--carme-net", "once"}},
+		"repeated bind":               {[]string{"--carme", "--carme-bind=/data/public:/a:ro", "--carme-bind=/data/public:/b:ro"}, []string{"commas"}},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			r := as(t, "mallory", login, append(append([]string{"srun"}, c.args...), "true")...)
+			r.fails(t, c.words...)
+			if r.out != "" || strings.Contains(r.err, "queued") {
+				t.Errorf("srun says more:\n%s\n%s", r.out, r.err)
+			}
+		})
+	}
+	for _, args := range [][]string{
+		{"sbatch", "--carme=nosuch", "--wrap", "true"},
+		{"sbatch", "--carme", "--carme-net=nosuch", "--wrap", "true"},
+		{"salloc", "--carme", "--carme-bind=/etc", "true"},
+	} {
+		as(t, "mallory", login, args...).fails(t)
+	}
+	directive := put(t, "mallory", "it-bad.sh", "#!/bin/sh\n#SBATCH --carme=nosuch\ntrue\n")
+	as(t, "mallory", login, "sbatch", directive).fails(t, "nosuch")
+	if jobs := root(t, ctl, "sacct", "-nX", "-u", "mallory", "-S", "now-5minutes", "-o", "jobid,jobname,state").out; strings.Contains(jobs, "true") || strings.Contains(jobs, "it-bad") || strings.Contains(jobs, "wrap") {
+		t.Errorf("there were jobs:\n%s", jobs)
+	}
+	if jobs := queued(t, "mallory"); jobs != "" {
+		t.Errorf("there are jobs: %s", jobs)
+	}
+}
+
+func TestScenario_J1_J14_an_image_typed_with_a_space_is_caught(t *testing.T) {
+	as(t, "mallory", login, "sh", "-c", "mkdir -p box/.singularity.d; : >own.sif").ok(t)
+	for word, hint := range map[string]string{
+		"base":            "--carme=base",
+		"own.sif":         "--carme=$PWD/own.sif",
+		"./box":           "--carme=$PWD/box",
+		"docker://debian": "--carme=docker://debian",
+	} {
+		r := as(t, "mallory", login, "srun", "--carme", word, "true")
+		r.fails(t, hint)
+	}
+	as(t, "mallory", login, "salloc", "--carme", "base").fails(t, "--carme=base")
+	// A command that only looks so from afar is run.
+	if out := as(t, "mallory", login, "timeout", "80", "srun", "--carme", "echo", "base").ok(t); out != "base" {
+		t.Errorf("srun --carme echo base prints %q", out)
+	}
+}
+
+func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(t *testing.T) {
+	as(t, "alice", login, "sh", "-c", "echo nonsense >broken.sif").ok(t)
+	root(t, node1, "ln", "-sfn", "/etc", "/scratch/alice/it-link").ok(t)
+	cases := map[string]struct {
+		args  []string
+		words []string
+		batch bool
+	}{
+		"bind of nothing":      {[]string{"--carme", "--carme-bind=/scratch/alice/nothing:/tmp/x"}, []string{"/scratch/alice/nothing", "check the path"}, true},
+		"bind through a link":  {[]string{"--carme", "--carme-bind=/scratch/alice/it-link:/tmp/x"}, []string{"leads to /etc"}, false},
+		"no work directory":    {[]string{"--carme=none", "--carme-workdir=/nowhere"}, []string{"/nowhere"}, false},
+		"none in the image":    {[]string{"--carme=base", "--carme-workdir=/nowhere"}, []string{"/nowhere"}, false},
+		"no image file":        {[]string{"--carme=/home/alice/nothing.sif"}, []string{"/home/alice/nothing.sif", "check the path"}, false},
+		"broken image":         {[]string{"--carme=/home/alice/broken.sif"}, []string{"broken.sif"}, true},
+		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing"}, false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			args := append(append([]string{"-w", node1, "-n4"}, c.args...), "echo", "ran")
+			r := srun(t, "alice", args...)
+			r.fails(t, c.words...)
+			if strings.Contains(r.out, "ran") {
+				t.Errorf("a task ran all the same:\n%s", r.out)
+			}
+			if !c.batch {
+				return
+			}
+			id := sbatch(t, "alice", append(append([]string{"-w", node1}, c.args...), "--wrap", "echo ran")...)
+			if out := output(t, "alice", id); !strings.Contains(out, "carme: ") || strings.Contains(out, "ran\n") || state(t, id) != "FAILED" {
+				t.Errorf("as a batch job: %s\n%s", state(t, id), out)
+			}
+		})
+	}
+	idle(t)
+}
