@@ -85,11 +85,9 @@ test-c: $(addprefix $(C_TEST_OUT)/,$(C_TESTS)) ## C tests under address and unde
 	echo "# $$(grep -c '^ok' $(C_TEST_OUT)/tap) passed, $$(grep -c '^not ok' $(C_TEST_OUT)/tap) failed"; \
 	if [ -n "$$bad" ]; then echo "C tests failed:$$bad" >&2; exit 1; fi
 
-# Compiled with the stand-in headers, so that it needs no Slurm either.
+# The plugin's own files are compiled with the same warnings by every build,
+# against each Slurm release; the rest needs no Slurm.
 C_LINT = $(wildcard $(CSHIM)/*.c $(CSHIM)/*/*.c $(CSHIM)/*.h $(CSHIM)/*/*.h bench/*.c)
-lint-c: ## clang-format, warnings as errors, cppcheck where there is one
+lint-c: ## clang-format, and warnings as errors
 	clang-format --dry-run -Werror $(C_LINT)
-	@for f in $(filter %.c,$(C_LINT)); do $(CC) $(C_WARN) -O2 -fsyntax-only -I$(C_TEST) $$f || exit 1; done
-	@if command -v cppcheck >/dev/null; then \
-		cppcheck -q --error-exitcode=1 --enable=warning,portability --inline-suppr --std=c11 \
-			--suppress=missingIncludeSystem --suppress=nullPointerArithmeticRedundantCheck -I$(C_TEST) $(filter %.c,$(C_LINT)); fi
+	@for f in $(filter-out $(C_PLUGIN) bench/%,$(filter %.c,$(C_LINT))); do $(CC) $(C_WARN) -O2 -fsyntax-only -I$(C_TEST) $$f || exit 1; done

@@ -4,12 +4,9 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/carme-hpc/carme/spank/request"
 )
 
 // source is one file of the C side.
@@ -69,46 +66,5 @@ func TestDescriptorsOfCarmeHostAgreeWithTheCSide(t *testing.T) {
 	want := "request on fd " + strconv.Itoa(RequestFD) + ", result on fd " + strconv.Itoa(ResultFD) + ", anchor on fd " + strconv.Itoa(AnchorFD)
 	if !strings.Contains(source(t, "host/host.c"), want) {
 		t.Errorf("host.c does not say %q", want)
-	}
-}
-
-// literals are the strings and NULLs of a C initialiser; a NULL is "".
-func literals(t *testing.T, text, pattern string) []string {
-	t.Helper()
-	m := regexp.MustCompile(`(?s)` + pattern + `\s*\{(.*?)\};`).FindStringSubmatch(text)
-	if m == nil {
-		t.Fatalf("options.c has no %s", pattern)
-	}
-	var list []string
-	for _, word := range regexp.MustCompile(`"((?:[^"\\]|\\.)*)"|NULL`).FindAllStringSubmatch(m[1], -1) {
-		list = append(list, word[1])
-	}
-	return list
-}
-
-func TestOptionsAgreeWithTheCSide(t *testing.T) {
-	text := source(t, "options.c")
-	var names, keys, variables []string
-	for _, o := range request.Options() {
-		names = append(names, o.Name)
-		keys = append(keys, strings.TrimPrefix(request.RecordKey(o.Name), "opt."))
-		variables = append(variables, o.Env)
-	}
-	entry := regexp.MustCompile(`(?m)^ {4}\{"([a-z-]+)", (?:"([^"]*)"|NULL),`)
-	var registered []string
-	for i, m := range entry.FindAllStringSubmatch(text, -1) {
-		registered = append(registered, m[1])
-		if i < len(names) && m[2] != request.Options()[i].Arg && (m[2] == "") != (request.Options()[i].Arg == "") {
-			t.Errorf("--%s takes %q in C and %q in Go", m[1], m[2], request.Options()[i].Arg)
-		}
-	}
-	if !slices.Equal(registered, names) {
-		t.Errorf("C registers\n%q, Go knows\n%q", registered, names)
-	}
-	if got := literals(t, text, `key\[OPT_COUNT\] =`); !slices.Equal(got, keys) {
-		t.Errorf("C sends\n%q, Go reads\n%q", got, keys)
-	}
-	if got := literals(t, text, `variable\[OPT_COUNT\] =`); !slices.Equal(got, variables) {
-		t.Errorf("C reads\n%q, Go documents\n%q", got, variables)
 	}
 }

@@ -9,13 +9,20 @@
 #include "stub.h"
 #include "tap.h"
 
-static void device(struct step *s, const char *path, const char *node,
-		   const char *own, const char *uuid)
+static void part(struct step *s, const char *path, const char *node,
+		 const char *own, const char *uuid, const char *parent)
 {
 	record_add(&s->plan, "dev.path", path);
 	record_add(&s->plan, "dev.own", own);
 	record_add(&s->plan, "dev.uuid", uuid);
+	record_add(&s->plan, "dev.parent", parent);
 	msg_fds_add(&s->devices, open(node, O_PATH | O_CLOEXEC));
+}
+
+static void device(struct step *s, const char *path, const char *node,
+		   const char *own, const char *uuid)
+{
+	part(s, path, node, own, uuid, "-1");
 }
 
 static void begin(struct step *s)
@@ -57,6 +64,14 @@ static void own_ones(void)
 		ok(!proof_devices(&s, uuids, sizeof(uuids)) &&
 		       !strcmp(uuids, "void"),
 		   "a GPU of another task is not listed");
+	end(&s);
+	begin(&s);
+	device(&s, "/dev/null", "/dev/null", "1", "");
+	part(&s, "/dev/zero", "/dev/zero", "1", "MIG-a", "0");
+	part(&s, "/nowhere", "/dev/zero", "0", "MIG-b", "0");
+	part(&s, "/dev/zero", "/dev/zero", "1", "MIG-c", "7");
+	ok(!proof_devices(&s, uuids, sizeof(uuids)) && !strcmp(uuids, "MIG-a"),
+	   "a part counts when it and its GPU may be used");
 	end(&s);
 	ok(!failed(), "none of it is a failure");
 }
