@@ -51,7 +51,8 @@ func container(machine string) string {
 
 func run(t *testing.T, name string, args ...string) result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	// Clean-up functions run commands too, after the test's own context has ended.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), patience)
 	defer cancel()
 	var out, err bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
@@ -84,7 +85,7 @@ func as(t *testing.T, user, machine string, args ...string) result {
 	t.Helper()
 	return root(t, machine, append([]string{
 		"setpriv", "--reuid", user, "--regid", user, "--init-groups",
-		"env", "-i", "-C", "/home/" + user, "HOME=/home/" + user, "USER=" + user, "LOGNAME=" + user,
+		"env", "-i", "-C", "/home/" + user, "HOME=/home/" + user, "USER=" + user, "LOGNAME=" + user, "SHELL=/bin/bash",
 		"PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8",
 	}, args...)...)
 }

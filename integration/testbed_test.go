@@ -108,6 +108,9 @@ func TestTestbed_mpi_spans_both_nodes(t *testing.T) {
 	}
 	for name, command := range launchers {
 		t.Run(name, func(t *testing.T) {
+			if suite() == "forky" && strings.Contains(name, "pmix") {
+				t.Skip("Debian builds Slurm 26.05 without the PMIx plugin")
+			}
 			out := as(t, "alice", login, append([]string{"timeout", "80"}, command...)...).ok(t)
 			if n := strings.Count(out, want); n != 4 {
 				t.Errorf("%d ranks of 4 found each other:\n%s", n, out)
@@ -145,11 +148,11 @@ func TestTestbed_homes_of_node_2_are_closed_to_root(t *testing.T) {
 
 func TestTestbed_task_prolog_and_epilog_run_on_node_1_alone(t *testing.T) {
 	as(t, "bob", login, "sh", "-c", "rm -rf task-hooks && mkdir task-hooks").ok(t)
-	const print = `echo "[$TESTBED_TASKPROLOG]"`
-	if out := srun(t, "bob", "-w", node1, "sh", "-c", print).ok(t); out != "["+node1+"]" {
+	const show = `echo "[$TESTBED_TASKPROLOG]"`
+	if out := srun(t, "bob", "-w", node1, "sh", "-c", show).ok(t); out != "["+node1+"]" {
 		t.Errorf("%s: %s", node1, out)
 	}
-	if out := srun(t, "bob", "-w", node2, "sh", "-c", print).ok(t); out != "[]" {
+	if out := srun(t, "bob", "-w", node2, "sh", "-c", show).ok(t); out != "[]" {
 		t.Errorf("%s: %s", node2, out)
 	}
 	eventually(t, 5*time.Second, "a line of each hook", func() bool {

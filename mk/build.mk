@@ -15,6 +15,8 @@ C_COMMON := $(wildcard $(CSHIM)/common/*.c)
 C_HEADERS := $(wildcard $(CSHIM)/*.h $(CSHIM)/*/*.h) mk/build.mk
 C_PLUGIN := $(wildcard $(CSHIM)/*.c)
 C_ANCHOR := $(filter-out %/hold.c %/enter.c %/slurm.c,$(wildcard $(CSHIM)/anchor/*.c))
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+GO_LINK = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(VERSION) -extldflags "-Wl,-z,lazy"
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
@@ -44,18 +46,19 @@ $(OUT)/carme-host: $(CSHIM)/host/host.c
 
 $(OUT)/libcarme.so: $(GO_SOURCES)
 	@mkdir -p $(@D)
-	CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -ldflags '-s -w -extldflags "-Wl,-z,lazy"' -o $@ ./spank
+	CGO_ENABLED=1 go build -trimpath -buildmode=c-shared -ldflags '$(GO_LINK)' -o $@ ./spank
 	@rm -f $(@:.so=.h)
 
 # go-nvml finds its symbols at run time: -z lazy, or it would not start on a
 # node without a driver.
 $(OUT)/carme: $(GO_SOURCES)
 	@mkdir -p $(@D)
-	if [ -d cmd/carme ]; then CGO_ENABLED=1 go build -trimpath -ldflags '-s -w -extldflags "-Wl,-z,lazy"' -o $@ ./cmd/carme; fi
+	CGO_ENABLED=1 go build -trimpath -ldflags '$(GO_LINK)' -o $@ ./cmd/carme
 
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
 	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(DESTDIR)/usr/libexec/carme/
-	if [ -e $(OUT)/carme ]; then install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/; fi
+	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
+	for page in docs/man/*.[1-8]; do install -D -m 644 $$page $(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}; done
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/

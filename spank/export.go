@@ -16,7 +16,7 @@ import (
 // the outcome from the result; the return value is the process's exit status.
 //
 //export carme_setup
-func carme_setup() C.int { //nolint:revive // a C name
+func carme_setup() C.int {
 	result := os.NewFile(core.ResultFD, "result")
 	if err := core.Setup(os.NewFile(core.RequestFD, "request"), result, core.AnchorFD); err != nil {
 		fmt.Fprintln(os.Stderr, "carme:", err)
@@ -29,7 +29,7 @@ func carme_setup() C.int { //nolint:revive // a C name
 // return value is the exit status, one of core's.
 //
 //export carme_check
-func carme_check() C.int { //nolint:revive // a C name
+func carme_check() C.int {
 	return C.int(core.Check(os.NewFile(core.RequestFD, "request"), os.Stdout, os.Stderr))
 }
 

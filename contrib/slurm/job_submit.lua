@@ -84,6 +84,17 @@ local function constrain(job, features)
 	return slurm.SUCCESS
 end
 
+-- Which kind of shared GPU a TRES string asks for, such as "gres/shard:2" or, in
+-- older releases, "gres:shard:2"; nil for none.
+local function shared_gpu(tres)
+	for name in string.gmatch(tres or "", "([%a_]+)") do
+		if name == "shard" or name == "mps" then
+			return name
+		end
+	end
+	return nil
+end
+
 function carme_submit(job)
 	if wanted(job) == nil then
 		return slurm.SUCCESS
@@ -91,6 +102,13 @@ function carme_submit(job)
 	if job.container ~= nil and job.container ~= "" then
 		return refuse("--carme and --container exclude each other: Slurm's container would run outside the seal; " ..
 			"leave one of them out")
+	end
+	for _, field in ipairs({ "tres_per_job", "tres_per_node", "tres_per_socket", "tres_per_task" }) do
+		local shared = shared_gpu(job[field])
+		if shared ~= nil then
+			return refuse("gres/" .. shared .. " lets several jobs share a GPU, which --carme cannot seal off; " ..
+				"ask for whole GPUs or MIG devices with --gres=gpu:N")
+		end
 	end
 	return constrain(job, job.features)
 end

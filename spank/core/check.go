@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
-	"strings"
 
 	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/spank/policy"
@@ -40,6 +38,9 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 	if err != nil {
 		return checkFailed, err
 	}
+	if err := addRuntimeBinds(&req, rec); err != nil {
+		return checkFailed, err
+	}
 	if req.Action == request.ActionHelp {
 		_, err := io.WriteString(stdout, request.Help())
 		return checkDone, err
@@ -49,7 +50,8 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		return checkFailed, err
 	}
 	p := policy.New(cfg)
-	person, err := lookUp(uint32(os.Getuid()), uint32(os.Getgid()), ownGroups())
+	uid, gid, gids := ownIDs()
+	person, err := lookUp(uid, gid, gids)
 	if err != nil {
 		return checkFailed, err
 	}
@@ -57,31 +59,21 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		_, err := io.WriteString(stdout, request.List(p.Images(), person.Groups))
 		return checkDone, err
 	}
-	if err := request.DetectSpacedImage(afterCarme(rec.All("word")), p.ImageNames(person.Groups), request.IsSandbox); err != nil {
+	if err := request.DetectSpacedImage(request.AfterCarme(rec.All("word")), p.ImageNames(person.Groups), request.IsSandbox); err != nil {
 		return checkFailed, err
 	}
 	_, err = p.Resolve(req, policy.User{Name: person.Name, UID: person.UID, GID: person.GID, Groups: person.Groups})
 	return checkOK, err
 }
 
-// afterCarme returns what was typed behind the first --carme without a value.
-func afterCarme(words []string) []string {
-	i := slices.Index(words, "--"+request.OptCarme)
-	if i < 0 || i+1 >= len(words) || strings.HasPrefix(words[i+1], "-") {
-		return nil
-	}
-	return words[i+1:]
-}
-
-// ownGroups are the supplementary groups of this process.
-func ownGroups() []uint32 {
-	gids, err := os.Getgroups()
+// ownIDs are those of this process; the kernel keeps ids in 32 bits.
+func ownIDs() (uid, gid uint32, gids []uint32) {
+	groups, err := os.Getgroups()
 	if err != nil {
-		return nil
+		groups = nil // a user without groups may use what needs none
 	}
-	out := make([]uint32, 0, len(gids))
-	for _, g := range gids {
-		out = append(out, uint32(g))
+	for _, g := range groups {
+		gids = append(gids, uint32(g)) //nolint:gosec // see above
 	}
-	return out
+	return uint32(os.Getuid()), uint32(os.Getgid()), gids //nolint:gosec // see above
 }

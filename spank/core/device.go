@@ -240,7 +240,7 @@ func makeNode(dev int, d *device) error {
 		}
 	}
 	mode := d.Stat.Mode & 0o777
-	if err := unix.Mknodat(dev, name, unix.S_IFCHR|mode, int(d.Stat.Rdev)); err != nil {
+	if err := unix.Mknodat(dev, name, unix.S_IFCHR|mode, int(d.Stat.Rdev)); err != nil { //nolint:gosec // Mknodat wants the number as an int
 		return fmt.Errorf("make %s: %w", d.Path, err)
 	}
 	// mknod(2) is subject to the umask.

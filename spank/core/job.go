@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/gpu"
 	"github.com/carme-hpc/carme/spank/policy"
 	"github.com/carme-hpc/carme/spank/request"
 )
@@ -24,9 +25,10 @@ type job struct {
 	person   person
 	slurm    string
 	node     string
-	spool    string // SlurmdSpoolDir
-	slurmLib string // where Slurm's library and plugins lie
-	instance string // 128 random bits in hex
+	spool    string          // SlurmdSpoolDir
+	slurmLib string          // where Slurm's library and plugins lie
+	slurmNS  bool            // Slurm has made a mount namespace for the job
+	instance string          // 128 random bits in hex
 	request  request.Request // as asked for
 	options  []wire.Field    // the same as Slurm had them, by name
 	plan     plan            // as allowed
@@ -36,15 +38,20 @@ type job struct {
 	cgroupV  int
 	devices  []*device // all that may appear in the job's /dev
 	gpus     []hostGPU
+	caps     []hostCap
 }
 
 // hostGPU is one GPU node of the host with what is known of it.
 type hostGPU struct {
 	device *device
-	uuid   string
-	pci    string // domain:bus:device.function, lower case
-	model  string
-	migs   []string // UUIDs of the MIG devices that the job may use
+	gpu.GPU
+}
+
+// hostCap is a MIG capability file of the host.
+type hostCap struct {
+	device *device
+	gpu    int    // index of its GPU in job.gpus, -1 if unknown
+	uuid   string // of the MIG device, for the file of a compute instance
 }
 
 // stepNumbers are Slurm's ids of steps that have names (slurm/slurm.h).
@@ -130,6 +137,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
 	j.slurmLib, _ = rec.Get("slurmlib")
+	_, j.slurmNS = rec.Get("slurmns")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}
@@ -137,6 +145,12 @@ func newJob(rec *wire.Record) (*job, error) {
 		return nil, err
 	}
 	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
+		return nil, err
+	}
+	if shards, ok := rec.Get("env.SLURM_SHARDS_ON_NODE"); ok && shards != "0" {
+		return nil, errors.New("gres/shard lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N")
+	}
+	if err := addRuntimeBinds(&j.request, rec); err != nil {
 		return nil, err
 	}
 	for _, o := range request.Options() {
@@ -155,6 +169,30 @@ func (j *job) optionLines() []byte {
 		out = append(out, o.Key+"="+o.Value+"\n"...)
 	}
 	return out
+}
+
+// addRuntimeBinds takes the binds that users of Apptainer and Singularity set
+// in the environment (apptainer(1), "Bind paths") as if they had been given with
+// --carme-bind: they go through the policy, not round it. Only a job with an
+// image has them, as with Apptainer itself.
+func addRuntimeBinds(req *request.Request, rec *wire.Record) error {
+	if !req.Enabled || req.Image == request.ImageNone || req.Image == "" {
+		return nil
+	}
+	for _, name := range []string{"APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND", "SINGULARITY_BINDPATH"} {
+		list, _ := rec.Get("env." + name)
+		if list == "" {
+			continue
+		}
+		for entry := range strings.SplitSeq(list, ",") {
+			b, err := request.ParseBind(entry)
+			if err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			req.Binds = append(req.Binds, b)
+		}
+	}
+	return nil
 }
 
 // closeAll closes descriptors.

@@ -13,7 +13,7 @@ import (
 // know SlurmUser, without which no Slurm command starts, and the accounts they
 // do know do not exist in a container of one user id.
 const (
-	passwdView = "/run/carme/passwd"
+	passwdView = "/run/carme/passwd" //nolint:gosec // a path, no password
 	groupView  = "/run/carme/group"
 )
 
@@ -43,7 +43,7 @@ func withLocal(from, to string, extra []string) error {
 		return fmt.Errorf("read the node's accounts: %w", err)
 	}
 	known := map[string]bool{}
-	for _, line := range strings.Split(string(text), "\n") {
+	for line := range strings.SplitSeq(string(text), "\n") {
 		name, _, _ := strings.Cut(line, ":")
 		known[name] = true
 	}

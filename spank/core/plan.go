@@ -52,15 +52,24 @@ func (j *job) decide() error {
 
 // mayBind judges where the source of a user's bind really lies, links
 // followed, and whether it must be read-only.
-func (j *job) mayBind(real string, b policy.Bind) (readOnly bool, err error) {
+func (j *job) mayBind(actual string, b policy.Bind) (readOnly bool, err error) {
 	if !b.Own {
 		return b.ReadOnly, nil
 	}
-	allowed, readOnly := j.policy.AllowsSource(real, b.Dst, j.owner)
+	allowed, readOnly := j.policy.AllowsSource(actual, b.Dst, j.owner)
 	if !allowed {
-		return false, fmt.Errorf("--carme-bind: %s leads to %s, which may not be bound here; choose another path", b.Src, real)
+		return false, fmt.Errorf("--carme-bind: %s leads to %s, which may not be bound here; choose another path", b.Src, actual)
 	}
 	return readOnly || b.ReadOnly, nil
+}
+
+// formatOf tells a sandbox, which is a directory, from a SIF file.
+func formatOf(fd int) string {
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+		return config.FormatSandbox
+	}
+	return config.FormatSIF
 }
 
 // checkImage looks at an image that a user named by path, as the user: where
@@ -75,21 +84,24 @@ func (j *job) checkImage() error {
 		return fmt.Errorf("open own mount namespace: %w", err)
 	}
 	defer unix.Close(mnt)
-	var real string
+	var actual string
 	err = asUser(mnt, j.person, func() error {
 		fd, err := unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		real, err = pathOf(fd)
+		if img.Format == config.FormatAuto {
+			img.Format = formatOf(fd)
+		}
+		actual, err = pathOf(fd)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open the image %s as you: %w; check the path and its permissions", img.Path, err)
 	}
-	if img.Name == "" && !j.policy.AllowsImage(real, j.owner) {
-		return fmt.Errorf("the image %s leads to %s, which may not be used here; choose another one", request.Quote(img.Path), real)
+	if img.Name == "" && !j.policy.AllowsImage(actual, j.owner) {
+		return fmt.Errorf("the image %s leads to %s, which may not be used here; choose another one", request.Quote(img.Path), actual)
 	}
 	return nil
 }

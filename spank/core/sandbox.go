@@ -35,9 +35,9 @@ var helpers = map[string]string{
 	slurmView:          "/usr/libexec/carme/carme-slurm",
 }
 
-// slurmCommands are those of Slurm that a job may want, in an image too.
+// slurmCommands are those of the node that a job may want, in an image too.
 var slurmCommands = []string{
-	"sacct", "salloc", "sattach", "sbatch", "sbcast", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue",
+	"carme", "sacct", "salloc", "sattach", "sbatch", "sbcast", "scancel", "scontrol", "sdiag", "sinfo", "sprio", "squeue",
 	"srun", "sshare", "sstat", "strigger",
 }
 
@@ -47,7 +47,6 @@ type sandbox struct {
 	job    *job
 	hostNS map[string]uint64 // inodes of the host's namespaces
 	ns     map[string]int    // open namespaces of the job, for the anchor
-	run    int               // /run/carme of the job, writable until sealed
 	procFD int               // the host's /proc/driver, -1 without
 	mounts []wire.ProofMount
 }
@@ -76,6 +75,16 @@ func (s *sandbox) unshare() error {
 			return err
 		}
 		s.hostNS[kind] = inode
+	}
+	if s.job.slurmNS {
+		// Slurm's own mounts of the job (job_container/tmpfs,
+		// namespace/tmpfs) are what ours build upon.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("leave the process's root directory: %w", err)
+		}
+		if err := unix.Setns(slurmNSFD, unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("join Slurm's mount namespace of the job: %w", err)
+		}
 	}
 	if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS); err != nil {
 		return fmt.Errorf("create namespaces: %w", err)
@@ -170,6 +179,9 @@ func (s *sandbox) temporaries() error {
 	for _, dir := range []string{"/tmp", "/var/tmp"} {
 		if !isDir(dir) {
 			continue // a link to the other, as some sites have it
+		}
+		if s.job.slurmNS && dir == "/tmp" {
+			continue // private by Slurm, and the site chose its disk
 		}
 		if err := tmpfs(dir, "1777", s.job.plan.Site.Tmp.Size); err != nil {
 			return err
@@ -270,19 +282,23 @@ func (s *sandbox) cgroups() error {
 	return narrowCgroups(s.job.cgroups)
 }
 
+// pciDevices holds a link per device into /sys/devices.
+const pciDevices = "/sys/bus/pci/devices"
+
 // sysfs covers the directories of GPUs that are not the job's.
 func (s *sandbox) sysfs() error {
 	for _, g := range s.job.gpus {
-		if g.device.Own || g.pci == "" {
+		if g.device.Own || g.PCI == "" {
 			continue
 		}
-		dir, err := filepath.EvalSymlinks("/sys/bus/pci/devices/" + g.pci)
+		link, err := os.Readlink(filepath.Join(pciDevices, g.PCI))
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("find GPU %s in sysfs: %w", g.pci, err)
+			return fmt.Errorf("find GPU %s in sysfs: %w", g.PCI, err)
 		}
+		dir := filepath.Join(pciDevices, link)
 		if err := tmpfs(dir, "555", "4k"); err != nil {
 			return err
 		}
@@ -313,7 +329,7 @@ func (s *sandbox) proc() error {
 	own := map[string]bool{"mig": true}
 	for _, g := range s.job.gpus {
 		if g.device.Own {
-			own[g.pci] = true
+			own[g.PCI] = true
 			own["gpu"+strconv.FormatUint(uint64(g.device.minor()), 10)] = true
 		}
 	}
@@ -400,11 +416,11 @@ func pathOf(fd int) (string, error) {
 }
 
 func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
-	real, err := pathOf(source)
+	actual, err := pathOf(source)
 	if err != nil {
 		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
 	}
-	readOnly, err := s.job.mayBind(real, b)
+	readOnly, err := s.job.mayBind(actual, b)
 	if err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ const (
 	RequestFD = 3
 	ResultFD  = 4
 	AnchorFD  = 5
+	slurmNSFD = 6
 )
 
 // Setup reads the plugin's request, does what it asks for, and writes one
@@ -193,19 +194,43 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		}
 	}
 	j.plan.Request.AppendTo(out)
-	for _, g := range j.gpus {
-		own := "0"
-		if g.device.Own {
-			own = "1"
+	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
+		out.Add("scope", "step")
+	}
+	dropped, always, passed := j.policy.EnvPatterns()
+	for key, patterns := range map[string][]string{"drop": dropped, "drop.always": always, "pass": passed} {
+		for _, p := range patterns {
+			out.Add(key, p)
 		}
-		out.Add("dev.path", g.device.Path)
-		out.Add("dev.uuid", g.uuid)
-		out.Add("dev.own", own)
+	}
+	for _, g := range j.gpus {
+		uuid := g.UUID
+		if len(g.MIG) > 0 {
+			uuid = "" // programs use its MIG devices, not the GPU
+		}
+		addDevice(out, g.device, -1, uuid)
+	}
+	for _, c := range j.caps {
+		addDevice(out, c.device, c.gpu, c.uuid)
 	}
 	for name, value := range j.environment() {
 		out.AddEnv(name, value)
 	}
 	return out
+}
+
+// addDevice describes one device to the proof that each task makes, in the
+// order of the probe; parent is the index of the GPU to which a capability file
+// belongs, -1 for a GPU itself.
+func addDevice(out *wire.Record, d *device, parent int, uuid string) {
+	own := "0"
+	if d.Own {
+		own = "1"
+	}
+	out.Add("dev.path", d.Path)
+	out.Add("dev.uuid", uuid)
+	out.Add("dev.own", own)
+	out.Add("dev.parent", strconv.Itoa(parent))
 }
 
 // isOption reports whether a field of the request is an option as the user
@@ -237,29 +262,18 @@ func (j *job) findDevices(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
-	j.gpus = describe(nodes, readProcGPUs("/"))
-	probe := ofType("probe")
-	fds := make([]int, 0, len(nodes))
-	for _, d := range nodes {
-		fds = append(fds, d.FD)
-	}
-	answer, err := anchor.call("probed", probe, fds...)
+	known, err := knownGPUs()
 	if err != nil {
 		return err
 	}
-	j.cgroups, j.cgroupV = parseCgroups(answer.All("cgroup"))
-	if len(j.cgroups) == 0 {
-		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
-	}
-	allowed := answer.All("ok")
-	if len(allowed) != len(nodes) {
-		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(nodes))
-	}
-	gpus := 0
-	for i, d := range nodes {
-		if d.Own = allowed[i] == "1"; d.Own {
-			gpus++
+	j.gpus = describe(nodes, known)
+	for _, d := range caps {
+		if i, uuid := capsOwner(j.gpus, d.minor()); i >= 0 {
+			j.caps = append(j.caps, hostCap{d, i, uuid})
 		}
+	}
+	if err := j.probe(anchor); err != nil {
+		return err
 	}
 	extra, err := globbed(wire.DeviceIB, j.plan.Site.Devices.Extra)
 	if err != nil {
@@ -267,9 +281,11 @@ func (j *job) findDevices(anchor anchorConn) error {
 	}
 	j.devices = append(optional(wire.DeviceBasic, inDev(basicNames)...), nodes...)
 	j.devices = append(j.devices, extra...)
-	if gpus > 0 {
+	if j.ownGPUs() > 0 {
 		j.devices = append(j.devices, optional(wire.DeviceControl, inDev(controlNames)...)...)
-		j.devices = append(j.devices, j.ownCaps(caps)...)
+		for _, c := range j.caps {
+			j.devices = append(j.devices, c.device)
+		}
 	}
 	// The admin's patterns may name what is there already.
 	seen := map[string]bool{}
@@ -279,6 +295,59 @@ func (j *job) findDevices(anchor anchorConn) error {
 		return twice
 	})
 	return nil
+}
+
+// probe lets the anchor, which is in the job's cgroups, try every GPU and
+// capability file, and learns the job's place in the cgroup tree.
+func (j *job) probe(anchor anchorConn) error {
+	tried := make([]*device, 0, len(j.gpus)+len(j.caps))
+	for _, g := range j.gpus {
+		tried = append(tried, g.device)
+	}
+	for _, c := range j.caps {
+		tried = append(tried, c.device)
+	}
+	fds := make([]int, 0, len(tried))
+	for _, d := range tried {
+		fds = append(fds, d.FD)
+	}
+	answer, err := anchor.call("probed", ofType("probe"), fds...)
+	if err != nil {
+		return err
+	}
+	j.cgroups, j.cgroupV = parseCgroups(answer.All("cgroup"))
+	if len(j.cgroups) == 0 {
+		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
+	}
+	allowed := answer.All("ok")
+	if len(allowed) != len(tried) {
+		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(tried))
+	}
+	for i, d := range tried {
+		d.Own = allowed[i] == "1"
+	}
+	for _, g := range j.gpus {
+		if g.device.Own && g.UUID == "" {
+			return fmt.Errorf("neither the driver's files nor NVML tell which GPU %s is; ask the admin to run 'carme doctor' on this node", g.device.Path)
+		}
+	}
+	// A capability file that gres.conf does not list is open to everybody;
+	// it is the job's only together with its GPU.
+	for _, c := range j.caps {
+		c.device.Own = c.device.Own && j.gpus[c.gpu].device.Own
+	}
+	return nil
+}
+
+// ownGPUs counts the GPUs that the job may open.
+func (j *job) ownGPUs() int {
+	n := 0
+	for _, g := range j.gpus {
+		if g.device.Own {
+			n++
+		}
+	}
+	return n
 }
 
 // proof writes down what was made.
@@ -373,10 +442,21 @@ func (j *job) proofDevices() []wire.ProofDevice {
 		g := known[d.Path]
 		list = append(list, wire.ProofDevice{
 			Path: d.Path, Kind: d.Kind, Major: d.major(), Minor: d.minor(),
-			UUID: g.uuid, PCI: g.pci, Model: g.model, MIGUUIDs: g.migs,
+			UUID: g.UUID, PCI: g.PCI, Model: g.Model, MIGUUIDs: j.migUUIDs(d),
 		})
 	}
 	return list
+}
+
+// migUUIDs are the MIG devices of a GPU that the job may use.
+func (j *job) migUUIDs(d *device) []string {
+	var uuids []string
+	for _, c := range j.caps {
+		if c.uuid != "" && c.device.Own && j.gpus[c.gpu].device == d {
+			uuids = append(uuids, c.uuid)
+		}
+	}
+	return uuids
 }
 
 // checks are those that only the set-up can make; the rest is made by each
@@ -392,15 +472,9 @@ func (j *job) checks(p *wire.Proof) []wire.Check {
 			Detail: fmt.Sprintf("%d inside, %d on the node", ns.JobInode, ns.HostInode),
 		})
 	}
-	own := 0
-	for _, g := range j.gpus {
-		if g.device.Own {
-			own++
-		}
-	}
 	return append(list, wire.Check{
 		Name: "devices", OK: true,
-		Detail: fmt.Sprintf("the kernel lets this job open %d of %d GPUs", own, len(j.gpus)),
+		Detail: fmt.Sprintf("the kernel lets this job open %d of %d GPUs", j.ownGPUs(), len(j.gpus)),
 	})
 }
 
@@ -433,4 +507,3 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	_, err = anchor.call("accepted", spec)
 	return answer, err
 }
-

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,9 @@
 typedef int connect_f(const char *directory, const char *nodename,
 		      slurm_step_id_t *step, uint16_t *protocol);
 typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
+#if SLURM_VERSION_NUMBER < SLURM_VERSION_NUM(25, 11, 0)
+typedef int namespace_f(int fd, uint16_t protocol);
+#endif
 
 static unsigned long long start_time(pid_t pid)
 {
@@ -118,11 +122,95 @@ int extern_adopt(struct extern_step *e, pid_t pid)
 {
 	add_pid_f *add_pid;
 
-	*(void **) &add_pid =
-	    dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
+	*(void **) &add_pid = dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))
 		return -1;
 	return in_extern(pid) ? 0 : -1;
+}
+
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 11, 0)
+typedef int namespaces_f(int fd, list_t *map, uint16_t protocol);
+
+static int take_mount_namespace(list_t *map, const char **why)
+{
+	ns_fd_map_t *m;
+	int mnt = -1;
+
+	while ((m = slurm_list_pop(map))) {
+		if (m->type == CLONE_NEWNS && mnt < 0) {
+			mnt = m->fd;
+			fcntl(mnt, F_SETFD, FD_CLOEXEC);
+			continue;
+		}
+		if (m->type == CLONE_NEWUSER || m->type == CLONE_NEWPID)
+			*why = "Slurm's namespace/linux plugin gives this job "
+			       "namespaces of its own, which --carme cannot "
+			       "build upon; ask the admin to use "
+			       "namespace/tmpfs instead";
+		close(m->fd);
+	}
+	return mnt;
+}
+
+/*
+ * Since 25.11 the single-descriptor call gets no answer at all where there is
+ * no namespace (slurmstepd/req.c:_handle_get_ns_fd); this one sends a count
+ * first.
+ */
+int extern_namespace(struct extern_step *e, const char **why)
+{
+	namespaces_f *get;
+	list_t *map;
+	int mnt;
+
+	*(void **) &get = dlsym(RTLD_DEFAULT, "slurm_stepd_get_namespace_fds");
+	map = get ? slurm_list_create(NULL) : NULL;
+	if (!map)
+		return -1;
+	if (get(e->sock, map, e->protocol) <= 0) {
+		/* It has destroyed the list on error, and left it empty
+		 * otherwise; the few bytes of an empty one are not worth
+		 * telling the two apart. */
+		return -1;
+	}
+	mnt = take_mount_namespace(map, why);
+	slurm_list_destroy(map);
+	return mnt;
+}
+#else
+int extern_namespace(struct extern_step *e, const char **why)
+{
+	namespace_f *get;
+	int fd;
+
+	(void) why;
+	*(void **) &get = dlsym(RTLD_DEFAULT, "slurm_stepd_get_namespace_fd");
+	if (!get)
+		return -1;
+	fd = get(e->sock, e->protocol);
+	if (fd <= 0)
+		return -1;
+	fcntl(fd, F_SETFD, FD_CLOEXEC);
+	return fd;
+}
+#endif
+
+int extern_sleeper(const struct extern_step *e)
+{
+	char path[64], text[256];
+	ssize_t n;
+	int fd;
+
+	/* proc(5): the children of the main thread, which forked it. */
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
+		 (int) e->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	sys_close(&fd);
+	if (n <= 0)
+		return -1;
+	text[n] = '\0';
+	return sys_pidfd_open((pid_t) strtol(text, NULL, 10));
 }
 
 void extern_close(struct extern_step *e)

@@ -23,6 +23,13 @@ struct extern_step {
 int extern_open(uint32_t job, struct extern_step *e, const char **why);
 /* Put pid, which has no children yet, into the extern step. 0 or -1. */
 int extern_adopt(struct extern_step *e, pid_t pid);
+/* Slurm's own mount namespace of the job (job_container/tmpfs,
+ * namespace/tmpfs), to build upon; -1 if it has none. *why is set if it has
+ * others that cannot be built upon. */
+int extern_namespace(struct extern_step *e, const char **why);
+/* A pidfd of the process for whose end the extern step's slurmstepd waits
+ * ("sleep"); it is killed when the job ends. -1 where it cannot be found. */
+int extern_sleeper(const struct extern_step *e);
 void extern_close(struct extern_step *e);
 /* "PID STARTED": who the extern step is, for a later comparison. */
 void extern_identity(const struct extern_step *e, char *text, size_t len);

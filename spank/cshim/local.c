@@ -33,16 +33,36 @@ static void append_words(struct record *r)
 	for (ssize_t at = 0; at < n; at += (ssize_t) strlen(text + at) + 1) {
 		text[n] = '\0';
 		record_add(r, "word", text + at);
+		if (spank_context() == S_CTX_ALLOCATOR)
+			options_count_word(text + at);
 	}
 	free(text);
+}
+
+/* What users of Apptainer have set goes through the policy too. */
+static void append_binds(struct record *r)
+{
+	static const char *const names[] = {
+	    "APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND",
+	    "SINGULARITY_BINDPATH"};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		const char *v = getenv(names[i]);
+		char key[64];
+
+		if (!v || strlen(v) > 4095)
+			continue;
+		snprintf(key, sizeof(key), "env.%s", names[i]);
+		record_add(r, key, v);
+	}
 }
 
 static int fd_of(const struct record *r)
 {
 	int fd = memfd_create("carme-request", 0);
 
-	if (fd >= 0 && (!record_ok(r) ||
-			write(fd, r->buf, r->len) != (ssize_t) r->len))
+	if (fd >= 0 &&
+	    (!record_ok(r) || write(fd, r->buf, r->len) != (ssize_t) r->len))
 		sys_close(&fd);
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_SET);
@@ -106,6 +126,23 @@ void local_show(const char *what)
 	leave(run_check(&r));
 }
 
+static void check_allocation(void)
+{
+	const char *job = getenv("SLURM_JOB_ID");
+	char node[256];
+
+	if (spank_context() != S_CTX_LOCAL || !job ||
+	    allocation_can_seal((uint32_t) strtoul(job, NULL, 10), node,
+				sizeof(node)))
+		return;
+	fprintf(stderr,
+		"carme: %s of job %s cannot seal steps off (it lacks the "
+		"feature carme); make the allocation with --carme or "
+		"--constraint=carme\n",
+		node, job);
+	exit(1);
+}
+
 /* sbatch reads a script before it looks at our options. */
 void local_show_first(void)
 {
@@ -134,11 +171,22 @@ void local_check(spank_t sp)
 	if ((!options_asked() && !options_typed()) ||
 	    !access(CARME_JOB_OPTIONS, F_OK))
 		return;
+	/* Typed in a plain allocation, this step alone is meant; without one,
+	 * the job is srun's own and ends with it. */
+	if (spank_context() != S_CTX_LOCAL ||
+	    (getenv("SLURM_JOB_ID") && options_inherited()))
+		unsetenv("CARME_SCOPE");
+	else
+		setenv("CARME_SCOPE", getenv("SLURM_JOB_ID") ? "step" : "srun",
+		       1);
 	begin_request(&r);
-	options_append(&r);
 	append_words(&r);
+	append_binds(&r);
+	options_append(&r);
 	rc = run_check(&r);
-	options_next_component();
 	if (rc != CHECK_OK)
 		leave(rc);
+	if (options_asked())
+		check_allocation();
+	options_next_component();
 }

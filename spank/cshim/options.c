@@ -29,6 +29,7 @@ enum {
 struct seen {
 	int n;	      /* calls, all of them */
 	int from_env; /* the first call comes from the environment */
+	int words;    /* sbatch: occurrences on the command line */
 	char *value[OCCURRENCES];
 };
 
@@ -51,8 +52,8 @@ static struct spank_option table[OPT_COUNT] = {
      on_option},
     {"carme-home", "yes|no", "show the home directory in the job", 1, OPT_HOME,
      on_option},
-    {"carme-overlay", "none|tmpfs|DIR", "make the image writable in a layer",
-     1, OPT_OVERLAY, on_option},
+    {"carme-overlay", "none|tmpfs|DIR", "make the image writable in a layer", 1,
+     OPT_OVERLAY, on_option},
     {"carme-conda", "NAME|PREFIX", "activate a conda environment", 1, OPT_CONDA,
      on_option},
     {"carme-debug", NULL, "show the steps of the set-up with their times", 0,
@@ -64,8 +65,9 @@ static const char *const key[OPT_COUNT] = {
     "carme",	  "no_carme",	   "carme_net",	  "carme_bind", "carme_workdir",
     "carme_home", "carme_overlay", "carme_conda", "carme_debug"};
 static const char *const variable[OPT_COUNT] = {
-    "CARME",	  NULL,		   "CARME_NET",	  "CARME_BIND", "CARME_WORKDIR",
-    "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA", "CARME_DEBUG"};
+    "CARME",	     NULL,	   "CARME_NET",	    "CARME_BIND",
+    "CARME_WORKDIR", "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA",
+    "CARME_DEBUG"};
 
 static int on_option(int val, const char *arg, int remote)
 {
@@ -181,6 +183,11 @@ int options_any(void)
 	return 0;
 }
 
+int options_inherited(void)
+{
+	return seen[OPT_CARME].from_env;
+}
+
 int options_typed(void)
 {
 	for (int i = 0; i < OPT_COUNT; i++)
@@ -189,15 +196,45 @@ int options_typed(void)
 	return 0;
 }
 
+/* The last value that was given; what was typed comes after the environment. */
+static const char *last_value(const struct seen *s)
+{
+	return s->value[s->n > OCCURRENCES ? OCCURRENCES - 1 : s->n - 1];
+}
+
+/* --carme=no, or CARME=no, is none; spank/request/parse.go:onOff has the same
+ * words. */
 int options_asked(void)
 {
-	const struct seen *s = &seen[OPT_CARME];
-	const char *last;
+	const char *v;
 
-	if (!s->n || seen[OPT_NO_CARME].n)
+	if (!seen[OPT_CARME].n || seen[OPT_NO_CARME].n)
 		return 0;
-	last = s->value[s->n > OCCURRENCES ? OCCURRENCES - 1 : s->n - 1];
-	return !is_no(last);
+	v = last_value(&seen[OPT_CARME]);
+	return !is_no(v);
+}
+
+void options_count_word(const char *word)
+{
+	if (strncmp(word, "--", 2) != 0)
+		return;
+	word += 2;
+	for (int i = 0; i < OPT_COUNT; i++) {
+		size_t n = strlen(table[i].name);
+
+		if (!strncmp(word, table[i].name, n) &&
+		    (word[n] == '\0' || word[n] == '='))
+			seen[i].words++;
+	}
+}
+
+/* On sbatch's command line an option replaces the one in the script, as with
+ * every option of Slurm's; only the same place twice is a mistake. */
+static int replaced(const struct seen *s)
+{
+	int script = s->n - s->from_env - s->words;
+
+	return s->words == 1 && script == 1;
 }
 
 /* In srun and sbatch the first value may stem from the environment; what was
@@ -211,13 +248,14 @@ void options_append(struct record *r)
 		char name[64];
 
 		for (int k = 0; k < kept; k++) {
+			if (replaced(s) && k < kept - 1)
+				continue;
 			snprintf(name, sizeof(name), "%s.%s",
-				 (k == 0 && s->from_env) ? "inherited"
-							 : "opt",
+				 (k == 0 && s->from_env) ? "inherited" : "opt",
 				 key[i]);
 			record_add(r, name, s->value[k]);
 		}
-		if (s->n > OCCURRENCES && s->from_env) {
+		if (s->n > OCCURRENCES && s->from_env && !replaced(s)) {
 			snprintf(name, sizeof(name), "opt.%s", key[i]);
 			record_add(r, name, s->value[1]);
 		}
@@ -231,6 +269,6 @@ void options_next_component(void)
 			free(seen[i].value[k]);
 			seen[i].value[k] = NULL;
 		}
-		seen[i].n = 0;
+		seen[i].n = seen[i].words = 0;
 	}
 }

@@ -40,8 +40,12 @@ int options_asked(void);
 int options_any(void);
 /* srun and sbatch: was any given on the command line or in the script? */
 int options_typed(void);
+/* Does --carme come from the environment, or from the job around? */
+int options_inherited(void);
 /* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
+/* A word of sbatch's command line, before options_append(). */
+void options_count_word(const char *word);
 /* srun parses again for each component of a heterogeneous job. */
 void options_next_component(void);
 
@@ -68,6 +72,13 @@ void job_remove(uint32_t job);
 
 /* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
 
+/* xauthority.c: the cookie of Slurm's X11 forwarding */
+struct xauthority {
+	char name[64]; /* below /tmp; empty: none */
+	char *bytes;
+	size_t len;
+};
+
 struct step {
 	int sealed;
 	uint32_t job, id;
@@ -81,9 +92,10 @@ struct step {
 	int pidns, mntns;
 	struct msg_fds devices; /* O_PATH, in the order of the plan */
 	struct record plan;
-	struct record result;	/* the core's answer, when it was asked */
-	const char *image; /* key of the container, or NULL */
-	int enter; /* a task's own connection to the anchor */
+	struct record result; /* the core's answer, when it was asked */
+	const char *image;    /* key of the container, or NULL */
+	int enter;	      /* a task's own connection to the anchor */
+	struct xauthority xauthority;
 };
 
 extern struct step the_step;
@@ -92,13 +104,18 @@ void step_start(spank_t sp);
 void step_end(void);
 
 /* Spawn the anchor and the core. The lease, or -1 after fail(). */
-int setup_job(const struct step *s, struct record *request,
-	      int64_t deadline_ms, struct record *result);
+int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
+	      struct record *result);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */
 int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 		struct record *result);
+
+/* Read the cookie outside, as root, if path is one that Slurm made for uid. */
+void xauthority_read(struct xauthority *x, const char *path, uid_t uid);
+/* Write it inside, where /tmp is the job's own. */
+void xauthority_write(const struct xauthority *x, uid_t uid, gid_t gid);
 
 void task_start_privileged(spank_t sp);
 void task_start(spank_t sp);
@@ -118,6 +135,9 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
+/* 1 if every node of the job has the feature "carme"; else missing names one.
+ */
+int allocation_can_seal(uint32_t job, char *missing, size_t len);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
 /* The same where it is the first word, before the program asks for more. */

@@ -21,29 +21,39 @@ static int shown(const char *path, int fd)
 	       S_ISCHR(a.st_mode);
 }
 
-static int check_device(const char *path, int fd, int own)
-{
-	int allowed = sys_device_allowed(fd);
-	int visible = shown(path, fd);
+struct entry {
+	const char *path, *uuid;
+	const char *own, *parent; /* as the plan has them */
+	int mine;		  /* the job may use it */
+	int gpu; /* index of the GPU of a capability file, -1 for a GPU */
+	int fd;
+};
 
-	if (allowed && !own) {
+/* A capability file that gres.conf does not name is open to everybody, and
+ * useless without its GPU; that it is not shown is what matters. */
+static int check_device(const struct entry *e)
+{
+	int allowed = sys_device_allowed(e->fd);
+	int visible = shown(e->path, e->fd);
+
+	if (allowed && !e->mine && e->gpu < 0) {
 		fail("%s can be opened, but Slurm did not give it to this job; "
 		     "the admin must set ConstrainDevices=yes in cgroup.conf",
-		     path);
+		     e->path);
 		return -1;
 	}
-	if (visible && !own) {
+	if (visible && !e->mine) {
 		fail("%s of another job is visible in this one; tell the admin",
-		     path);
+		     e->path);
 		return -1;
 	}
-	if (allowed && !visible) {
+	if (allowed && e->mine && !visible) {
 		fail("%s was given to this job, but is missing from its /dev; "
 		     "tell the admin",
-		     path);
+		     e->path);
 		return -1;
 	}
-	return allowed;
+	return allowed && e->mine;
 }
 
 static size_t append(char *out, size_t at, size_t len, const char *uuid)
@@ -53,28 +63,41 @@ static size_t append(char *out, size_t at, size_t len, const char *uuid)
 	return (n < 0 || at + (size_t) n >= len) ? at : at + (size_t) n;
 }
 
+static int next_entry(const struct record *plan, struct entry *e)
+{
+	e->path = record_next(plan, "dev.path", e->path);
+	e->uuid = record_next(plan, "dev.uuid", e->uuid);
+	e->own = record_next(plan, "dev.own", e->own);
+	e->parent = record_next(plan, "dev.parent", e->parent);
+	if (!e->path || !e->uuid || !e->own || !e->parent)
+		return -1;
+	e->mine = e->own[0] == '1';
+	e->gpu = atoi(e->parent);
+	return 0;
+}
+
 int proof_devices(const struct step *s, char *uuids, size_t len)
 {
-	const char *path = NULL, *own = NULL, *uuid = NULL;
+	int usable[MSG_FDS_MAX] = {0};
+	struct entry e = {0};
 	size_t at = 0;
 
 	uuids[0] = '\0';
 	for (int i = 0; i < s->devices.n; i++) {
-		int rc;
-
-		path = record_next(&s->plan, "dev.path", path);
-		own = record_next(&s->plan, "dev.own", own);
-		uuid = record_next(&s->plan, "dev.uuid", uuid);
-		if (!path || !own || !uuid) {
+		if (next_entry(&s->plan, &e)) {
 			fail("the plan of this job does not describe its "
 			     "devices");
 			return -1;
 		}
-		rc = check_device(path, s->devices.fd[i], own[0] == '1');
-		if (rc < 0)
+		e.fd = s->devices.fd[i];
+		usable[i] = check_device(&e);
+		if (usable[i] < 0)
 			return -1;
-		if (rc && uuid[0])
-			at = append(uuids, at, len, uuid);
+		/* GPUs come before the files of their partitions. */
+		if (e.gpu >= 0 && (e.gpu >= i || !usable[e.gpu]))
+			continue;
+		if (usable[i] && e.uuid[0])
+			at = append(uuids, at, len, e.uuid);
 	}
 	if (!at)
 		snprintf(uuids, len, "void");

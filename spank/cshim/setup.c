@@ -22,7 +22,7 @@
 #include "extern.h"
 #include "plugin.h"
 
-#define FDS_MAX 3
+#define FDS_MAX 4
 
 /* Clean mask, default handlers, no environment, own session, and only the
  * given descriptors, from 3 upwards; the child closes what else is open. */
@@ -128,9 +128,11 @@ struct core {
 	int result; /* our end of the pipe */
 };
 
-static int core_start(struct core *c, const struct record *request, int anchor)
+/* ns is Slurm's mount namespace of the job, or -1. */
+static int core_start(struct core *c, const struct record *request, int anchor,
+		      int ns)
 {
-	int fds[FDS_MAX] = {-1, -1, anchor};
+	int fds[FDS_MAX] = {-1, -1, anchor, ns};
 	int pipefd[2] = {-1, -1};
 
 	c->pid = -1;
@@ -141,7 +143,7 @@ static int core_start(struct core *c, const struct record *request, int anchor)
 		return -1;
 	}
 	fds[1] = pipefd[1];
-	c->pid = spawn(CARME_HOST, "setup", fds, 3);
+	c->pid = spawn(CARME_HOST, "setup", fds, ns < 0 ? 3 : 4);
 	sys_close(&fds[0]);
 	close(pipefd[1]);
 	c->result = pipefd[0];
@@ -191,8 +193,8 @@ static void core_kill(struct core *c)
 static void write_identity(int dir, const struct extern_step *e)
 {
 	char text[64];
-	int fd = sys_open_beneath(dir, JOB_EXTERN,
-				  O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	int fd = sys_open_beneath(dir, JOB_EXTERN, O_WRONLY | O_CREAT | O_TRUNC,
+				  0600);
 
 	extern_identity(e, text, sizeof(text));
 	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text))
@@ -206,6 +208,7 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 {
 	struct msg_fds fds;
 	struct record r;
+	int sleeper;
 	long pid;
 	int rc = -1;
 
@@ -228,6 +231,9 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	/* Opened anew: the lock that we hold belongs to our descriptor and
 	 * all its copies, and must not outlive this step. */
 	msg_fds_add(&fds, job_open(s->job, 0));
+	sleeper = extern_sleeper(e);
+	if (sleeper >= 0)
+		msg_fds_add(&fds, sleeper);
 	record_init(&r);
 	record_add(&r, "type", "adopted");
 	if (fds.fd[0] >= 0 && fds.fd[1] >= 0)
@@ -239,14 +245,15 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	return rc;
 }
 
-int setup_job(const struct step *s, struct record *request,
-	      int64_t deadline_ms, struct record *result)
+int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
+	      struct record *result)
 {
 	struct extern_step e;
 	const char *why = "";
 	struct core core = {.pid = -1, .result = -1};
 	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
 	pid_t launcher = -1;
+	int ns = -1;
 	int rc = -1;
 
 	if (extern_open(s->job, &e, &why)) {
@@ -254,13 +261,21 @@ int setup_job(const struct step *s, struct record *request,
 		return -1;
 	}
 	record_add(request, "spool", e.spool);
+	why = NULL;
+	ns = extern_namespace(&e, &why);
+	if (why) {
+		fail("%s", why);
+		goto done;
+	}
+	if (ns >= 0)
+		record_add(request, "slurmns", "1");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
 		fail("create sockets: %s", strerror(errno));
 		goto done;
 	}
 	launcher = spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
-	if (launcher < 0 || core_start(&core, request, host[0])) {
+	if (launcher < 0 || core_start(&core, request, host[0], ns)) {
 		fail("start the set-up in " CARME_LIBEXEC ": %s; ask the admin "
 		     "to reinstall Carme on this node",
 		     strerror(errno));
@@ -273,6 +288,7 @@ int setup_job(const struct step *s, struct record *request,
 		goto done;
 	rc = core_finish(&core, result, deadline_ms);
 done:
+	sys_close(&ns);
 	extern_close(&e);
 	core_kill(&core);
 	if (launcher > 0)
@@ -290,7 +306,7 @@ int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 {
 	struct core core;
 
-	if (core_start(&core, request, lease)) {
+	if (core_start(&core, request, lease, -1)) {
 		fail("start " CARME_HOST ": %s", strerror(errno));
 		return -1;
 	}

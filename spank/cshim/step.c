@@ -21,11 +21,15 @@
  * MessageTimeout, and nothing here may hang for ever. */
 #define SETUP_MS 30000
 
-/* Variables of slurmstepd's that tell of GPUs; the core uses them only where
- * Slurm does not constrain devices (gres.conf(5), srun(1)). */
-static const char *const gpu_variables[] = {
-    "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "CUDA_VISIBLE_DEVICES",
-    "SLURM_GPUS_ON_NODE", "SLURMD_NODENAME"};
+/* Variables of the job that the core wants to know: Slurm's about GPUs, which
+ * count only where Slurm does not constrain devices (gres.conf(5), srun(1)),
+ * and binds that a user has set for the container runtime. */
+static const char *const variables[] = {
+    "SLURM_STEP_GPUS",	    "SLURM_JOB_GPUS",
+    "SLURM_SHARDS_ON_NODE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
+    "APPTAINER_BIND",	    "APPTAINER_BINDPATH",
+    "SINGULARITY_BIND",	    "SINGULARITY_BINDPATH",
+    "CARME_SCOPE"};
 
 struct step the_step = {.dir = -1,
 			.lease = -1,
@@ -80,13 +84,12 @@ static void append_environment(spank_t sp, struct record *r)
 {
 	char value[4096];
 
-	for (size_t i = 0; i < sizeof(gpu_variables) / sizeof(*gpu_variables);
-	     i++) {
+	for (size_t i = 0; i < sizeof(variables) / sizeof(*variables); i++) {
 		char key[64];
 
-		if (spank_getenv(sp, gpu_variables[i], value, sizeof(value)))
+		if (spank_getenv(sp, variables[i], value, sizeof(value)))
 			continue;
-		snprintf(key, sizeof(key), "env.%s", gpu_variables[i]);
+		snprintf(key, sizeof(key), "env.%s", variables[i]);
 		record_add(r, key, value);
 	}
 }
@@ -117,7 +120,20 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 
 /* ---- joining ---------------------------------------------------------- */
 
-static int join(struct step *s)
+/* A batch script, an interactive step, or step 0 of an srun that made the
+ * allocation itself, which it tells by CARME_SCOPE (local.c). */
+static int job_ends_with(spank_t sp, const struct step *s)
+{
+	char scope[16] = "";
+
+	if (s->id == SLURM_BATCH_SCRIPT || s->id == SLURM_INTERACTIVE_STEP)
+		return 1;
+	return s->id == 0 &&
+	       !spank_getenv(sp, "CARME_SCOPE", scope, sizeof(scope)) &&
+	       !strcmp(scope, "srun");
+}
+
+static int join(spank_t sp, struct step *s)
 {
 	struct msg_fds fds;
 	struct record r;
@@ -127,6 +143,8 @@ static int join(struct step *s)
 	record_add(&r, "type", "join");
 	record_add(&r, "step", s->name);
 	record_add(&r, "lease", "1");
+	if (job_ends_with(sp, s))
+		record_add(&r, "owner", "1");
 	rc = msg_send(s->lease, &r, NULL);
 	record_free(&r);
 	if (rc || msg_recv(s->lease, &s->plan, &fds, NULL, SETUP_MS) != 1) {
@@ -173,13 +191,29 @@ static int same_options(const struct record *plan, const struct record *request)
 	return a == b;
 }
 
+/* "srun --carme" inside a plain allocation seals that step, not the job; other
+ * steps of the job stay what they were. */
+static int step_is_plain(struct step *s)
+{
+	const char *scope = record_get(&s->plan, "scope");
+
+	if (!scope || strcmp(scope, "step") != 0)
+		return 0;
+	step_end();
+	s->sealed = 0;
+	s->image = NULL;
+	return 1;
+}
+
 static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 {
 	struct record request;
 	int rc = 0;
 
-	if (join(s))
+	if (join(sp, s))
 		return -1;
+	if (!options_asked() && step_is_plain(s))
+		return 0;
 	if (!options_any())
 		return 0;
 	build_request(sp, s, "later", &request);
@@ -248,7 +282,7 @@ static int begin(spank_t sp, struct step *s)
 	build_request(sp, s, "first", &request);
 	s->lease = setup_job(s, &request, deadline, &s->result);
 	record_free(&request);
-	return s->lease < 0 ? -1 : join(s);
+	return s->lease < 0 ? -1 : join(sp, s);
 }
 
 /* ---- environment ------------------------------------------------------ */
@@ -269,6 +303,15 @@ static void set_environment(spank_t sp, const struct step *s)
 
 /* ---- callbacks -------------------------------------------------------- */
 
+/* Slurm's X11 forwarding leaves its cookie in the host's /tmp. */
+static void remember_xauthority(spank_t sp, struct step *s)
+{
+	char path[PATH_MAX];
+
+	if (!spank_getenv(sp, "XAUTHORITY", path, sizeof(path)))
+		xauthority_read(&s->xauthority, path, s->uid);
+}
+
 void step_start(spank_t sp)
 {
 	struct step *s = &the_step;
@@ -284,6 +327,7 @@ void step_start(spank_t sp)
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
 		set_environment(sp, s);
+		remember_xauthority(sp, s);
 	}
 	/* The directory stays open for the tasks' own connections. */
 	if (s->dir >= 0)

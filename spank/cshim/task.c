@@ -17,8 +17,8 @@
 
 /* Variables that an image sets for itself but that are the task's. */
 static const char *const task_owns[] = {
-    "HOME",   "USER",	"LOGNAME", "PWD",     "OLDPWD",	    "SHLVL", "_",
-    "TMPDIR", "DISPLAY", "TERM",   "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR"};
+    "HOME",   "USER",	 "LOGNAME", "PWD",   "OLDPWD",	 "SHLVL",	   "_",
+    "TMPDIR", "DISPLAY", "TERM",    "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR"};
 
 void task_start_privileged(spank_t sp)
 {
@@ -35,12 +35,13 @@ void task_start_privileged(spank_t sp)
 			return;
 		}
 	}
-	if (setns(s->pid1, CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS |
-			       CLONE_NEWNET)) {
+	if (setns(s->pid1,
+		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET)) {
 		fail("join the job's namespaces: %s", strerror(errno));
 		return;
 	}
-	proof_namespaces(s);
+	if (!proof_namespaces(s))
+		xauthority_write(&s->xauthority, s->uid, s->gid);
 }
 
 static int is_tasks_own(const char *entry)
@@ -50,14 +51,64 @@ static int is_tasks_own(const char *entry)
 	if (!strncmp(entry, "SLURM", 5) || !strncmp(entry, "CARME", 5))
 		return 1;
 	for (size_t i = 0; i < sizeof(task_owns) / sizeof(*task_owns); i++)
-		if (strlen(task_owns[i]) == n && !strncmp(entry, task_owns[i], n))
+		if (strlen(task_owns[i]) == n &&
+		    !strncmp(entry, task_owns[i], n))
 			return 1;
 	return 0;
 }
 
-static void take_environment(spank_t sp, const struct record *r)
+/* Patterns as in spank/policy/env.go: a name, or its beginning and "*". */
+static int matches(const struct record *plan, const char *key,
+		   const char *entry)
+{
+	size_t n = strcspn(entry, "=");
+	const char *p = NULL;
+
+	while ((p = record_next(plan, key, p))) {
+		size_t len = strlen(p);
+
+		if (len && p[len - 1] == '*') {
+			if (n >= len - 1 && !strncmp(p, entry, len - 1))
+				return 1;
+		} else if (len == n && !strncmp(p, entry, n)) {
+			return 1;
+		}
+	}
+	return 0;
+}
+
+/* What means something on the host only is not for a container. */
+static void drop_environment(spank_t sp, const struct record *plan)
+{
+	char **env = NULL;
+	int i = 0;
+
+	if (spank_get_item(sp, S_JOB_ENV, &env) || !env)
+		return;
+	while (env[i]) {
+		char name[256];
+		size_t n = strcspn(env[i], "=");
+
+		if (n < sizeof(name) && (matches(plan, "drop.always", env[i]) ||
+					 (matches(plan, "drop", env[i]) &&
+					  !matches(plan, "pass", env[i])))) {
+			memcpy(name, env[i], n);
+			name[n] = '\0';
+			/* The array closes the gap: look at i again. */
+			if (!spank_unsetenv(sp, name) &&
+			    !spank_get_item(sp, S_JOB_ENV, &env) && env)
+				continue;
+		}
+		i++;
+	}
+}
+
+static void take_environment(spank_t sp, const struct record *plan,
+			     const struct record *r)
 {
 	const char *e = NULL;
+
+	drop_environment(sp, plan);
 
 	while ((e = record_next(r, "env", e))) {
 		char name[256];
@@ -98,9 +149,10 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 	if (message)
 		fail("start %s: %s", s->image, message);
 	else if (*userns < 0 || *mntns < 0)
-		fail("the job's anchor sent no container; submit the job again");
+		fail(
+		    "the job's anchor sent no container; submit the job again");
 	else
-		take_environment(sp, &r);
+		take_environment(sp, &s->plan, &r);
 	record_free(&r);
 	return failed() ? -1 : 0;
 }

@@ -37,6 +37,13 @@ func (p *Policy) KeepsEnv(name string, inImage bool) bool {
 	return true
 }
 
+// EnvPatterns are the rules of KeepsEnv for a job in an image, for the plugin,
+// which applies them to a task's environment (spank/cshim/task.c): what matches
+// dropped goes unless it matches passed, what matches always goes in any case.
+func (p *Policy) EnvPatterns() (dropped, always, passed []string) {
+	return hostOnly(), runtimeOnly(), p.cfg.Spank.Env.Pass
+}
+
 func matchesAny(patterns []string, name string) bool {
 	return slices.ContainsFunc(patterns, func(pattern string) bool {
 		if start, ok := strings.CutSuffix(pattern, "*"); ok {

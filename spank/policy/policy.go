@@ -80,7 +80,7 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	if err == nil {
 		out.Request.Overlay, err = p.overlay(r.Overlay, out.Image)
 		note(err)
-		out.Binds, err = p.binds(r.Binds, out.Image, u)
+		out.Binds, err = p.binds(ownBinds(r, out.Image), out.Image, u)
 		note(err)
 	}
 	if len(errs) > 0 {
@@ -216,6 +216,21 @@ func (p *Policy) overlay(asked string, img *config.Image) (string, error) {
 		return asked, nil
 	}
 	return "", fmt.Errorf("--carme-overlay with a directory is not allowed on this cluster; use %s", strings.Join(p.cfg.Spank.Overlay.Allowed, " or "))
+}
+
+// ownBinds are the binds of the user that count: those of Apptainer's variables
+// in an image only, and not at a place where an option puts something.
+func ownBinds(r request.Request, img *config.Image) []request.Bind {
+	if img == nil {
+		return r.Binds
+	}
+	own := slices.Clone(r.Binds)
+	for _, b := range r.ImageBinds {
+		if !slices.ContainsFunc(own, func(a request.Bind) bool { return a.Dst == b.Dst }) {
+			own = append(own, b)
+		}
+	}
+	return own
 }
 
 // binds joins the binds of the site, the image and the user. Those of the image

@@ -36,7 +36,7 @@ func Options() []Option {
 	return []Option{
 		{OptCarme, "IMAGE", true, "CARME", "isolate the job, in IMAGE if given (or list, help)"},
 		{OptNoCarme, "", false, "", "do not isolate the job, whatever CARME says"},
-		{OptNet, "MODE", false, "CARME_NET", "network: host or private (loopback only)"},
+		{OptNet, "host|private", false, "CARME_NET", "network: the node's, or loopback only"},
 		{OptBind, "SRC[:DST[:ro]],...", false, "CARME_BIND", "paths of the node to show in the job"},
 		{OptWorkdir, "DIR", false, "CARME_WORKDIR", "working directory inside the job"},
 		{OptHome, "yes|no", false, "CARME_HOME", "show the home directory in the job"},
@@ -44,6 +44,13 @@ func Options() []Option {
 		{OptConda, "NAME|PREFIX", false, "CARME_CONDA", "conda environment to activate"},
 		{OptDebug, "", false, "CARME_DEBUG", "show the steps of the set-up with times"},
 	}
+}
+
+// ApptainerBinds are the variables in which users of Apptainer keep binds
+// (apptainer(1)). In an image they count as binds of the user, and so go
+// through the policy; Apptainer itself never sees them.
+func ApptainerBinds() []string {
+	return []string{"APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND", "SINGULARITY_BINDPATH"}
 }
 
 // find returns the option of that name.

@@ -3,6 +3,7 @@ package request
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/carme-hpc/carme/internal/wire"
@@ -50,7 +51,8 @@ type Input struct {
 	// Options in the order typed, each occurrence: Slurm itself keeps only
 	// the last and tells nobody.
 	Options []Given
-	// Env holds the defaults by the names in Option.Env. Others are ignored.
+	// Env holds the defaults by the names in Option.Env, and the variables in
+	// ApptainerBinds. Others are ignored.
 	Env map[string]string
 }
 
@@ -107,6 +109,9 @@ func Parse(in Input) (Request, error) {
 	r.Debug = p.debug(get(OptDebug))
 	if v := get(OptBind); p.filled(v, "SRC[:DST[:ro]]") {
 		r.Binds = p.binds(v.label, strings.Split(v.text, ","))
+	}
+	if r.Image != ImageNone {
+		r.ImageBinds = p.apptainerBinds(in.Env)
 	}
 	if err := p.err(); err != nil {
 		return Request{}, err
@@ -423,6 +428,24 @@ func (p *parser) binds(label string, entries []string) []Bind {
 		}
 	}
 	return binds
+}
+
+// apptainerBinds reads the binds in Apptainer's own variables. The same bind
+// may stand in several of them.
+func (p *parser) apptainerBinds(env map[string]string) []Bind {
+	var entries []string
+	for _, name := range ApptainerBinds() {
+		v := value{label: name, text: env[name]}
+		if v.text == "" || !p.sized(v) {
+			continue
+		}
+		for entry := range strings.SplitSeq(v.text, ",") {
+			if !slices.Contains(entries, entry) {
+				entries = append(entries, entry)
+			}
+		}
+	}
+	return p.binds(ApptainerBinds()[0], entries)
 }
 
 // ParseBind reads SRC[:DST[:ro]]; `rw`, the default, is taken too. The paths

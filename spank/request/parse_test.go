@@ -60,6 +60,13 @@ func TestParseUnderstandsWhatIsTyped(t *testing.T) {
 				{Src: "/process", Dst: "/process"},
 			}},
 		},
+		"Apptainer's binds": {
+			Input{Options: given("--carme=base", "--carme-bind=/b"), Env: map[string]string{"APPTAINER_BIND": "/data:/mnt:ro,/b", "SINGULARITY_BINDPATH": "/b"}},
+			Request{Enabled: true, Image: "base", Binds: []Bind{{Src: "/b", Dst: "/b"}}, ImageBinds: []Bind{{Src: "/data", Dst: "/mnt", ReadOnly: true}, {Src: "/b", Dst: "/b"}}},
+		},
+		"Apptainer's binds without an image": {
+			Input{Options: given("--carme=none"), Env: map[string]string{"APPTAINER_BIND": "/dev:/mnt"}}, Request{Enabled: true, Image: ImageNone},
+		},
 		"default on":           {Input{Env: map[string]string{"CARME": "yes", "CARME_NET": "private"}}, Request{Enabled: true, Net: NetPrivate}},
 		"default on by number": {Input{Env: map[string]string{"CARME": "1", "CARME_DEBUG": "1"}}, Request{Enabled: true, Debug: true}},
 		"default image":        {Input{Env: map[string]string{"CARME": "base"}}, Request{Enabled: true, Image: "base"}},
@@ -184,6 +191,7 @@ func TestParseRefusesWithCauseAndRemedy(t *testing.T) {
 		"bind onto /usr":      {Input{Options: given("--carme", "--carme-bind=/a:/usr")}, "nothing can be put over /usr"},
 		"bind onto a secret":  {Input{Options: given("--carme", "--carme-bind=/a:/etc/passwd")}, "nothing can be put over /etc;"},
 		"bind with newline":   {Input{Options: given("--carme", "--carme-bind=/a\n:/b")}, "cannot be printed"},
+		"Apptainer's bind":    {Input{Options: given("--carme=base"), Env: map[string]string{"APPTAINER_BIND": "/dev:/mnt"}}, `APPTAINER_BIND: "/dev:/mnt": /dev cannot be shown`},
 		"too many binds":      {Input{Options: given("--carme", "--carme-bind="+strings.Repeat("/a,", 200))}, "201 entries; 128 is the most"},
 		"all at once": {
 			Input{Options: given("--carme=a b", "--carme-net=x", "--carme-home=y")},

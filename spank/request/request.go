@@ -49,6 +49,9 @@ type Request struct {
 	Net string
 	// Binds in the order given.
 	Binds []Bind
+	// ImageBinds come from the variables in ApptainerBinds, and count only in
+	// an image.
+	ImageBinds []Bind
 	// Workdir is an absolute path inside the job.
 	Workdir string
 	// Home is Yes or No.
@@ -87,6 +90,7 @@ const (
 	keyImage   = "request.image"
 	keyNet     = "request.net"
 	keyBind    = "request.bind"
+	keyImgBind = "request.image_bind"
 	keyWorkdir = "request.workdir"
 	keyHome    = "request.home"
 	keyOverlay = "request.overlay"
@@ -123,6 +127,9 @@ func (r *Request) AppendTo(rec *wire.Record) {
 	for _, b := range r.Binds {
 		add(keyBind, b.String())
 	}
+	for _, b := range r.ImageBinds {
+		add(keyImgBind, b.String())
+	}
 	add(keyWorkdir, r.Workdir)
 	add(keyHome, r.Home)
 	add(keyOverlay, r.Overlay)
@@ -156,6 +163,7 @@ func FromRecord(rec *wire.Record) (Request, error) {
 	r.Image = p.image(one(keyImage))
 	r.Net = p.net(one(keyNet))
 	r.Binds = p.binds(keyBind, rec.All(keyBind))
+	r.ImageBinds = p.binds(keyImgBind, rec.All(keyImgBind))
 	r.Workdir = p.path(one(keyWorkdir))
 	r.Home = p.yesno(one(keyHome))
 	r.Overlay = p.overlay(one(keyOverlay))

@@ -1,6 +1,7 @@
 /*
  * The part of NVIDIA's nvml.h that the testbed needs. Names, values and layouts
- * are those of the public header (nvml.h, CUDA 12), or go-nvml would read rubbish.
+ * are those of the public header (nvml.h, CUDA 12), or go-nvml would read
+ * rubbish.
  */
 #ifndef FAKENVML_H
 #define FAKENVML_H
@@ -46,9 +47,9 @@ typedef struct {
 } nvmlProcessInfo_t;
 
 typedef struct {
-	unsigned int multiprocessorCount, sharedCopyEngineCount, sharedDecoderCount,
-	        sharedEncoderCount, sharedJpegCount, sharedOfaCount, gpuInstanceSliceCount,
-	        computeInstanceSliceCount;
+	unsigned int multiprocessorCount, sharedCopyEngineCount,
+	    sharedDecoderCount, sharedEncoderCount, sharedJpegCount,
+	    sharedOfaCount, gpuInstanceSliceCount, computeInstanceSliceCount;
 	unsigned long long memorySizeMB;
 } nvmlDeviceAttributes_t;
 

@@ -26,7 +26,8 @@ int main(void)
 {
 	nvmlReturn_t (*init)(void), (*count_of)(unsigned int *);
 	nvmlReturn_t (*by_index)(unsigned int, nvmlDevice_t *);
-	nvmlReturn_t (*mig_by_index)(nvmlDevice_t, unsigned int, nvmlDevice_t *);
+	nvmlReturn_t (*mig_by_index)(nvmlDevice_t, unsigned int,
+				     nvmlDevice_t *);
 	nvmlReturn_t (*mig_max)(nvmlDevice_t, unsigned int *);
 	nvmlReturn_t (*name_of)(nvmlDevice_t, char *, unsigned int);
 	nvmlReturn_t (*uuid_of)(nvmlDevice_t, char *, unsigned int);
@@ -38,8 +39,8 @@ int main(void)
 
 	nvml = dlopen("libnvidia-ml.so.1", RTLD_NOW);
 	if (!nvml) {
-		fprintf(stderr,
-		        "NVIDIA-SMI couldn't find libnvidia-ml.so library in your system.\n");
+		fprintf(stderr, "NVIDIA-SMI couldn't find libnvidia-ml.so "
+				"library in your system.\n");
 		return EXIT_FAILURE;
 	}
 	init = need("nvmlInit_v2");
@@ -71,7 +72,8 @@ int main(void)
 				continue;
 			name_of(mig, name, sizeof(name));
 			uuid_of(mig, uuid, sizeof(uuid));
-			printf("  MIG %-16s Device %2u: (UUID: %s)\n", name, m, uuid);
+			printf("  MIG %-16s Device %2u: (UUID: %s)\n", name, m,
+			       uuid);
 		}
 	}
 	return EXIT_SUCCESS;

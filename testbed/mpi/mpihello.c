@@ -24,19 +24,20 @@ int main(int argc, char **argv)
 	mine = rank + 1;
 	MPI_Allreduce(&mine, &sum, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
 
-	MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
+	MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0,
+			    MPI_INFO_NULL, &node);
 	MPI_Comm_rank(node, &local_rank);
 	MPI_Comm_size(node, &local_size);
-	MPI_Win_allocate_shared(local_rank == 0 ? (MPI_Aint)sizeof(int) : 0, sizeof(int),
-	        MPI_INFO_NULL, node, &cell, &win);
+	MPI_Win_allocate_shared(local_rank == 0 ? (MPI_Aint) sizeof(int) : 0,
+				sizeof(int), MPI_INFO_NULL, node, &cell, &win);
 	MPI_Win_shared_query(win, 0, &bytes, &unit, &cell);
 	MPI_Win_fence(0, win);
 	if (local_rank == 0)
 		*cell = 4711;
 	MPI_Win_fence(0, win);
 
-	printf("rank %d of %d on %s, %d here, sum %d, shared %d\n", rank, size, name, local_size,
-	        sum, *cell);
+	printf("rank %d of %d on %s, %d here, sum %d, shared %d\n", rank, size,
+	       name, local_size, sum, *cell);
 	MPI_Win_fence(0, win);
 	MPI_Win_free(&win);
 	MPI_Finalize();

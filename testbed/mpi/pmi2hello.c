@@ -1,4 +1,5 @@
-/* Joins Slurm's PMI-2 server, puts one key per rank and reads its neighbour's. */
+/* Joins Slurm's PMI-2 server, puts one key per rank and reads its neighbour's.
+ */
 #include <slurm/pmi2.h>
 #include <stdio.h>
 #include <stdlib.h>

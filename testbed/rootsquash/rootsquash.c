@@ -1,7 +1,7 @@
 /*
- * rootsquash SOURCE TARGET [FUSE options]: shows SOURCE at TARGET as an NFS server
- * with root_squash would. Every request is made with the file-system uid, gid and
- * groups of the process that asks, and root becomes nobody.
+ * rootsquash SOURCE TARGET [FUSE options]: shows SOURCE at TARGET as an NFS
+ * server with root_squash would. Every request is made with the file-system
+ * uid, gid and groups of the process that asks, and root becomes nobody.
  *
  * A kernel without NFS cannot mount the real thing, and a FUSE mount without
  * allow_other is too strict: it compares real, effective and saved uid, and so
@@ -28,14 +28,14 @@
 #define NOBODY 65534
 #define MAX_GROUPS 256
 
-/* "/proc/self/fd/N": SOURCE is held by a descriptor, so that its own mount can be
- * taken away and no path on the machine goes round this file system. */
+/* "/proc/self/fd/N": SOURCE is held by a descriptor, so that its own mount can
+ * be taken away and no path on the machine goes round this file system. */
 static char source[32];
 
 /*
- * Takes on the caller's identity for this thread alone (glibc's setgroups() would
- * change every thread). Each request sets it anew, so nothing has to be put back,
- * but root is needed in between: setgroups() asks for it.
+ * Takes on the caller's identity for this thread alone (glibc's setgroups()
+ * would change every thread). Each request sets it anew, so nothing has to be
+ * put back, but root is needed in between: setgroups() asks for it.
  */
 static void become_caller(void)
 {
@@ -62,7 +62,7 @@ static void become_caller(void)
 static const char *real_path(const char *path, char real[PATH_MAX])
 {
 	become_caller();
-	if ((size_t)snprintf(real, PATH_MAX, "%s%s", source, path) >= PATH_MAX)
+	if ((size_t) snprintf(real, PATH_MAX, "%s%s", source, path) >= PATH_MAX)
 		real[0] = '\0'; /* ENOENT */
 	return real;
 }
@@ -74,20 +74,22 @@ static int result(long rc)
 
 static void *do_init(struct fuse_conn_info *conn, struct fuse_config *config)
 {
-	(void)conn;
+	(void) conn;
 	/* Nothing is remembered from one caller for the next. */
-	config->entry_timeout = config->attr_timeout = config->negative_timeout = 0;
+	config->entry_timeout = config->attr_timeout =
+	    config->negative_timeout = 0;
 	config->use_ino = 1;
 	config->nullpath_ok = 0;
 	return NULL;
 }
 
-static int do_getattr(const char *path, struct stat *st, struct fuse_file_info *file)
+static int do_getattr(const char *path, struct stat *st,
+		      struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
 	if (file)
-		return result(fstat((int)file->fh, st));
+		return result(fstat((int) file->fh, st));
 	return result(lstat(real_path(path, real), st));
 }
 
@@ -95,8 +97,8 @@ static int do_access(const char *path, int mode)
 {
 	char real[PATH_MAX];
 
-	/* AT_EACCESS and a raw faccessat2: the answer must be for the fsuid, which
-	 * access(2) would replace by the real uid, root's. */
+	/* AT_EACCESS and a raw faccessat2: the answer must be for the fsuid,
+	 * which access(2) would replace by the real uid, root's. */
 	int fd = open(real_path(path, real), O_PATH | O_CLOEXEC);
 	struct stat st;
 	long rc;
@@ -104,13 +106,14 @@ static int do_access(const char *path, int mode)
 	if (fd < 0)
 		return -errno;
 	rc = syscall(SYS_faccessat2, fd, "", mode, AT_EACCESS | AT_EMPTY_PATH);
-	if (rc == 0 && (mode & X_OK) && fstat(fd, &st) == 0 && !(st.st_mode & 0111)) {
+	if (rc == 0 && (mode & X_OK) && fstat(fd, &st) == 0 &&
+	    !(st.st_mode & 0111)) {
 		errno = EACCES;
 		rc = -1;
 	}
 	rc = result(rc);
 	close(fd);
-	return (int)rc;
+	return (int) rc;
 }
 
 static int do_readlink(const char *path, char *to, size_t size)
@@ -124,20 +127,22 @@ static int do_readlink(const char *path, char *to, size_t size)
 	return 0;
 }
 
-static int do_readdir(const char *path, void *buffer, fuse_fill_dir_t fill, off_t offset,
-        struct fuse_file_info *file, enum fuse_readdir_flags flags)
+static int do_readdir(const char *path, void *buffer, fuse_fill_dir_t fill,
+		      off_t offset, struct fuse_file_info *file,
+		      enum fuse_readdir_flags flags)
 {
 	char real[PATH_MAX];
 	DIR *dir = opendir(real_path(path, real));
 	struct dirent *entry;
 
-	(void)offset;
-	(void)file;
-	(void)flags;
+	(void) offset;
+	(void) file;
+	(void) flags;
 	if (!dir)
 		return -errno;
 	while ((entry = readdir(dir))) {
-		struct stat st = {.st_ino = entry->d_ino, .st_mode = DTTOIF(entry->d_type)};
+		struct stat st = {.st_ino = entry->d_ino,
+				  .st_mode = DTTOIF(entry->d_type)};
 
 		if (fill(buffer, entry->d_name, &st, 0, 0))
 			break;
@@ -203,40 +208,44 @@ static int do_chmod(const char *path, mode_t mode, struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
-	(void)file;
+	(void) file;
 	return result(chmod(real_path(path, real), mode));
 }
 
-static int do_chown(const char *path, uid_t uid, gid_t gid, struct fuse_file_info *file)
+static int do_chown(const char *path, uid_t uid, gid_t gid,
+		    struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
-	(void)file;
+	(void) file;
 	return result(lchown(real_path(path, real), uid, gid));
 }
 
-static int do_truncate(const char *path, off_t size, struct fuse_file_info *file)
+static int do_truncate(const char *path, off_t size,
+		       struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
 	if (file)
-		return result(ftruncate((int)file->fh, size));
+		return result(ftruncate((int) file->fh, size));
 	return result(truncate(real_path(path, real), size));
 }
 
-static int do_utimens(const char *path, const struct timespec times[2], struct fuse_file_info *file)
+static int do_utimens(const char *path, const struct timespec times[2],
+		      struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
-	(void)file;
-	return result(utimensat(AT_FDCWD, real_path(path, real), times, AT_SYMLINK_NOFOLLOW));
+	(void) file;
+	return result(utimensat(AT_FDCWD, real_path(path, real), times,
+				AT_SYMLINK_NOFOLLOW));
 }
 
 static int keep(int fd, struct fuse_file_info *file)
 {
 	if (fd < 0)
 		return -errno;
-	file->fh = (uint64_t)fd;
+	file->fh = (uint64_t) fd;
 	return 0;
 }
 
@@ -251,25 +260,27 @@ static int do_create(const char *path, mode_t mode, struct fuse_file_info *file)
 {
 	char real[PATH_MAX];
 
-	return keep(open(real_path(path, real), file->flags | O_CREAT | O_CLOEXEC, mode), file);
+	return keep(open(real_path(path, real),
+			 file->flags | O_CREAT | O_CLOEXEC, mode),
+		    file);
 }
 
-static int do_read(
-        const char *path, char *buffer, size_t size, off_t offset, struct fuse_file_info *file)
+static int do_read(const char *path, char *buffer, size_t size, off_t offset,
+		   struct fuse_file_info *file)
 {
-	ssize_t n = pread((int)file->fh, buffer, size, offset);
+	ssize_t n = pread((int) file->fh, buffer, size, offset);
 
-	(void)path;
-	return n < 0 ? -errno : (int)n;
+	(void) path;
+	return n < 0 ? -errno : (int) n;
 }
 
-static int do_write(const char *path, const char *buffer, size_t size, off_t offset,
-        struct fuse_file_info *file)
+static int do_write(const char *path, const char *buffer, size_t size,
+		    off_t offset, struct fuse_file_info *file)
 {
-	ssize_t n = pwrite((int)file->fh, buffer, size, offset);
+	ssize_t n = pwrite((int) file->fh, buffer, size, offset);
 
-	(void)path;
-	return n < 0 ? -errno : (int)n;
+	(void) path;
+	return n < 0 ? -errno : (int) n;
 }
 
 static int do_statfs(const char *path, struct statvfs *st)
@@ -279,58 +290,63 @@ static int do_statfs(const char *path, struct statvfs *st)
 	return result(statvfs(real_path(path, real), st));
 }
 
-static int do_fsync(const char *path, int data_only, struct fuse_file_info *file)
+static int do_fsync(const char *path, int data_only,
+		    struct fuse_file_info *file)
 {
-	(void)path;
-	return result(data_only ? fdatasync((int)file->fh) : fsync((int)file->fh));
+	(void) path;
+	return result(data_only ? fdatasync((int) file->fh)
+				: fsync((int) file->fh));
 }
 
-static int do_flock(const char *path, struct fuse_file_info *file, int operation)
+static int do_flock(const char *path, struct fuse_file_info *file,
+		    int operation)
 {
-	(void)path;
-	return result(flock((int)file->fh, operation));
+	(void) path;
+	return result(flock((int) file->fh, operation));
 }
 
 static int do_release(const char *path, struct fuse_file_info *file)
 {
-	(void)path;
-	return result(close((int)file->fh));
+	(void) path;
+	return result(close((int) file->fh));
 }
 
 static const struct fuse_operations operations = {
-        .init = do_init,
-        .getattr = do_getattr,
-        .access = do_access,
-        .readlink = do_readlink,
-        .readdir = do_readdir,
-        .mknod = do_mknod,
-        .mkdir = do_mkdir,
-        .unlink = do_unlink,
-        .rmdir = do_rmdir,
-        .symlink = do_symlink,
-        .rename = do_rename,
-        .link = do_link,
-        .chmod = do_chmod,
-        .chown = do_chown,
-        .truncate = do_truncate,
-        .utimens = do_utimens,
-        .open = do_open,
-        .create = do_create,
-        .read = do_read,
-        .write = do_write,
-        .statfs = do_statfs,
-        .fsync = do_fsync,
-        .flock = do_flock,
-        .release = do_release,
+    .init = do_init,
+    .getattr = do_getattr,
+    .access = do_access,
+    .readlink = do_readlink,
+    .readdir = do_readdir,
+    .mknod = do_mknod,
+    .mkdir = do_mkdir,
+    .unlink = do_unlink,
+    .rmdir = do_rmdir,
+    .symlink = do_symlink,
+    .rename = do_rename,
+    .link = do_link,
+    .chmod = do_chmod,
+    .chown = do_chown,
+    .truncate = do_truncate,
+    .utimens = do_utimens,
+    .open = do_open,
+    .create = do_create,
+    .read = do_read,
+    .write = do_write,
+    .statfs = do_statfs,
+    .fsync = do_fsync,
+    .flock = do_flock,
+    .release = do_release,
 };
 
 int main(int argc, char **argv)
 {
 	if (argc < 3) {
-		fprintf(stderr, "usage: rootsquash SOURCE TARGET [FUSE options]\n");
+		fprintf(stderr,
+			"usage: rootsquash SOURCE TARGET [FUSE options]\n");
 		return EXIT_FAILURE;
 	}
-	int fd = open(argv[1], O_PATH | O_DIRECTORY); /* kept through the fork */
+	int fd =
+	    open(argv[1], O_PATH | O_DIRECTORY); /* kept through the fork */
 
 	if (fd < 0) {
 		perror(argv[1]);

@@ -57,7 +57,7 @@ func cluster(log *[]string, broken string) func(context.Context, io.Writer, stri
 		{"cmdline", ""},
 		{notes, strings.Repeat("No such file or directory\n", 2)},
 		{"carme-image", "testbed image\nalice\nCUDA_VISIBLE_DEVICES=0 NVIDIA_VISIBLE_DEVICES=GPU-1\n"},
-		{"carme proof", "gpus: 1, pid namespace: own\n"},
+		{"carme proof", "pid  own\nevery check is OK\n"},
 		{"mountinfo", "0\n"},
 	}
 	return func(_ context.Context, w io.Writer, name string, args ...string) (string, int, error) {

@@ -59,7 +59,7 @@ func with(ctx context.Context, d *demo) error {
 func proof(ctx context.Context, d *demo) error {
 	return d.look(ctx, sight{
 		says: "what was sealed, and how it was checked", user: "alice", srun: sealed, shell: "carme proof",
-		want: []string{`(?i)gpu`, `(?i)pid`}, never: []string{draft},
+		want: []string{`pid +own`, `every check is OK`}, never: []string{draft},
 	})
 }
 

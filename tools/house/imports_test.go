@@ -28,13 +28,18 @@ type allowance struct {
 	libraries []string // import path prefixes of other modules
 }
 
-// allowed lists the import path prefixes, as depguard does.
+// allowed lists the import path prefixes, none of them within another: with
+// "internal" and "internal/cli" in its list, depguard 2.2 finds the latter alone
+// and refuses "internal/config".
 func (a allowance) allowed() []string {
 	all := []string{module + "/" + a.folder}
 	for _, folder := range a.own {
 		all = append(all, module+"/"+folder)
 	}
-	return append(all, a.libraries...)
+	all = append(all, a.libraries...)
+	return slices.DeleteFunc(slices.Clone(all), func(prefix string) bool {
+		return slices.ContainsFunc(all, func(wider string) bool { return prefix != wider && within(prefix, wider) })
+	})
 }
 
 func (a allowance) permits(importPath string) bool {

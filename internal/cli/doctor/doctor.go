@@ -10,8 +10,13 @@ import (
 	"github.com/carme-hpc/carme/spank/gpu"
 )
 
-// commandTime is how long one command may take.
-const commandTime = 20 * time.Second
+const (
+	// commandTime is how long one command may take.
+	commandTime = 5 * time.Second
+	// nvmlTime is how long NVML may take: without the persistence daemon it
+	// starts the driver first.
+	nvmlTime = 20 * time.Second
+)
 
 // Doctor looks at a node. Its fields are what a test replaces.
 type Doctor struct {
@@ -31,8 +36,8 @@ type Doctor struct {
 	TrustOwner bool
 }
 
-// Examine makes every check. It takes seconds at most, also if Slurm or the
-// driver hangs.
+// Examine makes every check. It takes less than a minute, also if Slurm and
+// the driver hang.
 func (d Doctor) Examine(ctx context.Context) Report {
 	cfg, err := d.slurmConfig(ctx)
 	findings := []Finding{d.killSwitch(), d.kernel(), d.userNamespaces()}

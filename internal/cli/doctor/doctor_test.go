@@ -268,6 +268,9 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 	}{
 		"cgroup v1":         {both(gone("sys/fs/cgroup/cgroup.controllers"), file("sys/fs/cgroup/devices/x", "")), "cgroups", OK, "v1, Slurm constrains"},
 		"own filter":        {gone("etc/slurm/cgroup.conf"), "cgroups", Note, "filter of its own"},
+		"included filter":   {both(file("etc/slurm/cgroup.conf", "Include cgroup.conf.d/x.conf\n"), file("etc/slurm/cgroup.conf.d/x.conf", "constraindevices = Yes")), "cgroups", OK, "v2, Slurm constrains"},
+		"include of itself": {file("etc/slurm/cgroup.conf", "ConstrainDevices=yes\nInclude /etc/slurm/cgroup.conf\n"), "cgroups", OK, "v2, Slurm constrains"},
+		"broken include":    {file("etc/slurm/cgroup.conf", "ConstrainDevices=yes\nInclude /nowhere\n"), "cgroups", OK, "v2, Slurm constrains"},
 		"configless":        {both(gone("etc/slurm/plugstack.conf"), file("var/spool/node1/conf-cache/plugstack.conf", "include /etc/carme/plugstack.d/*.conf")), "plugstack line", OK, "conf-cache"},
 		"direct line":       {file("etc/slurm/plugstack.conf", "optional ../../usr/lib/carme/spank_carme.so"), "plugstack line", OK, "optional"},
 		"own plugstack":     {both(says("scontrol", "PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},

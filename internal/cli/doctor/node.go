@@ -184,7 +184,7 @@ func (d Doctor) listGPUs(ctx context.Context) ([]gpu.GPU, error) {
 		gpus, err := gpu.Map(d.NVML, d.Root)
 		answers <- answer{gpus, err}
 	}()
-	timer := time.NewTimer(commandTime)
+	timer := time.NewTimer(nvmlTime)
 	defer timer.Stop()
 	select {
 	case a := <-answers:
@@ -192,7 +192,7 @@ func (d Doctor) listGPUs(ctx context.Context) ([]gpu.GPU, error) {
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-timer.C:
-		return nil, fmt.Errorf("NVML does not answer within %s", commandTime)
+		return nil, fmt.Errorf("NVML does not answer within %s", nvmlTime)
 	}
 }
 

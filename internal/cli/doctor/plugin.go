@@ -27,7 +27,7 @@ const (
 func installed() []string {
 	return []string{
 		pluginPath, "usr/lib/carme/libcarme.so",
-		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold",
+		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold", "usr/libexec/carme/carme-enter",
 	}
 }
 
@@ -169,15 +169,47 @@ func (d Doctor) slurmFile(cfg slurm.Config, base, configured string) (name, text
 		places = append(places, path.Join(spool, "conf-cache", base))
 	}
 	for _, place := range places {
-		data, readErr := os.ReadFile(d.path(place))
+		text, readErr := d.included(place, includeDepth)
 		if readErr == nil {
-			return place, string(data), nil
+			return place, text, nil
 		}
 		if err == nil {
 			err = readErr
 		}
 	}
 	return "", "", err
+}
+
+// includeDepth is how deep files of Slurm may include others.
+const includeDepth = 4
+
+// included reads a file of Slurm with the files that its Include lines name
+// (slurm.conf(5)), which may be relative to it. plugstack.conf's own include
+// lines, which have patterns, stay as they are.
+func (d Doctor) included(name string, depth int) (string, error) {
+	data, err := os.ReadFile(d.path(name))
+	if err != nil {
+		return "", err
+	}
+	var all strings.Builder
+	for line := range strings.Lines(string(data)) {
+		words := strings.Fields(line)
+		if depth == 0 || len(words) != 2 || !strings.EqualFold(words[0], "include") || strings.Contains(words[1], "*") {
+			all.WriteString(line)
+			continue
+		}
+		file := words[1]
+		if !path.IsAbs(file) {
+			file = path.Join(path.Dir(name), file)
+		}
+		text, err := d.included(file, depth-1)
+		if err != nil {
+			all.WriteString(line)
+			continue
+		}
+		all.WriteString(text + "\n")
+	}
+	return all.String(), nil
 }
 
 // switchFile looks at the file that takes the node in or out.

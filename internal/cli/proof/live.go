@@ -402,6 +402,8 @@ func (in Inspector) nvml(ctx context.Context, p *wire.Proof) (wire.Check, []Seen
 	const name = "NVML"
 	gpus, err := in.listGPUs(ctx)
 	switch {
+	case errors.Is(err, gpu.ErrNoNVML) && len(p.DevicesOf(wire.DeviceGPU)) > 0:
+		return ok(name, "not present, lists nothing: the NVIDIA libraries are not to be found here"), nil
 	case errors.Is(err, gpu.ErrNoNVML):
 		return ok(name, "not present, lists nothing"), nil
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):

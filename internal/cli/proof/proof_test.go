@@ -377,6 +377,17 @@ func TestReportHasTheSameContentAsTextAndJSON(t *testing.T) {
 	}
 }
 
+func TestPathOfAUserCannotForgeTheReport(t *testing.T) {
+	p := record()
+	p.User = "x\x1b[2J"
+	p.Mounts = append(p.Mounts, wire.ProofMount{Target: "/mnt", Source: "/a\n  OK  forged\tx\x1b[31m", Kind: "bind"})
+	var text bytes.Buffer
+	must(t, New(p, nil, nil).WriteText(&text))
+	if strings.Contains(text.String(), "\x1b") || !strings.Contains(text.String(), "/a?  OK  forged?x?[31m") {
+		t.Errorf("got\n%q", text.String())
+	}
+}
+
 type broken struct{}
 
 func (broken) Write([]byte) (int, error) { return 0, errors.New("broken") }

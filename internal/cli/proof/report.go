@@ -10,6 +10,7 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/carme-hpc/carme/internal/wire"
 )
@@ -31,7 +32,7 @@ type Report struct {
 	Record *wire.Proof `json:"record"`
 	// Live are the checks made now, nil for a job seen from outside.
 	Live []wire.Check `json:"live"`
-	// GPUs are those that NVML lists to this process now.
+	// GPUs are those that NVML lists to this process now; never null.
 	GPUs []SeenGPU `json:"gpus"`
 }
 
@@ -91,6 +92,9 @@ func read(root, name string) (*wire.Proof, error) {
 
 // New makes a report of a record and the checks made now.
 func New(p *wire.Proof, live []wire.Check, gpus []SeenGPU) Report {
+	if gpus == nil {
+		gpus = []SeenGPU{}
+	}
 	r := Report{OK: p.Failed() == 0, Record: p, Live: live, GPUs: gpus}
 	for _, c := range live {
 		r.OK = r.OK && c.OK
@@ -128,15 +132,15 @@ func (r Report) WriteText(out io.Writer) error {
 		if ns.JobInode == ns.HostInode {
 			state = "shared with the node"
 		}
-		w.row(ns.Kind, fmt.Sprintf("%s\t%d\tnode: %d", state, ns.JobInode, ns.HostInode))
+		w.row(ns.Kind, state, strconv.FormatUint(ns.JobInode, 10), "node: "+strconv.FormatUint(ns.HostInode, 10))
 	}
 	w.line("\nDevices")
 	for _, d := range p.Devices {
-		w.row(d.Path, fmt.Sprintf("%s\t%d:%d\t%s", d.Kind, d.Major, d.Minor, gpuText(d.Model, d.UUID, d.PCI, d.MIGUUIDs)))
+		w.row(d.Path, d.Kind, fmt.Sprintf("%d:%d", d.Major, d.Minor), gpuText(d.Model, d.UUID, d.PCI, d.MIGUUIDs))
 	}
 	w.line("\nMounts")
 	for _, m := range p.Mounts {
-		w.row(m.Target, fmt.Sprintf("%s\t%s\t%s", m.Kind, m.Source, m.Options))
+		w.row(m.Target, m.Kind, m.Source, m.Options)
 	}
 	if len(r.GPUs) > 0 {
 		w.line("\nGPUs that NVML lists here")
@@ -165,7 +169,15 @@ type writer struct {
 	err error
 }
 
+// print writes a line. A path of a user can hold anything, and an admin reads
+// this: what cannot be printed becomes a question mark, so that nothing can
+// make a row or move a cursor.
 func (w *writer) print(format string, args ...any) {
+	for i, a := range args {
+		if s, isText := a.(string); isText {
+			args[i] = plain(s)
+		}
+	}
 	if _, err := fmt.Fprintf(w.tab, format, args...); err != nil && w.err == nil {
 		w.err = err
 	}
@@ -179,8 +191,24 @@ func (w *writer) line(format string, args ...any) {
 	w.print(format+"\n", args...)
 }
 
-func (w *writer) row(name, text string) {
-	w.print("  %s\t%s\n", name, strings.TrimRight(text, "\t "))
+func (w *writer) row(name string, cells ...string) {
+	for len(cells) > 0 && cells[len(cells)-1] == "" {
+		cells = cells[:len(cells)-1]
+	}
+	w.print("  %s", name)
+	for _, cell := range cells {
+		w.print("\t%s", cell)
+	}
+	w.print("\n")
+}
+
+func plain(s string) string {
+	return strings.Map(func(c rune) rune {
+		if unicode.IsPrint(c) {
+			return c
+		}
+		return '?'
+	}, s)
 }
 
 func (w *writer) checks(checks []wire.Check) {
@@ -189,7 +217,7 @@ func (w *writer) checks(checks []wire.Check) {
 		if !c.OK {
 			state = "FAIL"
 		}
-		w.row(state, c.Name+"\t"+c.Detail)
+		w.row(state, c.Name, c.Detail)
 	}
 }
 

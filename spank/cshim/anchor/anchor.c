@@ -11,8 +11,8 @@
  *                                      "cgroup" lines of the anchor
  *   start      + namespace fds      -> started  "pid1", "pidns"
  *   container  "key", "argv", "env" -> accepted
- *   join       "step", "lease"      -> joined   the plan, + pidfd, pid and
- *                                      mount namespace, device fds
+ *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
+ *              "owner"                 mount namespace, device fds
  *   enter      "key"                -> entered  "env", + user and mount
  *                                      namespace, once the container is up
  *   bye                             (the lease ends in peace)
@@ -45,16 +45,20 @@
 #define PEERS_MAX 1024
 #define CONTAINERS_MAX 64
 #define STEP_MAX 32
+#define FIXED 4 /* entries that watch() adds for the job itself */
 
 struct peer {
 	int fd;
 	char step[STEP_MAX]; /* non-empty: holds a lease for this step */
+	int owner;	     /* the job ends with this step */
 	char *waits_for;     /* key of a container that is starting */
 };
 
 struct anchor {
 	int jobdir;
 	int extern_pidfd;
+	int sleeper; /* ends when the job does; -1 afterwards, or unknown */
+	int ending;
 	int listener;
 	int pid1_pidfd;
 	pid_t pid1;
@@ -241,6 +245,7 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 		msg_fds_add(&fds, a->devices.fd[i]);
 	if (step && record_num(r, "lease", 0) == 1)
 		snprintf(p->step, sizeof(p->step), "%s", step);
+	p->owner = record_num(r, "owner", 0) == 1;
 	answer(p->fd, &out, &fds);
 	record_free(&out);
 }
@@ -317,6 +322,21 @@ static void on_enter(struct anchor *a, struct peer *p, const struct record *r)
 		p->waits_for = strdup(key);
 }
 
+/*
+ * Slurm looks whether the extern step is empty right after it has told its
+ * processes to end, and if it is not, only again after a second, in which the
+ * node takes no other job (proctrack/cgroup, cg_node_bitmap). A container needs
+ * some milliseconds to go. So when the step ends that the job lives by, its
+ * batch script or the srun that made the allocation, the job is ended here
+ * before Slurm gets to it.
+ */
+static void on_bye(struct anchor *a, struct peer *p)
+{
+	p->step[0] = '\0';
+	if (p->owner)
+		a->ending = 1;
+}
+
 static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 		     struct msg_fds *fds)
 {
@@ -335,7 +355,7 @@ static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 	else if (!strcmp(type, "enter"))
 		on_enter(a, p, r);
 	else if (!strcmp(type, "bye"))
-		p->step[0] = '\0';
+		on_bye(a, p);
 	else if (!strcmp(type, "end"))
 		a->ended = 1;
 	else
@@ -438,6 +458,7 @@ static nfds_t watch(const struct anchor *a, struct pollfd *p)
 	p[n++] = (struct pollfd){a->extern_pidfd, POLLIN, 0};
 	p[n++] = (struct pollfd){a->listener, POLLIN, 0};
 	p[n++] = (struct pollfd){a->pid1_pidfd, POLLIN, 0};
+	p[n++] = (struct pollfd){a->sleeper, POLLIN, 0};
 	for (int i = 0; i < a->peers; i++)
 		p[n++] = (struct pollfd){a->peer[i].fd, POLLIN, 0};
 	for (const struct container *c = a->containers; c; c = c->next) {
@@ -459,9 +480,17 @@ static void serve_containers(struct anchor *a, const struct pollfd *p)
 	}
 }
 
+static int leased(const struct anchor *a)
+{
+	for (int i = 0; i < a->peers; i++)
+		if (a->peer[i].step[0])
+			return 1;
+	return 0;
+}
+
 static int serve_once(struct anchor *a)
 {
-	static struct pollfd p[3 + PEERS_MAX + 2 * CONTAINERS_MAX];
+	static struct pollfd p[FIXED + PEERS_MAX + 2 * CONTAINERS_MAX];
 	nfds_t n = watch(a, p);
 	int peers = a->peers;
 
@@ -469,15 +498,21 @@ static int serve_once(struct anchor *a)
 		return errno == EINTR ? 0 : -1;
 	if (p[0].revents || p[2].revents || a->ended)
 		return -1;
-	serve_containers(a, p + 3 + peers);
+	if (p[3].revents) {
+		a->ending = 1;
+		sys_close(&a->sleeper);
+	}
+	serve_containers(a, p + FIXED + peers);
 	/* Backwards: dropping moves the last one into the gap. */
 	for (int i = peers - 1; i >= 0; i--)
-		if (p[3 + i].revents && !on_peer(a, &a->peer[i]))
+		if (p[FIXED + i].revents && !on_peer(a, &a->peer[i]))
 			drop_peer(a, i);
 	if (p[1].revents)
 		on_listener(a);
 	/* Without namespaces and without a peer nobody can need us. */
-	return (a->pid1_pidfd < 0 && a->peers == 0) ? -1 : 0;
+	if (a->pid1_pidfd < 0 && a->peers == 0)
+		return -1;
+	return (a->ending && !leased(a)) ? -1 : 0;
 }
 
 static int hello(void)
@@ -502,6 +537,7 @@ static int adopted(struct anchor *a)
 		return -1;
 	a->extern_pidfd = msg_fds_take(&fds, 0);
 	a->jobdir = msg_fds_take(&fds, 1);
+	a->sleeper = msg_fds_take(&fds, 2);
 	msg_fds_close(&fds);
 	record_free(&r);
 	return (a->extern_pidfd < 0 || a->jobdir < 0) ? -1 : 0;
@@ -532,6 +568,7 @@ int main(void)
 	prctl(PR_SET_NAME, "carme-anchor", 0, 0, 0);
 	ignore_signals();
 	a.listener = a.pid1_pidfd = a.extern_pidfd = a.jobdir = a.ns.pid = -1;
+	a.sleeper = -1;
 	for (int i = 0; i < NS_COUNT; i++)
 		a.ns.fd[i] = -1;
 	a.plan.bad = 1;

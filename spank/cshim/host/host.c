@@ -3,7 +3,8 @@
  * and the command line tools start it where Go must not live themselves
  * (docs/adr/0001). Its arguments are constant words, never user text:
  *
- *   carme-host setup   request on fd 3, result on fd 4, anchor on fd 5
+ *   carme-host setup   request on fd 3, result on fd 4, anchor on fd 5, and
+ *                      Slurm's mount namespace of the job on fd 6, if any
  *   carme-host check   request on fd 3; errors and lists on the terminal
  */
 #include <dlfcn.h>
@@ -24,7 +25,9 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	name = argv[1][0] == 's' ? "carme_setup" : "carme_check";
-	core = dlopen(CARME_CORE, RTLD_NOW);
+	/* Lazily: go-nvml refers to functions that are there only when a driver
+	 * is, and looks them up itself. */
+	core = dlopen(CARME_CORE, RTLD_LAZY);
 	if (!core) {
 		fprintf(stderr, "carme: %s\n", dlerror());
 		return 3;

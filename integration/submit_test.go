@@ -1,0 +1,129 @@
+//go:build integration
+
+package integration
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// submitHeld submits a held job with sbatch and returns its id; the job is
+// cancelled when the test ends.
+func submitHeld(t *testing.T, args ...string) string {
+	t.Helper()
+	out := as(t, "alice", login, append([]string{"sbatch", "--parsable", "--hold"}, args...)...).ok(t)
+	id := strings.TrimSpace(out)
+	t.Cleanup(func() { root(t, ctl, "scancel", id) })
+	return id
+}
+
+// features is the constraint that a job carries in Slurm.
+func features(t *testing.T, id string) string {
+	t.Helper()
+	for _, field := range strings.Fields(root(t, ctl, "scontrol", "show", "job", id).ok(t)) {
+		if value, found := strings.CutPrefix(field, "Features="); found {
+			return value
+		}
+	}
+	t.Fatalf("job %s has no field Features", id)
+	return ""
+}
+
+func TestScenario_J18_a_carme_job_is_sent_to_nodes_with_the_feature(t *testing.T) {
+	cases := map[string]struct {
+		args []string
+		want string
+	}{
+		"plain":                  {nil, "(null)"},
+		"plain with constraint":  {[]string{"-C", "carme|carme"}, "carme|carme"},
+		"without an image":       {[]string{"--carme"}, "carme"},
+		"with an image":          {[]string{"--carme=base"}, "carme"},
+		"feature already there":  {[]string{"--carme", "-C", "carme"}, "carme"},
+		"an alternative as well": {[]string{"--carme", "-C", "carme|carme"}, "(carme|carme)&carme"},
+		"array":                  {[]string{"--carme", "--array=1-2"}, "carme"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			id := submitHeld(t, append(c.args, "--wrap", "true")...)
+			if got := features(t, id); got != c.want {
+				t.Errorf("Features=%s, not %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestScenario_J18_a_carme_job_through_slurmrestd_is_constrained_too(t *testing.T) {
+	body, err := json.Marshal(map[string]any{"job": map[string]any{
+		"script": "#!/bin/sh\ntrue\n", "current_working_directory": "/home/alice", "hold": true,
+		"environment": []string{"PATH=/bin:/usr/bin", "_SLURM_SPANK_OPTION_carme_carme=base"},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := root(t, ctl, "/usr/local/lib/testbed/token", "alice").ok(t)
+	out := root(t, ctl, "curl", "-s", "--unix-socket", "/run/slurmrestd/slurmrestd.sock",
+		"-H", "X-SLURM-USER-NAME: alice", "-H", "X-SLURM-USER-TOKEN: "+token, "-H", "Content-Type: application/json",
+		"-d", string(body), "http://slurm/slurm/v0.0.42/job/submit").ok(t)
+	var reply struct {
+		JobID int `json:"job_id"`
+	}
+	if err := json.Unmarshal([]byte(out), &reply); err != nil || reply.JobID == 0 {
+		t.Fatalf("no job id (%v) in %s", err, out)
+	}
+	id := fmt.Sprint(reply.JobID)
+	t.Cleanup(func() { root(t, ctl, "scancel", id) })
+	if got := features(t, id); got != "carme" {
+		t.Errorf("Features=%s, not carme", got)
+	}
+}
+
+func TestAttack_J18_a_later_constraint_does_not_lose_the_feature(t *testing.T) {
+	id := submitHeld(t, "--carme", "--wrap", "true")
+	for change, want := range map[string]string{"": "carme", "carme|carme": "(carme|carme)&carme"} {
+		as(t, "alice", login, "scontrol", "update", "job="+id, "features="+change)
+		if got := features(t, id); got != want {
+			t.Errorf("after the update to %q the job has Features=%s, not %s", change, got, want)
+		}
+	}
+}
+
+func TestAttack_J18_what_cannot_be_sealed_is_refused_with_a_remedy(t *testing.T) {
+	cases := map[string]struct{ option, want string }{
+		"OCI container":  {"--container=/tmp", "carme: --carme and --container exclude each other"},
+		"counted":        {"--constraint=carme*1", "carme: the constraint 'carme*1' cannot be combined"},
+		"matching group": {"--constraint=[carme|carme]", "carme: the constraint '[carme|carme]' cannot be combined"},
+	}
+	for name, c := range cases {
+		for _, command := range [][]string{{"srun"}, {"salloc"}, {"sbatch", "--wrap", "true"}} {
+			t.Run(name+" by "+command[0], func(t *testing.T) {
+				args := append([]string{"timeout", "30", command[0], "--carme", c.option}, command[1:]...)
+				if command[0] != "sbatch" {
+					args = append(args, "true")
+				}
+				r := as(t, "alice", login, args...)
+				if r.code == 0 || !strings.Contains(r.err, c.want) {
+					t.Errorf("exit status %d, message\n%s", r.code, r.err)
+				}
+			})
+		}
+	}
+}
+
+func TestFault_J18_a_node_without_the_feature_gets_no_carme_job(t *testing.T) {
+	set := func(feature string) {
+		root(t, ctl, "scontrol", "update", "nodename="+node2, "availablefeatures="+feature, "activefeatures="+feature).ok(t)
+	}
+	set("none")
+	t.Cleanup(func() { set("carme") })
+	if r := srun(t, "alice", "--carme", "-w", node2, "true"); r.code == 0 || !strings.Contains(r.err, "not available") {
+		t.Errorf("exit status %d, message\n%s", r.code, r.err)
+	}
+	if out := srun(t, "alice", "-w", node2, "hostname").ok(t); out != node2 {
+		t.Errorf("a plain job there prints %q", out)
+	}
+	if out := srun(t, "alice", "--carme", "hostname").ok(t); out != node1 {
+		t.Errorf("a --carme job runs on %q", out)
+	}
+}

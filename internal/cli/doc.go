@@ -1,0 +1,2 @@
+// Package cli is the command carme: its words and flags, and what they print.
+package cli

@@ -1,0 +1,97 @@
+package cli
+
+import (
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+func page(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("../../docs/man", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func TestManualOfTheOptionsIsComplete(t *testing.T) {
+	text := page(t, "carme.7")
+	for _, o := range request.Options() {
+		if !strings.Contains(text, "\n.It Fl -"+o.Name) {
+			t.Errorf("--%s is missing", o.Name)
+		}
+		if o.Env != "" && !strings.Contains(text, "\n.Bq Ev "+o.Env+"\n") {
+			t.Errorf("%s is missing", o.Env)
+		}
+		if o.Arg != "" && !strings.Contains(text, "Ar "+o.Arg) {
+			t.Errorf("%s of --%s is missing", o.Arg, o.Name)
+		}
+	}
+}
+
+// settings are the names that a YAML file may have for this type.
+func settings(typ reflect.Type) []string {
+	switch typ.Kind() {
+	case reflect.Slice:
+		return settings(typ.Elem())
+	case reflect.Struct:
+	default:
+		return nil
+	}
+	var names []string
+	for field := range typ.Fields() {
+		names = append(names, field.Tag.Get("yaml"))
+		names = append(names, settings(field.Type)...)
+	}
+	return names
+}
+
+func TestManualOfTheConfigurationIsComplete(t *testing.T) {
+	text := page(t, "spank.yaml.5")
+	for _, typ := range []reflect.Type{reflect.TypeFor[config.Spank](), reflect.TypeFor[config.Image]()} {
+		for _, name := range settings(typ) {
+			if name == "" || !strings.Contains(text, "Va "+name+"\n") && !strings.Contains(text, "Va "+name+" ") {
+				t.Errorf("%q is missing", name)
+			}
+		}
+	}
+}
+
+func TestManualsOfTheCommandsAreComplete(t *testing.T) {
+	pages := map[string]string{"proof": "carme-proof.1", "doctor": "carme-doctor.8", "images": "carme.1", "version": "carme.1"}
+	root := machine(t, nil).command(io.Discard)
+	root.InitDefaultHelpCmd()
+	for _, cmd := range root.Commands() {
+		name, known := pages[cmd.Name()]
+		if !known {
+			if cmd.Name() != "help" && cmd.Name() != "completion" {
+				t.Errorf("%s has no manual page", cmd.Name())
+			}
+			continue
+		}
+		text := page(t, name)
+		checkFlags(t, cmd, text)
+		if !strings.Contains(page(t, "carme.1"), ".Cm "+cmd.Name()) {
+			t.Errorf("carme(1) does not name %s", cmd.Name())
+		}
+	}
+}
+
+func checkFlags(t *testing.T, cmd *cobra.Command, text string) {
+	t.Helper()
+	for _, flag := range regexp.MustCompile(`--([a-z-]+)`).FindAllStringSubmatch(cmd.LocalFlags().FlagUsages(), -1) {
+		if flag[1] != "help" && !strings.Contains(text, "\n.It Fl -"+flag[1]) {
+			t.Errorf("--%s of %s is missing", flag[1], cmd.Name())
+		}
+	}
+}

@@ -1,0 +1,97 @@
+/*
+ * "srun --carme" inside an allocation: the job_submit rule, which sends --carme
+ * jobs to nodes with the feature "carme", has not seen the option, and no code
+ * of this plugin runs on a node where it is missing. So srun asks slurmctld
+ * whether every node of the allocation has the feature (slurm_load_job(3),
+ * slurm_load_node(3)) before it creates the step.
+ */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <slurm/slurm.h>
+
+#include "plugin.h"
+
+#define FEATURE "carme"
+
+/* Looked up at run time: slurmd and slurmstepd load this plugin too, and must
+ * not fail to over symbols that only srun needs. */
+struct api {
+	int (*load_job)(job_info_msg_t **resp, uint32_t job, uint16_t flags);
+	void (*free_job)(job_info_msg_t *msg);
+	int (*load_node)(node_info_msg_t **resp, char *node, uint16_t flags);
+	void (*free_node)(node_info_msg_t *msg);
+	hostlist_t *(*hosts)(const char *list);
+	char *(*shift)(hostlist_t *hosts);
+	void (*destroy)(hostlist_t *hosts);
+};
+
+static int find_api(struct api *a)
+{
+	*(void **) &a->load_job = dlsym(RTLD_DEFAULT, "slurm_load_job");
+	*(void **) &a->free_job =
+	    dlsym(RTLD_DEFAULT, "slurm_free_job_info_msg");
+	*(void **) &a->load_node =
+	    dlsym(RTLD_DEFAULT, "slurm_load_node_single");
+	*(void **) &a->free_node =
+	    dlsym(RTLD_DEFAULT, "slurm_free_node_info_msg");
+	*(void **) &a->hosts = dlsym(RTLD_DEFAULT, "slurm_hostlist_create");
+	*(void **) &a->shift = dlsym(RTLD_DEFAULT, "slurm_hostlist_shift");
+	*(void **) &a->destroy = dlsym(RTLD_DEFAULT, "slurm_hostlist_destroy");
+	return a->load_job && a->free_job && a->load_node && a->free_node &&
+	       a->hosts && a->shift && a->destroy;
+}
+
+/* Is FEATURE one of the comma separated names? */
+static int listed(const char *features)
+{
+	while (features && *features) {
+		size_t n = strcspn(features, ",");
+
+		if (n == strlen(FEATURE) && !strncmp(features, FEATURE, n))
+			return 1;
+		features += n + (features[n] == ',');
+	}
+	return 0;
+}
+
+static int node_has_feature(const struct api *a, char *node)
+{
+	node_info_msg_t *msg = NULL;
+	int has = 0;
+
+	if (a->load_node(&msg, node, SHOW_ALL) || !msg)
+		return 0;
+	if (msg->record_count == 1)
+		has = listed(msg->node_array[0].features_act);
+	a->free_node(msg);
+	return has;
+}
+
+int allocation_can_seal(uint32_t job, char *missing, size_t len)
+{
+	job_info_msg_t *msg = NULL;
+	hostlist_t *hosts;
+	struct api a;
+	char *node;
+	int ok = 1;
+
+	snprintf(missing, len, "a node");
+	if (!find_api(&a) || a.load_job(&msg, job, SHOW_ALL) || !msg)
+		return 0;
+	hosts = msg->record_count ? a.hosts(msg->job_array[0].nodes) : NULL;
+	while (ok && hosts && (node = a.shift(hosts))) {
+		ok = node_has_feature(&a, node);
+		if (!ok)
+			snprintf(missing, len, "%s", node);
+		free(node);
+	}
+	if (hosts)
+		a.destroy(hosts);
+	else
+		ok = 0;
+	a.free_job(msg);
+	return ok;
+}
