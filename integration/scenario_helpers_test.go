@@ -258,3 +258,8 @@ func same(t *testing.T, plain, sealed result) {
 		}
 	}
 }
+
+// cleanUp runs a command as root on a machine when a test's own context is over.
+func cleanUp(machine, command string) {
+	_ = exec.Command("docker", "exec", container(machine), "sh", "-c", command).Run()
+}
