@@ -62,3 +62,32 @@ install: build ## Install what was built into OUT below DESTDIR
 	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
 	for page in docs/man/*.[1-8]; do install -D -m 644 $$page $(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}; done
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/
+
+# The C tests: one program per part, with address and undefined behaviour
+# sanitizers. They need neither Slurm nor root; the headers in test/slurm stand in.
+C_TEST_OUT := build/test-c
+C_TEST := $(CSHIM)/test
+C_TESTS := $(patsubst $(C_TEST)/%_test.c,%,$(wildcard $(C_TEST)/*_test.c))
+C_TEST_FLAGS := $(C_WARN) -I$(C_TEST) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+# A test that is about a static function includes that file itself.
+C_TEST_WITH_proof := $(CSHIM)/fail.c
+C_TEST_WITH_forkhook := $(CSHIM)/fail.c
+
+$(C_TEST_OUT)/%: $(C_TEST)/%_test.c $(C_TEST)/stub.c $(wildcard $(C_TEST)/*.h $(C_TEST)/slurm/*.h) $(C_PLUGIN) $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)
+	@mkdir -p $(@D)
+	@$(CC) $(C_TEST_FLAGS) -o $@ $< $(C_TEST)/stub.c $(C_TEST_WITH_$*) $(C_COMMON) -ldl -lpthread
+
+.PHONY: test-c lint-c
+test-c: $(addprefix $(C_TEST_OUT)/,$(C_TESTS)) ## C tests under address and undefined behaviour sanitizers
+	@bad=; for t in $(C_TESTS); do \
+		echo "# $$t"; timeout 60 $(C_TEST_OUT)/$$t || { echo "not ok - $$t ended with status $$?"; bad="$$bad $$t"; }; \
+	done >$(C_TEST_OUT)/tap; cat $(C_TEST_OUT)/tap; \
+	echo "# $$(grep -c '^ok' $(C_TEST_OUT)/tap) passed, $$(grep -c '^not ok' $(C_TEST_OUT)/tap) failed"; \
+	if [ -n "$$bad" ]; then echo "C tests failed:$$bad" >&2; exit 1; fi
+
+# The plugin's own files are compiled with the same warnings by every build,
+# against each Slurm release; the rest needs no Slurm.
+C_LINT = $(wildcard $(CSHIM)/*.c $(CSHIM)/*/*.c $(CSHIM)/*.h $(CSHIM)/*/*.h bench/*.c)
+lint-c: ## clang-format, and warnings as errors
+	clang-format --dry-run -Werror $(C_LINT)
+	@for f in $(filter-out $(C_PLUGIN) bench/%,$(filter %.c,$(C_LINT))); do $(CC) $(C_WARN) -O2 -fsyntax-only -I$(C_TEST) $$f || exit 1; done

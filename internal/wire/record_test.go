@@ -196,6 +196,28 @@ func TestRecordHasTheLimitOfTheCSide(t *testing.T) {
 	}
 }
 
+// The file is read and written by spank/cshim/test/record_test.c as well.
+func TestRecordHasTheBytesOfTheCSide(t *testing.T) {
+	golden, err := os.ReadFile("../../spank/cshim/test/testdata/record")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r Record
+	r.Add("type", "start")
+	r.Add("opt.carme", "")
+	r.AddEnv("PATH", "/bin:/usr/bin")
+	r.Add("gids", "10")
+	r.Add("gids", "4294967295")
+	r.Add("opt.carme_bind", "/a=b:/c d\n\"\xff\xfe\"")
+	if got, err := r.MarshalBinary(); err != nil || !bytes.Equal(got, golden) {
+		t.Errorf("Go writes %q (%v), C wrote %q", got, err, golden)
+	}
+	var back Record
+	if err := back.UnmarshalBinary(golden); err != nil || !slices.Equal(back.Fields(), r.Fields()) {
+		t.Errorf("Go reads %q (%v)", back.Fields(), err)
+	}
+}
+
 func FuzzRecord(f *testing.F) {
 	f.Add([]byte{})
 	f.Add(body(""))

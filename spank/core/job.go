@@ -28,6 +28,7 @@ type job struct {
 	spool    string          // SlurmdSpoolDir
 	slurmLib string          // where Slurm's library and plugins lie
 	slurmNS  bool            // Slurm has made a mount namespace for the job
+	conda    string          // prefix of the conda environment, empty for none
 	instance string          // 128 random bits in hex
 	request  request.Request // as asked for
 	options  []wire.Field    // the same as Slurm had them, by name
@@ -150,8 +151,11 @@ func newJob(rec *wire.Record) (*job, error) {
 	if shards, ok := rec.Get("env.SLURM_SHARDS_ON_NODE"); ok && shards != "0" {
 		return nil, errors.New("gres/shard lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N")
 	}
-	if err := addRuntimeBinds(&j.request, rec); err != nil {
-		return nil, err
+	// Binds belong to the job, so that a later step's environment says nothing.
+	if mode, _ := rec.Get("mode"); mode == "first" {
+		if err := addRuntimeBinds(&j.request, rec); err != nil {
+			return nil, err
+		}
 	}
 	for _, o := range request.Options() {
 		for _, value := range rec.All(request.RecordKey(o.Name)) {

@@ -74,18 +74,13 @@ func formatOf(fd int) string {
 
 // checkImage looks at an image that a user named by path, as the user: where
 // its links lead must be allowed too.
-func (j *job) checkImage() error {
+func (j *job) checkImage(mnt int) error {
 	img := j.plan.Image
 	if img == nil {
 		return nil
 	}
-	mnt, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open own mount namespace: %w", err)
-	}
-	defer unix.Close(mnt)
 	var actual string
-	err = asUser(mnt, j.person, func() error {
+	err := asUser(mnt, j.person, func() error {
 		fd, err := unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,7 +85,14 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err := j.decide(); err != nil {
 		return nil, err
 	}
-	if err := j.checkImage(); err != nil {
+	err = withHostMounts(func(mnt int) error {
+		if err := j.checkImage(mnt); err != nil {
+			return err
+		}
+		j.conda, err = j.findConda(mnt)
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	c.lap("checked it against the site's policy")
@@ -186,8 +194,6 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 	}
 	out.Add("instance", j.instance)
 	out.Add("spool", j.spool)
-	out.Add("image", j.plan.imageKey())
-	out.Add("workdir", j.plan.Request.Workdir)
 	for _, f := range rec.Fields() {
 		if isOption(f.Key) {
 			out.Add(f.Key, f.Value)
@@ -213,10 +219,21 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 	for _, c := range j.caps {
 		addDevice(out, c.device, c.gpu, c.uuid)
 	}
+	j.addStep(out)
+	return out
+}
+
+// addStep tells what may differ from step to step: for the first one in the
+// record of the job, for a later one with options of its own in the answer.
+func (j *job) addStep(out *wire.Record) {
+	out.Add("image", j.plan.imageKey())
+	out.Add("workdir", j.plan.Request.Workdir)
+	if j.conda != "" {
+		out.Add("path.front", filepath.Join(j.conda, "bin"))
+	}
 	for name, value := range j.environment() {
 		out.AddEnv(name, value)
 	}
-	return out
 }
 
 // addDevice describes one device to the proof that each task makes, in the
@@ -246,13 +263,17 @@ func isOption(key string) bool {
 
 // environment is what every task of the job gets.
 func (j *job) environment() map[string]string {
-	return map[string]string{
+	env := map[string]string{
 		"SLURM_PMIX_TMPDIR":  j.pmixDir(),
 		"XDG_RUNTIME_DIR":    runtimeDir(j.person),
 		"CARME_JOB_INSTANCE": j.instance,
 		"CARME_JOB_NET":      j.plan.Request.Net,
 		"CARME_JOB_IMAGE":    j.plan.imageKey(),
 	}
+	if j.conda != "" {
+		maps.Copy(env, condaEnvironment(j.plan.Request.Conda, j.conda))
+	}
+	return env
 }
 
 // findDevices opens the node's devices and asks the kernel, through the anchor
@@ -495,8 +516,10 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
-	answer.Add("image", j.plan.imageKey())
 	j.spool, _ = joined.Get("spool")
+	j.instance, _ = joined.Get("instance")
+	j.plan.Request.Net = firstRequest.Net
+	j.addStep(answer)
 	if j.plan.Image == nil {
 		return answer, nil
 	}

@@ -94,12 +94,15 @@ struct step {
 	struct record plan;
 	struct record result; /* the core's answer, when it was asked */
 	const char *image;    /* key of the container, or NULL */
+	int own_options;      /* result, not plan, tells of this step */
 	int enter;	      /* a task's own connection to the anchor */
 	struct xauthority xauthority;
 };
 
 extern struct step the_step;
 
+/* Where image, workdir, path and environment of this step stand. */
+const struct record *step_record(const struct step *s);
 void step_start(spank_t sp);
 void step_end(void);
 

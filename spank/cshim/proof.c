@@ -60,7 +60,10 @@ static size_t append(char *out, size_t at, size_t len, const char *uuid)
 {
 	int n = snprintf(out + at, len - at, "%s%s", at ? "," : "", uuid);
 
-	return (n < 0 || at + (size_t) n >= len) ? at : at + (size_t) n;
+	if (n >= 0 && at + (size_t) n < len)
+		return at + (size_t) n;
+	out[at] = '\0'; /* no part of a UUID */
+	return at;
 }
 
 static int next_entry(const struct record *plan, struct entry *e)

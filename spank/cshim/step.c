@@ -40,6 +40,11 @@ struct step the_step = {.dir = -1,
 			.plan = {.bad = 1},
 			.result = {.bad = 1}};
 
+const struct record *step_record(const struct step *s)
+{
+	return s->own_options ? &s->result : &s->plan;
+}
+
 static void name_step(struct step *s)
 {
 	if (s->id == SLURM_BATCH_SCRIPT)
@@ -219,8 +224,10 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 	build_request(sp, s, "later", &request);
 	if (!same_options(&s->plan, &request)) {
 		rc = setup_later(s->lease, &request, deadline, &s->result);
-		if (!rc)
+		if (!rc) {
+			s->own_options = 1;
 			s->image = record_get(&s->result, "image");
+		}
 	}
 	record_free(&request);
 	return rc;
@@ -287,13 +294,14 @@ static int begin(spank_t sp, struct step *s)
 
 /* ---- environment ------------------------------------------------------ */
 
-static void set_environment(spank_t sp, const struct step *s)
+static void set_environment(spank_t sp, const struct record *r)
 {
-	for (const char *e = NULL; (e = record_entry(&s->plan, e));) {
+	for (const char *e = NULL; (e = record_entry(r, e));) {
 		char name[128];
 		const char *eq = strchr(e, '=');
 
-		if (strncmp(e, "env.", 4) || (size_t) (eq - e) >= sizeof(name))
+		if (strncmp(e, "env.", 4) != 0 ||
+		    (size_t) (eq - e) >= sizeof(name))
 			continue;
 		memcpy(name, e + 4, (size_t) (eq - e - 4));
 		name[eq - e - 4] = '\0';
@@ -326,7 +334,7 @@ void step_start(spank_t sp)
 	if (read_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
-		set_environment(sp, s);
+		set_environment(sp, step_record(s));
 		remember_xauthority(sp, s);
 	}
 	/* The directory stays open for the tasks' own connections. */

@@ -16,9 +16,21 @@
 #include "plugin.h"
 
 /* Variables that an image sets for itself but that are the task's. */
-static const char *const task_owns[] = {
-    "HOME",   "USER",	 "LOGNAME", "PWD",   "OLDPWD",	 "SHLVL",	   "_",
-    "TMPDIR", "DISPLAY", "TERM",    "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR"};
+static const char *const task_owns[] = {"HOME",
+					"USER",
+					"LOGNAME",
+					"PWD",
+					"OLDPWD",
+					"SHLVL",
+					"_",
+					"TMPDIR",
+					"DISPLAY",
+					"TERM",
+					"SHELL",
+					"HOSTNAME",
+					"XDG_RUNTIME_DIR",
+					"APPTAINER_BIND",
+					"SINGULARITY_BIND"};
 
 void task_start_privileged(spank_t sp)
 {
@@ -167,7 +179,7 @@ typedef spank_err_t prepend_f(spank_t sp, int argc, const char *argv[]);
  */
 static int enter(spank_t sp, const struct step *s)
 {
-	const char *workdir = record_get(&s->plan, "workdir");
+	const char *workdir = record_get(step_record(s), "workdir");
 	const char *what = "";
 	char user[16], mnt[16];
 	int userns = -1, mntns = -1;
@@ -198,7 +210,7 @@ static int enter(spank_t sp, const struct step *s)
 
 static int go_to_workdir(const struct step *s)
 {
-	const char *dir = record_get(&s->plan, "workdir");
+	const char *dir = record_get(step_record(s), "workdir");
 
 	if (!dir || !dir[0] || !chdir(dir))
 		return 0;
@@ -214,6 +226,23 @@ static void show_debug(const struct step *s)
 
 	while ((line = record_next(&s->result, "debug", line)))
 		dprintf(2, "carme: debug: %s\n", line);
+}
+
+/* The programs of a conda environment come before all others. */
+static void extend_path(spank_t sp, const struct step *s)
+{
+	const char *front = record_get(step_record(s), "path.front");
+	char old[8192], path[sizeof(old) + 4096];
+	int n;
+
+	if (!front)
+		return;
+	if (spank_getenv(sp, "PATH", old, sizeof(old)))
+		old[0] = '\0';
+	n = snprintf(path, sizeof(path), "%s%s%s", front, old[0] ? ":" : "",
+		     old);
+	if (n > 0 && (size_t) n < sizeof(path))
+		spank_setenv(sp, "PATH", path, 1);
 }
 
 void task_start(spank_t sp)
@@ -237,6 +266,7 @@ void task_start(spank_t sp)
 		fail_exit();
 	}
 	spank_setenv(sp, "NVIDIA_VISIBLE_DEVICES", uuids, 1);
+	extend_path(sp, s);
 	if (!spank_get_item(sp, S_TASK_ID, &local) && local == 0)
 		show_debug(s);
 }

@@ -1,0 +1,66 @@
+/* Who the extern step is, told from proc(5) stat. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../extern.c"
+#include "stub.h"
+#include "tap.h"
+
+int job_is_sealed(uint32_t job)
+{
+	return job == 7;
+}
+
+void job_remove(uint32_t job)
+{
+	(void) job;
+}
+
+/* Not what a test links against, so extern_open() must find it missing. */
+static void without_slurm(void)
+{
+	struct extern_step e;
+	const char *why = NULL;
+
+	ok(extern_open(1, &e, &why) == -1 && e.sock == -1,
+	   "a Slurm without the calls is an error");
+	ok(why && strstr(why, "slurm_stepd_connect"), "and the error says so");
+	ok(extern_adopt(&e, getpid()) == -1, "nothing can be adopted");
+}
+
+static unsigned long long own_start(void)
+{
+	/* Field 22 the other way round: counted from the end of the command. */
+	unsigned long long t = 0;
+	FILE *f = fopen("/proc/self/stat", "re");
+	char text[2048] = "";
+
+	if (f && fgets(text, sizeof(text), f))
+		sscanf(strrchr(text, ')') + 2,
+		       "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u "
+		       "%*d %*d %*d %*d %*d %*d %llu",
+		       &t);
+	if (f)
+		fclose(f);
+	return t;
+}
+
+int main(void)
+{
+	unsigned long long t = start_time(getpid());
+	struct extern_step e = {.pid = 42, .started = 99};
+	char text[64];
+
+	ok(t && t == own_start(), "start time of a process");
+	prctl(PR_SET_NAME, "a) 1 2 3 (b", 0, 0, 0);
+	ok(start_time(getpid()) == t, "whatever its name is");
+	ok(start_time(-1) == 0, "none for no process");
+	extern_identity(&e, text, sizeof(text));
+	ok(!strcmp(text, "42 99"), "pid and start time name the step");
+	ok(!in_extern(getpid()), "this test is in no extern step");
+	without_slurm();
+	return tap_end();
+}

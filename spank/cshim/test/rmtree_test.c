@@ -1,0 +1,103 @@
+/* Removal never leaves the directory, whatever lies in it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "../common/rmtree.h"
+#include "tap.h"
+
+static char top[] = "/tmp/carme-rmtree-XXXXXX";
+
+static int dig(int at, int depth)
+{
+	int fd = dup(at);
+
+	for (int i = 0; i < depth && fd >= 0; i++) {
+		int sub = mkdirat(fd, "d", 0700)
+			      ? -1
+			      : openat(fd, "d", O_RDONLY | O_DIRECTORY);
+
+		close(fd);
+		fd = sub;
+	}
+	return fd;
+}
+
+static void touch(int at, const char *name)
+{
+	close(openat(at, name, O_WRONLY | O_CREAT, 0600));
+}
+
+static void ordinary(int root, int dir)
+{
+	struct sockaddr_un a = {.sun_family = AF_UNIX};
+	int sock = socket(AF_UNIX, SOCK_STREAM, 0);
+	int deep = dig(dir, 40);
+
+	touch(dir, "file");
+	touch(dir, "a name\nwith more");
+	touch(deep, "file");
+	close(deep);
+	mkfifoat(dir, "fifo", 0600);
+	snprintf(a.sun_path, sizeof(a.sun_path), "%s/inside/sock", top);
+	ok(!bind(sock, (struct sockaddr *) &a, sizeof(a)), "make a socket");
+	close(sock);
+	mkdirat(root, "outside", 0700);
+	deep = openat(root, "outside", O_RDONLY | O_DIRECTORY);
+	touch(deep, "precious");
+	ok(!symlinkat("../outside", dir, "link"), "link to a directory");
+	ok(!symlinkat("/nowhere", dir, "dangling"), "link to nothing");
+	ok(!rmtree_contents(dir), "all of it goes");
+	ok(faccessat(dir, "file", F_OK, 0) && faccessat(dir, "d", F_OK, 0) &&
+	       faccessat(dir, "link", F_OK, AT_SYMLINK_NOFOLLOW),
+	   "nothing is left");
+	ok(!faccessat(deep, "precious", F_OK, 0),
+	   "what a link pointed to is untouched");
+	close(deep);
+	ok(!rmtree_contents(dir), "an empty directory is no error");
+}
+
+static void too_deep(int dir)
+{
+	int deep = dig(dir, 100);
+
+	ok(deep >= 0, "dig deeper than it goes");
+	close(deep);
+	errno = 0;
+	ok(rmtree_contents(dir) == -1, "too deep a tree is an error, no crash");
+	for (int i = 0; i < 3; i++) {
+		/* Cut it short from the middle, for the next test. */
+		char path[1024] = "d";
+
+		for (int k = 1; k < 50; k++)
+			strcat(path, "/d");
+		deep = openat(dir, path, O_RDONLY | O_DIRECTORY);
+		if (deep >= 0) {
+			rmtree_contents(deep);
+			close(deep);
+		}
+	}
+	ok(!rmtree_contents(dir), "shorter, it goes");
+}
+
+int main(void)
+{
+	int root, dir;
+
+	if (!mkdtemp(top))
+		return 1;
+	root = open(top, O_RDONLY | O_DIRECTORY);
+	mkdirat(root, "inside", 0700);
+	dir = openat(root, "inside", O_RDONLY | O_DIRECTORY);
+	ordinary(root, dir);
+	too_deep(dir);
+	close(dir);
+	ok(!rmtree_contents(root) && !rmdir(top), "clean up");
+	close(root);
+	return tap_end();
+}

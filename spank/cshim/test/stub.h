@@ -1,0 +1,15 @@
+/* stub.h - what a test can see and say of the SPANK calls in stub.c. */
+#ifndef CARME_TEST_STUB_H
+#define CARME_TEST_STUB_H
+
+#include <slurm/spank.h>
+
+/* Answer of spank_context(). */
+extern enum spank_context stub_context;
+/* The options that were registered, in order. */
+extern const struct spank_option *stub_options[16];
+extern int stub_option_count;
+/* The value that was set last for a variable, or NULL. */
+const char *stub_env(const char *name);
+
+#endif
