@@ -71,7 +71,14 @@ func judge(t *testing.T, node string, v map[string]string, own, shown []int) {
 		}
 	}
 	slices.Sort(proc)
-	nvidia = nvml
+	nvidia = slices.Clone(nvml)
+	// Programs use the MIG devices of a GPU that is divided, not itself.
+	if i := slices.Index(nvidia, gpuUUID(node, 1)); i >= 0 {
+		mig := strings.Replace(gpuUUID(node, 1), "GPU", "MIG", 1)
+		mig = mig[:len(mig)-2]
+		nvidia = append(slices.Delete(nvidia, i, i+1), mig+"a1", mig+"a2")
+		slices.Sort(nvidia)
+	}
 	if len(own) == 0 {
 		nvidia = []string{"void"}
 	}
