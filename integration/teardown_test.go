@@ -11,7 +11,7 @@ import (
 // remains lists what a node holds of sealed jobs: one line each.
 const remains = `
 ls -A /run/carme/jobs 2>/dev/null | sed 's/^/directory /'
-pgrep -ax carme-anchor; pgrep -ax carme-init; pgrep -ax carme-hold; pgrep -ax carme-host; pgrep -f '^apptainer|starter' | sed 's/^/runtime /'
+pgrep -ax carme-anchor; pgrep -ax carme-init; pgrep -ax carme-hold; pgrep -ax carme-host; pgrep -x 'apptainer|starter.*' | sed 's/^/runtime /'
 grep -h carme/jobs /proc/self/mountinfo
 for p in /proc/[0-9]*; do readlink $p/ns/pid; done 2>/dev/null | sort -u | grep -vxF "$(readlink /proc/1/ns/pid)" | sed 's/^/namespace /'
 find /sys/fs/cgroup -type d -name 'job_*' 2>/dev/null | sed 's/^/cgroup /'
