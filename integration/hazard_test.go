@@ -220,7 +220,7 @@ func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
 func TestHazard_J16_a_small_limit_of_processes(t *testing.T) {
 	for name, seal := range seals {
 		t.Run(name, func(t *testing.T) {
-			r := as(t, "alice", login, "sh", "-c", "ulimit -u 60; exec timeout 80 srun -w "+node1+" --time=2 --propagate=NPROC "+seal+" sh -c 'ulimit -u; (echo here)'")
+			r := as(t, "alice", login, "sh", "-c", "ulimit -p 60; exec timeout 80 srun -w "+node1+" --time=2 --propagate=NPROC "+seal+" bash -c 'ulimit -u; (echo here)'")
 			if r.ok(t) != "60\nhere" {
 				t.Errorf("the step prints %q", r.out)
 			}
@@ -244,15 +244,16 @@ func TestHazard_J16_a_later_plugin_fails(t *testing.T) {
 					t.Errorf("%s: the task ran in %q", keyword, r.out)
 				}
 			}
+			// Slurm leaves the cgroup of a step that its first callback refused.
 			idle(t)
-			nothingLeft(t, node1)
+			nothingRuns(t, node1)
 		})
 	}
 }
 
 func TestHazard_J16_fifty_steps_start_at_once(t *testing.T) {
 	script := `for i in $(seq 50); do srun -Q --overlap --mem=0 -n1 readlink /proc/self/ns/pid & done; wait`
-	id := sbatch(t, "alice", "-w", node1, "--carme=none", "--wrap", script)
+	id := sbatch(t, "alice", "-w", node1, "--carme=none", "--mem=4000", "--wrap", script)
 	out := lines(output(t, "alice", id))
 	seen := map[string]int{}
 	for _, line := range out {

@@ -67,7 +67,7 @@ func place(t *testing.T, machine, path string, content []byte) {
 // noop compiles the plugin that does nothing against this Slurm and places it.
 func noop(t *testing.T, flags string) string {
 	t.Helper()
-	source, err := os.ReadFile("../bench/noop.c")
+	source, err := os.ReadFile("../bench/noop/noop.c")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,176 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// side is one of the two things that are compared.
+type side struct {
+	prepare string // shell code outside the time that is taken
+	cmd     string
+	noop    bool // with the plugin that does nothing in the product's place
+}
+
+// row is one measurement: its result is made of the medians of both sides.
+type row struct {
+	id, what      string
+	carme, other  side
+	ratio         bool    // of the two, else their difference
+	per           float64 // the difference is divided by this
+	must, goal    float64
+	more          bool // a larger figure is a better one
+	unit          string
+	carmeMS, base float64
+}
+
+const (
+	srun  = "srun -Q -w " + node + " "
+	image = "/opt/carme/images/base.sif"
+)
+
+// jobs are the ids of a plain and a sealed job that wait for steps.
+type jobs struct{ plain, sealed, imaged string }
+
+func freshRows() []row {
+	return []row{
+		{
+			id: "P1", what: "plain srun, Carme installed", unit: "ms", must: 0.5, goal: 0.1,
+			carme: side{idle, srun + "true", false}, other: side{idle, srun + "true", true},
+		},
+		{
+			id: "P2", what: "srun --carme without image, first step", unit: "ms", must: 15, goal: 5,
+			carme: side{idle, srun + "--carme=none true", false}, other: side{idle, srun + "true", true},
+		},
+		{
+			id: "P4", what: "srun --carme=IMAGE, first step", unit: "x", must: 1.1, goal: 1.0, ratio: true,
+			carme: side{idle, srun + "--carme=base true", false}, other: side{idle, srun + "apptainer -s exec " + image + " true", true},
+		},
+		{
+			id: "P4b", what: "the same, 16 tasks", unit: "x", must: 0.5, goal: 0.1, ratio: true,
+			carme: side{idle, srun + "-n16 --carme=base true", false},
+			other: side{idle, srun + "-n16 apptainer -s exec " + image + " true", true},
+		},
+	}
+}
+
+func laterRows(j jobs) []row {
+	step := func(id, more string) side {
+		return side{"", "srun -Q --overlap --mem=0 --jobid=" + id + " " + more, false}
+	}
+	// Sixteen at once, 64 in all; the figure is a time, so that its inverse is
+	// the rate.
+	many := func(id string) side {
+		return side{"", "seq 64 | xargs -P16 -I{} srun -Q --overlap --mem=0 --jobid=" + id + " true", false}
+	}
+	return []row{
+		{
+			id: "P2b", what: "later step without image", unit: "ms", must: 3, goal: 1,
+			carme: step(j.sealed, "true"), other: step(j.plain, "true"),
+		},
+		{
+			id: "P3", what: "each further task of a step", unit: "ms", must: 0.2, goal: 0.04, per: 15,
+			carme: step(j.sealed, "-n16 true"), other: step(j.plain, "-n16 true"),
+		},
+		{
+			id: "P4b", what: "later step in the image", unit: "x", must: 0.5, goal: 0.1, ratio: true,
+			carme: step(j.imaged, "true"), other: step(j.plain, "apptainer -s exec "+image+" true"),
+		},
+		{
+			id: "P5", what: "steps per second, 16 at once", unit: "x", must: 0.90, goal: 0.98, ratio: true, more: true,
+			carme: many(j.sealed), other: many(j.plain),
+		},
+	}
+}
+
+// value is the row's figure.
+func (r row) value() float64 {
+	switch {
+	case r.ratio && r.more:
+		return r.base / r.carmeMS
+	case r.ratio:
+		return r.carmeMS / r.base
+	case r.per > 0:
+		return (r.carmeMS - r.base) / r.per
+	default:
+		return r.carmeMS - r.base
+	}
+}
+
+func (r row) reaches(limit float64) bool {
+	if r.more {
+		return r.value() >= limit
+	}
+	return r.value() <= limit
+}
+
+func median(samples []float64) float64 {
+	s := slices.Sorted(slices.Values(samples))
+	if len(s)%2 == 1 {
+		return s[len(s)/2]
+	}
+	return (s[len(s)/2-1] + s[len(s)/2]) / 2
+}
+
+// measure takes the samples of a row, both sides in turn, and which goes first
+// in turn too. The first of each is thrown away.
+func (c cluster) measure(ctx context.Context, r *row, rounds int) error {
+	var samples [2][]float64
+	for i := range rounds + 1 {
+		for k := range 2 {
+			which := (i + k) % 2
+			s := r.carme
+			if which == 1 {
+				s = r.other
+			}
+			if err := c.plugins(ctx, !s.noop); err != nil {
+				return err
+			}
+			ms, err := c.milliseconds(ctx, s.prepare, s.cmd)
+			if err != nil {
+				return fmt.Errorf("%s: %w", r.id, err)
+			}
+			if i > 0 {
+				samples[which] = append(samples[which], ms)
+			}
+		}
+	}
+	r.carmeMS, r.base = median(samples[0]), median(samples[1])
+	return nil
+}
+
+// killed ends all of a job's slurmstepd with SIGKILL and waits until nothing of
+// the job runs; it returns the longest time of all rounds, in milliseconds.
+func (c cluster) killed(ctx context.Context, rounds int) (float64, error) {
+	longest := 0.0
+	for range rounds {
+		if _, err := c.user(ctx, idle+"true"); err != nil {
+			return 0, err
+		}
+		id, err := c.hold(ctx, "--carme=base --no-requeue")
+		if err != nil {
+			return 0, err
+		}
+		out, err := c.root(ctx, node, strings.ReplaceAll(`t0=${EPOCHREALTIME/./}
+pkill -KILL -f '^slurmstepd: \[ID\.' || exit 1
+for i in $(seq 1000); do
+	[ -z "$(pgrep -x 'carme-.*'; pgrep -fx '.*sleep 900'; ls -A /run/carme/jobs)" ] && break
+	sleep 0.005
+done
+echo $(( (${EPOCHREALTIME/./} - t0) / 1000 ))`, "ID", id))
+		if err != nil {
+			return 0, err
+		}
+		var ms float64
+		if _, err := fmt.Sscan(out, &ms); err != nil {
+			return 0, fmt.Errorf("read a time: %w", err)
+		}
+		longest = max(longest, ms)
+		if _, err := c.user(ctx, "scancel "+id); err != nil {
+			return 0, err
+		}
+	}
+	return longest, nil
+}
