@@ -20,26 +20,29 @@ import (
 
 // job is what one set-up is about.
 type job struct {
-	id       uint32
-	step     string // "0", "batch", "interactive"
-	person   person
-	slurm    string
-	node     string
-	spool    string          // SlurmdSpoolDir
-	slurmLib string          // where Slurm's library and plugins lie
-	slurmNS  bool            // Slurm has made a mount namespace for the job
-	conda    string          // prefix of the conda environment, empty for none
-	instance string          // 128 random bits in hex
-	request  request.Request // as asked for
-	options  []wire.Field    // the same as Slurm had them, by name
-	plan     plan            // as allowed
-	policy   *policy.Policy
-	owner    policy.User
-	cgroups  []jobCgroup
-	cgroupV  int
-	devices  []*device // all that may appear in the job's /dev
-	gpus     []hostGPU
-	caps     []hostCap
+	id        uint32
+	step      string // "0", "batch", "interactive"
+	person    person
+	slurm     string
+	node      string
+	spool     string          // SlurmdSpoolDir
+	slurmLib  string          // where Slurm's library and plugins lie
+	slurmNS   bool            // Slurm has made a mount namespace for the job
+	conda     string          // prefix of the conda environment, empty for none
+	instance  string          // 128 random bits in hex
+	request   request.Request // as asked for
+	options   []wire.Field    // the same as Slurm had them, by name
+	plan      plan            // as allowed
+	policy    *policy.Policy
+	owner     policy.User
+	cgroups   []jobCgroup
+	cgroupV   int
+	plugin    anchorConn // answers what Slurm gave to the job (spank/cshim/setup.c)
+	constrain string     // ConstrainDevices as slurmstepd has it
+	ownFilter bool       // the device filter is Carme's
+	devices   []*device  // all that may appear in the job's /dev
+	gpus      []hostGPU
+	caps      []hostCap
 }
 
 // hostGPU is one GPU node of the host with what is known of it.
@@ -138,6 +141,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
 	j.slurmLib, _ = rec.Get("slurmlib")
+	j.constrain, _ = rec.Get("constrain")
 	_, j.slurmNS = rec.Get("slurmns")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)

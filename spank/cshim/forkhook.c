@@ -130,8 +130,9 @@ static void in_child(void)
 		return;
 	}
 	if (after_tasks &&
-	    setns(hook.step->pid1,
-		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
+	    (filter_enter(hook.step) ||
+	     setns(hook.step->pid1,
+		   CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET)))
 		_exit(1);
 	restore_capabilities();
 }
