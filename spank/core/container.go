@@ -62,7 +62,7 @@ func (j *job) runtimeEnv() []string {
 		"HOME=" + j.person.Home, "USER=" + j.person.Name, "LOGNAME=" + j.person.Name, "LANG=C.UTF-8",
 		// A full or read-only home must not keep the container from starting.
 		"APPTAINERENV_PREPEND_PATH=" + commands,
-		"APPTAINER_CONFIGDIR=/tmp/.apptainer", "APPTAINER_CACHEDIR=/tmp/.apptainer/cache",
+		"APPTAINER_CONFIGDIR=" + runtimeDir(j.person) + "/apptainer", "APPTAINER_CACHEDIR=" + runtimeDir(j.person) + "/apptainer/cache",
 	}
 	for _, e := range j.plan.Env {
 		env = append(env, "APPTAINERENV_"+e)

@@ -20,29 +20,33 @@ import (
 
 // job is what one set-up is about.
 type job struct {
-	id        uint32
-	step      string // "0", "batch", "interactive"
-	person    person
-	slurm     string
-	node      string
-	spool     string          // SlurmdSpoolDir
-	slurmLib  string          // where Slurm's library and plugins lie
-	slurmNS   bool            // Slurm has made a mount namespace for the job
-	conda     string          // prefix of the conda environment, empty for none
-	instance  string          // 128 random bits in hex
-	request   request.Request // as asked for
-	options   []wire.Field    // the same as Slurm had them, by name
-	plan      plan            // as allowed
-	policy    *policy.Policy
-	owner     policy.User
-	cgroups   []jobCgroup
-	cgroupV   int
-	plugin    anchorConn // answers what Slurm gave to the job (spank/cshim/setup.c)
-	constrain string     // ConstrainDevices as slurmstepd has it
-	ownFilter bool       // the device filter is Carme's
-	devices   []*device  // all that may appear in the job's /dev
-	gpus      []hostGPU
-	caps      []hostCap
+	id       uint32
+	step     string // "0", "batch", "interactive"
+	person   person
+	slurm    string
+	node     string
+	spool    string // SlurmdSpoolDir
+	slurmLib string // where Slurm's library and plugins lie
+	slurmNS  bool   // Slurm has made a mount namespace for the job
+	conda    string // prefix of the conda environment, empty for none
+	instance string // 128 random bits in hex
+	// submitDir is where srun or sbatch was called, as the environment of the job
+	// says; submitBind is the index of its bind, -1 for none.
+	submitDir  string
+	submitBind int
+	request    request.Request // as asked for
+	options    []wire.Field    // the same as Slurm had them, by name
+	plan       plan            // as allowed
+	policy     *policy.Policy
+	owner      policy.User
+	cgroups    []jobCgroup
+	cgroupV    int
+	plugin     anchorConn // answers what Slurm gave to the job (spank/cshim/setup.c)
+	constrain  string     // ConstrainDevices as slurmstepd has it
+	ownFilter  bool       // the device filter is Carme's
+	devices    []*device  // all that may appear in the job's /dev
+	gpus       []hostGPU
+	caps       []hostCap
 }
 
 // hostGPU is one GPU node of the host with what is known of it.
@@ -117,7 +121,7 @@ func number(rec *wire.Record, key string) (uint32, error) {
 
 // newJob reads a request of the plugin (spank/cshim/step.c).
 func newJob(rec *wire.Record) (*job, error) {
-	j := &job{}
+	j := &job{submitBind: -1}
 	var err error
 	if j.id, err = number(rec, "job"); err != nil {
 		return nil, err
@@ -143,6 +147,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurmLib, _ = rec.Get("slurmlib")
 	j.constrain, _ = rec.Get("constrain")
 	_, j.slurmNS = rec.Get("slurmns")
+	j.submitDir, _ = rec.Get("env.SLURM_SUBMIT_DIR")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)
 	}

@@ -2,6 +2,8 @@ package core
 
 import (
 	"fmt"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -47,7 +49,34 @@ func (j *job) decide() error {
 		return err
 	}
 	j.plan = plan{Resolved: resolved, Site: cfg.Spank}
+	j.showSubmitDir()
 	return nil
+}
+
+// showSubmitDir makes the directory of submission visible in an image under its
+// own name, as Apptainer does with its working directory. What lies in the home
+// directory is shown or hidden with it. It is opened as the user; one that
+// cannot be opened or would cover a part of the system is left out, and the task
+// starts in /.
+func (j *job) showSubmitDir() {
+	dir := j.submitDir
+	if j.plan.Image == nil || !strings.HasPrefix(dir, "/") || strings.ContainsAny(dir, ":,") ||
+		filepath.Clean(dir) != dir || inside(dir, j.person.Home) ||
+		request.CheckSource(dir) != nil || request.CheckTarget(dir) != nil {
+		return
+	}
+	for _, b := range j.plan.Binds {
+		if inside(dir, b.Dst) {
+			return
+		}
+	}
+	j.plan.Binds = append(j.plan.Binds, policy.Bind{Bind: request.Bind{Src: dir, Dst: dir}})
+	j.submitBind = len(j.plan.Binds) - 1
+}
+
+// inside reports whether a clean path is dir or below it.
+func inside(path, dir string) bool {
+	return path == dir || strings.HasPrefix(path, strings.TrimSuffix(dir, "/")+"/")
 }
 
 // mayBind judges where the source of a user's bind really lies, links

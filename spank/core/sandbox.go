@@ -380,8 +380,8 @@ func (s *sandbox) home() error {
 // its destination.
 func (s *sandbox) binds() error {
 	for i, b := range s.job.plan.Binds {
-		source, err := s.bindSource(b)
-		if !b.Own && errors.Is(err, unix.ENOENT) {
+		source, err := s.bindSource(i, b)
+		if !b.Own && errors.Is(err, unix.ENOENT) || i == s.job.submitBind && err != nil {
 			continue // a default that this node does not have
 		}
 		if err != nil {
@@ -397,14 +397,14 @@ func (s *sandbox) binds() error {
 }
 
 // bindSource opens the source of a bind.
-func (s *sandbox) bindSource(b policy.Bind) (fd int, err error) {
+func (s *sandbox) bindSource(i int, b policy.Bind) (fd int, err error) {
 	open := func() error {
 		fd, err = unix.Openat2(unix.AT_FDCWD, b.Src, &unix.OpenHow{
 			Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_MAGICLINKS,
 		})
 		return err
 	}
-	if b.Own {
+	if b.Own || i == s.job.submitBind {
 		return fd, asUser(s.ns["mnt"], s.job.person, open)
 	}
 	return fd, open()

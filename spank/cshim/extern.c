@@ -108,26 +108,102 @@ int extern_open(uint32_t job, struct extern_step *e, const char **why)
 	return 0;
 }
 
-static int in_extern(pid_t pid)
+/* The lines of proc(5) cgroup. 0 or -1. */
+static int read_cgroups(pid_t pid, char *text, size_t len)
 {
-	char path[64], text[8192];
+	char path[64];
 	ssize_t n;
 	int fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, len - 1);
+	sys_close(&fd);
+	text[n > 0 ? n : 0] = '\0';
+	return n > 0 ? 0 : -1;
+}
+
+static int in_extern(pid_t pid)
+{
+	char text[8192];
+
+	return !read_cgroups(pid, text, sizeof(text)) &&
+	       strstr(text, "/step_extern") != NULL;
+}
+
+/* proc(5): the child of the main thread, which forked it; or -1. */
+static pid_t sleeper(const struct extern_step *e)
+{
+	char path[64], text[256];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
+		 (int) e->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
 	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
 	sys_close(&fd);
 	if (n <= 0)
-		return 0;
+		return -1;
 	text[n] = '\0';
-	return strstr(text, "/step_extern") != NULL;
+	return (pid_t) strtol(text, NULL, 10);
+}
+
+/* "4:memory:/slurm/…/step_extern/task_0", or "0::/…" for version 2: the file
+ * that takes processes. 0, or -1 where the line is not the extern step's. */
+static int procs_file(const char *line, char *path, size_t len)
+{
+	const char *list = strchr(line, ':');
+	const char *rel = list ? strchr(list + 1, ':') : NULL;
+	int n;
+
+	if (!rel || !strstr(rel, "/step_extern"))
+		return -1;
+	list++;
+	n = snprintf(path, len, "/sys/fs/cgroup%s%.*s%s/cgroup.procs",
+		     list == rel ? "" : "/", (int) (rel - list), list, rel + 1);
+	return (n > 0 && (size_t) n < len) ? 0 : -1;
+}
+
+/*
+ * Into the cgroups of the sleeper, one by one. slurm_stepd_add_extern_pid()
+ * would do the same, and then start a thread in the extern step's slurmstepd
+ * that looks once a second whether the process is still there. In 24.11 that
+ * thread calls into plugins that are unloaded by then, if the process lives as
+ * long as the job: slurmstepd dies of it, and leaves its cgroups behind.
+ */
+static int join_cgroups(pid_t other, pid_t pid)
+{
+	char text[8192], path[4096], number[16];
+	char *save = NULL;
+	int joined = 0;
+
+	if (other <= 0 || read_cgroups(other, text, sizeof(text)))
+		return -1;
+	snprintf(number, sizeof(number), "%d", (int) pid);
+	for (char *line = strtok_r(text, "\n", &save); line;
+	     line = strtok_r(NULL, "\n", &save)) {
+		int fd;
+		ssize_t n;
+
+		if (procs_file(line, path, sizeof(path)))
+			continue;
+		fd = open(path, O_WRONLY | O_CLOEXEC);
+		n = fd < 0 ? -1 : write(fd, number, strlen(number));
+		sys_close(&fd);
+		if (n < 0)
+			return -1;
+		joined++;
+	}
+	return joined ? 0 : -1;
 }
 
 int extern_adopt(struct extern_step *e, pid_t pid)
 {
 	add_pid_f *add_pid;
 
+	if (!join_cgroups(sleeper(e), pid) && in_extern(pid))
+		return 0;
 	*(void **) &add_pid = dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))
 		return -1;
@@ -203,20 +279,9 @@ int extern_namespace(struct extern_step *e, const char **why)
 
 int extern_sleeper(const struct extern_step *e)
 {
-	char path[64], text[256];
-	ssize_t n;
-	int fd;
+	pid_t pid = sleeper(e);
 
-	/* proc(5): the children of the main thread, which forked it. */
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
-		 (int) e->pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	sys_close(&fd);
-	if (n <= 0)
-		return -1;
-	text[n] = '\0';
-	return sys_pidfd_open((pid_t) strtol(text, NULL, 10));
+	return pid > 0 ? sys_pidfd_open(pid) : -1;
 }
 
 void extern_close(struct extern_step *e)

@@ -29,7 +29,7 @@ static const char *const variables[] = {
     "SLURM_SHARDS_ON_NODE", "CUDA_MPS_ACTIVE_THREAD_PERCENTAGE",
     "APPTAINER_BIND",	    "APPTAINER_BINDPATH",
     "SINGULARITY_BIND",	    "SINGULARITY_BINDPATH",
-    "CARME_SCOPE"};
+    "CARME_SCOPE",	    "SLURM_SUBMIT_DIR"};
 
 struct step the_step = {.dir = -1,
 			.lease = -1,

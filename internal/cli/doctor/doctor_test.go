@@ -191,8 +191,8 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 		name, detail, mend string
 	}{
 		"kill switch":            {file("etc/carme/disabled", ""), "kill switch", "every --carme job is refused", "rm /etc/carme/disabled"},
-		"old kernel":             {file("proc/sys/kernel/osrelease", "4.18.0-553"), "kernel", "too old", "5.10"},
-		"odd kernel":             {file("proc/sys/kernel/osrelease", "x"), "kernel", "no release", "5.10"},
+		"old kernel":             {file("proc/sys/kernel/osrelease", "4.18.0-553"), "kernel", "too old", "5.12"},
+		"odd kernel":             {file("proc/sys/kernel/osrelease", "x"), "kernel", "no release", "5.12"},
 		"no proc":                {gone("proc/sys/kernel/osrelease"), "kernel", "no such file", "mount /proc"},
 		"no user namespaces":     {file("proc/sys/user/max_user_namespaces", "0\n"), "user namespaces", "users cannot start images", "sysctl user.max_user_namespaces=15000"},
 		"AppArmor":               {file("proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1"), "user namespaces", "is 1", "AppArmor"},

@@ -26,13 +26,13 @@ func (d Doctor) text(name string) (string, error) {
 	return strings.TrimSpace(string(data)), err
 }
 
-// kernel wants 5.10: openat2, close_range and setns by pidfd.
+// kernel wants 5.12: openat2, close_range, setns by pidfd and mount_setattr.
 func (d Doctor) kernel() Finding {
 	const (
 		name        = "kernel"
 		major       = 5
-		minor       = 10
-		mendRelease = "boot a kernel of at least 5.10 (Debian 11, RHEL 9)"
+		minor       = 12
+		mendRelease = "boot a kernel of at least 5.12 (Debian 12, RHEL 9)"
 	)
 	release, err := d.text("proc/sys/kernel/osrelease")
 	if err != nil {

@@ -62,6 +62,8 @@ struct anchor {
 	int extern_pidfd;
 	int sleeper; /* ends when the job does; -1 afterwards, or unknown */
 	int ending;
+	int orphaned; /* the extern step's slurmstepd is gone */
+	int lost;     /* PID 1 is gone, before the job's end */
 	int listener;
 	int pid1_pidfd;
 	pid_t pid1;
@@ -481,6 +483,19 @@ static void tell_waiting(struct anchor *a, const struct container *c)
 
 /* ---- life ------------------------------------------------------------- */
 
+static void remove_jobdir(const struct anchor *a)
+{
+	char fd[64], path[256];
+	ssize_t n;
+
+	snprintf(fd, sizeof(fd), "/proc/self/fd/%d", a->jobdir);
+	n = readlink(fd, path, sizeof(path) - 1);
+	if (n <= 0)
+		return;
+	path[n] = '\0';
+	rmdir(path);
+}
+
 static void end_job(struct anchor *a)
 {
 	if (a->pid1_pidfd >= 0)
@@ -491,10 +506,20 @@ static void end_job(struct anchor *a)
 	/* Reap: the namespace is freed when its outside children are. */
 	while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
 		;
-	/* The directory itself goes with the extern step's last callback, or
-	 * with the next job that finds it; here nobody may be left to ask. */
+	/* The job goes on without its namespaces. What lies here tells later
+	 * steps that they must not run at all. */
+	if (a->lost)
+		return;
+	/* The directory itself goes with the extern step's last callback. If
+	 * its slurmstepd was killed there is none, and nobody ends the process
+	 * that it waited for. */
 	rmtree_contents(a->jobdir);
 	remove_filter(a);
+	if (a->orphaned) {
+		remove_jobdir(a);
+		if (a->sleeper >= 0)
+			sys_pidfd_kill(a->sleeper, SIGKILL);
+	}
 }
 
 static nfds_t watch(const struct anchor *a, struct pollfd *p)
@@ -542,7 +567,9 @@ static int serve_once(struct anchor *a)
 
 	if (poll(p, n, -1) < 0)
 		return errno == EINTR ? 0 : -1;
-	if (p[0].revents || p[2].revents || a->ended)
+	a->orphaned = p[0].revents != 0;
+	a->lost = p[2].revents && !a->orphaned && !a->ending;
+	if (a->orphaned || p[2].revents || a->ended)
 		return -1;
 	if (p[3].revents) {
 		a->ending = 1;

@@ -53,6 +53,38 @@ static unsigned long long own_start(void)
 	return t;
 }
 
+static int file_is(const char *line, const char *want)
+{
+	char path[256] = "";
+
+	return procs_file(line, path, sizeof(path))
+		   ? !want
+		   : want && !strcmp(path, want);
+}
+
+static void cgroups(void)
+{
+	char line[512];
+
+	ok(file_is("4:memory:/slurm/job_2/step_extern/task_0",
+		   "/sys/fs/cgroup/memory/slurm/job_2/step_extern/task_0/"
+		   "cgroup.procs"),
+	   "a cgroup of version 1");
+	ok(file_is("0::/s/job_2/step_extern/user/task_special",
+		   "/sys/fs/cgroup/s/job_2/step_extern/user/task_special/"
+		   "cgroup.procs"),
+	   "a cgroup of version 2");
+	ok(file_is("4:memory:/slurm/job_2/step_0", NULL) && file_is("", NULL) &&
+	       file_is("4:memory", NULL),
+	   "no cgroup of an extern step");
+	memset(line, 'x', sizeof(line));
+	memcpy(line, "0::/step_extern/", 16);
+	line[sizeof(line) - 1] = '\0';
+	ok(file_is(line, NULL), "a path that is too long is refused");
+	ok(join_cgroups(getpid(), getpid()) == -1,
+	   "beside a process of no extern step there is nothing to join");
+}
+
 int main(void)
 {
 	unsigned long long t = start_time(getpid());
@@ -67,5 +99,6 @@ int main(void)
 	ok(!strcmp(text, "42 99"), "pid and start time name the step");
 	ok(!in_extern(getpid()), "this test is in no extern step");
 	without_slurm();
+	cgroups();
 	return tap_end();
 }

@@ -1,0 +1,213 @@
+//go:build integration
+
+package integration
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// kinds are the ways to start a program on a node: each prints the PID namespace
+// of what it started, if it started anything.
+func kinds(t *testing.T, node string, options ...string) map[string]func() result {
+	t.Helper()
+	const print = "readlink /proc/self/ns/pid"
+	return map[string]func() result{
+		"srun": func() result {
+			return srun(t, "alice", append(append([]string{"-w", node}, options...), "sh", "-c", print)...)
+		},
+		"sbatch": func() result {
+			const out = "matrix.out"
+			as(t, "alice", login, "rm", "-f", out).ok(t)
+			r := as(t, "alice", login, append(append([]string{"timeout", "60", "sbatch", "--wait", "--time=1", "--no-requeue", "-w", node, "-o", out}, options...), "--wrap", print)...)
+			text := homeFile(t, "alice", out)
+			// Both streams of the script are in one file.
+			for _, line := range lines(text) {
+				if strings.HasPrefix(line, "pid:[") {
+					r.out = line
+					return r
+				}
+			}
+			r.out, r.err = "", strings.TrimSpace(r.err+"\n"+text)
+			return r
+		},
+		"step in an allocation": func() result {
+			r := as(t, "alice", login, append(append([]string{"timeout", "60", "salloc", "-Q", "--time=1", "-w", node}, options...), "srun", "sh", "-c", print)...)
+			return r
+		},
+	}
+}
+
+// broken are the states in which a node can have the plugin. Each is a script
+// for root that brings it about.
+func broken(t *testing.T) map[string]string {
+	t.Helper()
+	return map[string]string{
+		"absent":            "rm " + plugin,
+		"for another Slurm": "cat " + pluginDir + "/other.so >" + plugin,
+		"unreadable":        "chmod 0 " + plugin,
+		"rubbish":           "echo rubbish >" + plugin,
+		"empty":             ": >" + plugin,
+	}
+}
+
+// breaking puts a machine's plugin into a state until the test ends.
+func breaking(t *testing.T, machine, script string) {
+	t.Helper()
+	undo(t, machine, fmt.Sprintf("if [ -e %[1]s.kept ]; then rm -f %[1]s && mv %[1]s.kept %[1]s; fi", plugin))
+	// In place, never the file that running steps have mapped.
+	sh(t, machine, fmt.Sprintf("cp -a %[1]s %[1]s.new && mv %[1]s %[1]s.kept && mv %[1]s.new %[1]s && { %[2]s; }", plugin, script))
+}
+
+// plainWorks runs a plain program in each way on a node.
+func plainWorks(t *testing.T, node string) {
+	t.Helper()
+	for kind, start := range kinds(t, node) {
+		if r := start(); r.code != 0 || sealed(t, node, r.out) || r.out == "" {
+			t.Errorf("plain %s: exit status %d, %q, %s", kind, r.code, r.out, r.err)
+		}
+	}
+}
+
+// neverUnsealed starts sealed programs in each way: they run sealed, or not.
+func neverUnsealed(t *testing.T, node string) {
+	t.Helper()
+	for kind, start := range kinds(t, node, "--carme=none") {
+		r := start()
+		if r.out != "" && !sealed(t, node, r.out) {
+			t.Errorf("%s with --carme ran unsealed in %s", kind, r.out)
+		}
+		if r.out == "" && r.code == 0 {
+			t.Errorf("%s with --carme printed nothing and succeeded", kind)
+		}
+	}
+}
+
+func TestFault_A14_J18_the_plugin_is_broken_on_every_machine(t *testing.T) {
+	other := forAnotherSlurm(t)
+	for _, m := range everywhere {
+		place(t, m, pluginDir+"/other.so", other)
+	}
+	for state, script := range broken(t) {
+		t.Run(state, func(t *testing.T) {
+			for _, m := range everywhere {
+				breaking(t, m, script)
+			}
+			plainWorks(t, node1)
+			neverUnsealed(t, node1)
+			idle(t)
+		})
+	}
+}
+
+func TestFault_A14_slurmd_starts_with_a_broken_plugin(t *testing.T) {
+	place(t, node2, pluginDir+"/other.so", forAnotherSlurm(t))
+	for state, script := range broken(t) {
+		t.Run(state, func(t *testing.T) {
+			undo(t, node2, "svc restart slurmd")
+			breaking(t, node2, script)
+			root(t, node2, "svc", "restart", "slurmd").ok(t)
+			if r := srun(t, "alice", "-w", node2, "true"); r.code != 0 {
+				t.Errorf("plain srun: %s", r.err)
+			}
+		})
+	}
+	idle(t)
+}
+
+// The plugin is broken on a node alone: srun and sbatch take --carme, and what
+// keeps the job away is the node's feature, which doctor takes from such a node.
+func TestFault_J18_A14_the_plugin_is_broken_on_one_node(t *testing.T) {
+	place(t, node1, pluginDir+"/other.so", forAnotherSlurm(t))
+	for state, script := range broken(t) {
+		if state == "unreadable" {
+			continue // root reads it all the same
+		}
+		t.Run(state, func(t *testing.T) {
+			breaking(t, node1, script)
+			t.Cleanup(func() { withFeature(t, node1, "carme") })
+			withFeature(t, node1, "")
+			plainWorks(t, node1)
+			for kind, start := range map[string][]string{
+				"srun":   {"timeout", "60", "srun", "--time=1", "-w", node1, "--carme=none", "readlink", "/proc/self/ns/pid"},
+				"sbatch": {"sbatch", "-w", node1, "--carme=none", "--wrap", "true"},
+				"salloc": {"timeout", "60", "salloc", "-w", node1, "--carme=none", "srun", "readlink", "/proc/self/ns/pid"},
+			} {
+				if r := as(t, "alice", login, start...); r.code == 0 {
+					t.Errorf("%s on that node: %s", kind, r.out)
+				}
+			}
+			if out := srun(t, "alice", "--carme=none", "hostname").ok(t); out != node2 {
+				t.Errorf("without a wish the job ran on %s", out)
+			}
+			idle(t)
+		})
+	}
+}
+
+// withFeature gives a node one feature, or none.
+func withFeature(t *testing.T, node, feature string) {
+	t.Helper()
+	run(t, "docker", "exec", container(ctl), "scontrol", "update", "NodeName="+node, "AvailableFeatures="+feature, "ActiveFeatures="+feature).ok(t)
+}
+
+// A site that writes "required" gets the same from a plugin that is sound.
+func TestFault_A14_J18_the_keyword_required_changes_nothing(t *testing.T) {
+	for _, m := range everywhere {
+		plugstack(t, m, "required "+plugin)
+	}
+	plainWorks(t, node1)
+	neverUnsealed(t, node1)
+	srun(t, "alice", "-w", node1, "--carme=none", "--carme-bind=/nowhere/at/all", "true").fails(t)
+	sh(t, node1, "touch /etc/carme/disabled")
+	undo(t, node1, "rm -f /etc/carme/disabled")
+	plainWorks(t, node1)
+	neverUnsealed(t, node1)
+	idle(t)
+}
+
+func TestFault_J18_A14_the_kill_switch(t *testing.T) {
+	a := allocate(t, "alice", "-w", node1, "--carme=none")
+	undo(t, node1, "rm -f /etc/carme/disabled")
+	sh(t, node1, "touch /etc/carme/disabled")
+	plainWorks(t, node1)
+	for kind, start := range kinds(t, node1, "--carme=none", "--mem=10") {
+		r := start()
+		if r.out != "" || r.code == 0 {
+			t.Errorf("%s: exit status %d, ran in %q", kind, r.code, r.out)
+		}
+		if !strings.Contains(r.err, "carme: Carme is switched off on this node") {
+			t.Errorf("%s does not say why:\n%s", kind, r.err)
+		}
+	}
+	if r := a.srun(t, "readlink", "/proc/self/ns/pid"); r.code != 0 || !sealed(t, node1, r.out) {
+		t.Errorf("a further step of a running job: %d %s %s", r.code, r.out, r.err)
+	}
+	idle(t)
+	root(t, ctl, "scancel", a.id).ok(t)
+	sh(t, node1, "rm /etc/carme/disabled")
+	nothingLeft(t, node1)
+}
+
+func TestFault_J18_each_element_of_an_array_is_sealed_or_does_not_run(t *testing.T) {
+	const script = "readlink /proc/self/ns/pid"
+	as(t, "alice", login, "sh", "-c", "rm -f array-*.out").ok(t)
+	id := sbatch(t, "alice", "--carme=none", "--array=1-6", "--mem=10", "-o", "array-%a.out", "--wrap", script)
+	eventually(t, 60*time.Second, "end of the array", func() bool {
+		return root(t, ctl, "squeue", "-h", "-j", id).out == ""
+	})
+	out := lines(as(t, "alice", login, "sh", "-c", "cat array-*.out").ok(t))
+	seen := map[string]bool{}
+	for _, line := range out {
+		if seen[line] || !sealed(t, node1, line) || !sealed(t, node2, line) {
+			t.Errorf("an element ran in %s", line)
+		}
+		seen[line] = true
+	}
+	if len(out) != 6 {
+		t.Errorf("%d of 6 elements ran", len(out))
+	}
+	idle(t)
+}

@@ -1,0 +1,146 @@
+//go:build integration
+
+package integration
+
+import (
+	"bytes"
+	"context"
+	"debug/elf"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// plugin is where the product's C plugin lies, pluginDir where tests put others.
+const (
+	plugin    = "/usr/lib/carme/spank_carme.so"
+	pluginDir = "/usr/local/lib/carme-test"
+)
+
+// everywhere are the machines on which plugins are loaded.
+var everywhere = []string{login, node1, node2}
+
+// undo runs a shell script as root in a machine when a test's own context is
+// over. A test that puts back what it changed does so here.
+func undo(t *testing.T, machine, script string) {
+	t.Helper()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if out, err := exec.CommandContext(ctx, "docker", "exec", container(machine), "sh", "-c", script).CombinedOutput(); err != nil {
+			t.Errorf("%s: put things back: %v\n%s", machine, err, out)
+		}
+	})
+}
+
+// sh runs a shell script as root in a machine.
+func sh(t *testing.T, machine, script string) string {
+	t.Helper()
+	return root(t, machine, "sh", "-c", script).ok(t)
+}
+
+// pipe runs a command of the host with a standard input and returns its output.
+func pipe(t *testing.T, in []byte, name string, args ...string) []byte {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	var out, err bytes.Buffer
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &err
+	if failure := cmd.Run(); failure != nil {
+		t.Fatalf("%s: %v\n%s", name, failure, err.String())
+	}
+	return out.Bytes()
+}
+
+// place writes a file on a machine until the test ends.
+func place(t *testing.T, machine, path string, content []byte) {
+	t.Helper()
+	undo(t, machine, "rm -f "+path)
+	pipe(t, content, "docker", "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
+}
+
+// noop compiles the plugin that does nothing against this Slurm and places it.
+func noop(t *testing.T, flags string) string {
+	t.Helper()
+	source, err := os.ReadFile("../bench/noop.c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	object := pipe(t, source, "docker", "run", "--rm", "-i", "carme-builder:"+suite(),
+		"sh", "-c", "gcc -O2 -fPIC -shared "+flags+" -xc -o /tmp/noop.so - && cat /tmp/noop.so")
+	path := pluginDir + "/noop.so"
+	for _, m := range everywhere {
+		place(t, m, path, object)
+	}
+	return path
+}
+
+// forAnotherSlurm is the product's plugin as if built for another release.
+func forAnotherSlurm(t *testing.T) []byte {
+	t.Helper()
+	object := pipe(t, nil, "docker", "exec", container(node1), "cat", plugin)
+	file, err := elf.NewFile(bytes.NewReader(object))
+	if err != nil {
+		t.Fatal(err)
+	}
+	symbols, err := file.DynamicSymbols()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range symbols {
+		if s.Name == "plugin_version" {
+			section := file.Sections[s.Section]
+			binary.LittleEndian.PutUint32(object[section.Offset+s.Value-section.Addr:], 0x140b00) // 20.11
+			return object
+		}
+	}
+	t.Fatal("the plugin has no plugin_version")
+	return nil
+}
+
+// plugstack replaces what Slurm loads on a machine until the test ends: one line
+// in the directory that Slurm's plugstack.conf includes.
+func plugstack(t *testing.T, machine, line string) {
+	t.Helper()
+	const dir, kept = "/etc/carme/plugstack.d", "/etc/carme/plugstack.kept"
+	undo(t, machine, fmt.Sprintf("if [ -d %[2]s ]; then rm -rf %[1]s && mv %[2]s %[1]s; fi", dir, kept))
+	sh(t, machine, fmt.Sprintf("[ -d %[2]s ] || cp -a %[1]s %[2]s; rm -f %[1]s/*; printf '%%s\\n' '%[3]s' >%[1]s/test.conf", dir, kept, line))
+}
+
+// slurmConf appends lines to slurm.conf on every machine and makes the daemons
+// read it, until the test ends.
+func slurmConf(t *testing.T, text string) {
+	t.Helper()
+	all := []string{ctl, login, node1, node2}
+	t.Cleanup(func() {
+		// Registered first, so that it runs last: the files are back by then.
+		_ = exec.Command("docker", "exec", container(ctl), "scontrol", "reconfigure").Run()
+		awaitNodes(t)
+	})
+	for _, m := range all {
+		undo(t, m, "if [ -e /etc/slurm/slurm.conf.kept ]; then cat /etc/slurm/slurm.conf.kept >/etc/slurm/slurm.conf; rm /etc/slurm/slurm.conf.kept; fi")
+		sh(t, m, "cp /etc/slurm/slurm.conf /etc/slurm/slurm.conf.kept; printf '%s\\n' '"+text+"' >>/etc/slurm/slurm.conf")
+	}
+	root(t, ctl, "scontrol", "reconfigure").ok(t)
+	awaitNodes(t)
+}
+
+// awaitNodes waits until both nodes take jobs. It works in a cleanup, too.
+func awaitNodes(t *testing.T) {
+	t.Helper()
+	eventually(t, 40*time.Second, "both nodes idle", func() bool {
+		out, err := exec.Command("docker", "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
+		return err == nil && string(bytes.TrimSpace(out)) == "2 idle"
+	})
+}
+
+// restartSlurmd restarts a node's slurmd, now and when the test is over.
+func restartSlurmd(t *testing.T, node string) {
+	t.Helper()
+	root(t, node, "svc", "restart", "slurmd").ok(t)
+}

@@ -1,0 +1,237 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// remains lists what a node holds of sealed jobs: one line each.
+const remains = `
+ls -A /run/carme/jobs 2>/dev/null | sed 's/^/directory /'
+pgrep -ax carme-anchor; pgrep -ax carme-init; pgrep -ax carme-hold; pgrep -ax carme-host; pgrep -x 'apptainer|starter.*' | sed 's/^/runtime /'
+grep -h carme/jobs /proc/self/mountinfo
+for p in /proc/[0-9]*; do readlink $p/ns/pid; done 2>/dev/null | sort -u | grep -vxF "$(readlink /proc/1/ns/pid)" | sed 's/^/namespace /'
+find /sys/fs/cgroup -type d -name 'job_*' 2>/dev/null | sed 's/^/cgroup /'
+pgrep -fax 'sleep 100000000'
+`
+
+// swept removes what a slurmstepd that was killed leaves of its own: Slurm never
+// removes the cgroups of such a step, not those of plain jobs either. They must
+// be empty. The script goes before remains.
+const swept = `
+for i in 1 2 3 4 5; do find /sys/fs/cgroup -depth -type d -path '*/job_*' -exec rmdir {} + 2>/dev/null; done
+`
+
+// nothingLeft waits until the node's jobs are gone for slurmctld, and then at
+// most a second until nothing of them is left on the node.
+func nothingLeft(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, 40*time.Second, node+" without jobs", func() bool {
+		return root(t, ctl, "sinfo", "-h", "-n", node, "-p", "debug", "-o", "%T").out == "idle"
+	})
+	leaves(t, node, remains)
+}
+
+// nothingRuns is nothingLeft after a slurmstepd was killed.
+func nothingRuns(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, 40*time.Second, node+" without jobs", func() bool {
+		return root(t, ctl, "sinfo", "-h", "-n", node, "-p", "debug", "-o", "%T").out == "idle"
+	})
+	leaves(t, node, swept+remains)
+}
+
+// leaves waits at most a second until a script prints nothing on a node.
+func leaves(t *testing.T, node, script string) {
+	t.Helper()
+	var left string
+	for end := time.Now().Add(time.Second); ; {
+		began := time.Now()
+		if left = root(t, node, "sh", "-c", script).out; left == "" {
+			return
+		}
+		if began.After(end) {
+			t.Fatalf("%s still has after a second:\n%s", node, left)
+		}
+	}
+}
+
+func TestFault_J14_nothing_is_left_a_second_after_the_job(t *testing.T) {
+	ends := map[string][]string{
+		"ends":              {"true"},
+		"fails":             {"false"},
+		"leaves processes":  {"sh", "-c", "for i in 1 2 3; do setsid sleep 600 & done; (setsid sh -c 'trap : TERM; sleep 600' &) ; exit 0"},
+		"leaves mounts":     {"sh", "-c", "unshare -Urm sh -c 'mount -t tmpfs x /tmp; sleep 600' & sleep 0.3"},
+		"has files in /tmp": {"sh", "-c", "mkdir -p /tmp/a/b/c; touch /tmp/a/b/c/d /dev/shm/x; ln -s /etc /tmp/link"},
+	}
+	for name, command := range ends {
+		for kind, seal := range seals {
+			t.Run(name+" "+kind, func(t *testing.T) {
+				_ = srun(t, "alice", append([]string{"-w", node1, seal}, command...)...)
+				nothingLeft(t, node1)
+			})
+		}
+	}
+	idle(t)
+}
+
+// hold starts a sealed job with one further step that lasts, on node 1.
+func hold(t *testing.T, seal string) allocation {
+	t.Helper()
+	id := sbatch(t, "alice", "-w", node1, seal, "--wrap", "srun --overlap sleep 171 & echo up; exec sleep 170")
+	eventually(t, 40*time.Second, "steps of job "+id, func() bool {
+		return root(t, node1, "pgrep", "-fx", "sleep 17[01]").code == 0 &&
+			len(lines(root(t, node1, "pgrep", "-fx", "sleep 17[01]").out)) == 2
+	})
+	return allocation{id, "alice"}
+}
+
+// stepd is the pid of a step's slurmstepd on node 1.
+func (a allocation) stepd(t *testing.T, step string) string {
+	t.Helper()
+	return pidOf(t, node1, "slurmstepd", a.id+"."+step)
+}
+
+func TestFault_J14_slurmstepd_is_killed(t *testing.T) {
+	cases := map[string][]string{
+		"of the step":         {"0"},
+		"of the batch script": {"batch"},
+		"of the extern step":  {"extern"},
+		"of all":              {"extern", "0", "batch"},
+	}
+	for name, steps := range cases {
+		t.Run(name, func(t *testing.T) {
+			a := hold(t, "--carme=base")
+			var pids []string
+			for _, s := range steps {
+				pids = append(pids, a.stepd(t, s))
+			}
+			root(t, node1, append([]string{"kill", "-KILL"}, pids...)...).ok(t)
+			if name == "of the step" {
+				eventually(t, 5*time.Second, "end of the step's processes", func() bool {
+					return root(t, node1, "pgrep", "-fx", "sleep 171").code != 0
+				})
+				if r := a.srun(t, "readlink", "/proc/self/ns/pid"); r.code != 0 || !sealed(t, node1, r.out) {
+					t.Errorf("a later step: %d %s %s", r.code, r.out, r.err)
+				}
+			}
+			if name == "of the extern step" || name == "of all" {
+				leavesProcesses(t)
+			}
+			root(t, ctl, "scancel", a.id).ok(t)
+			nothingRuns(t, node1)
+			idle(t)
+		})
+	}
+}
+
+// leavesProcesses waits until no process of a sealed job runs on node 1: Slurm
+// may need longer to see that the job is gone.
+func leavesProcesses(t *testing.T) {
+	t.Helper()
+	eventually(t, 5*time.Second, "end of the job's processes", func() bool {
+		return root(t, node1, "pgrep", "-fx", "sleep 17[01]|carme-(anchor|init|hold)").code != 0
+	})
+}
+
+// One hundred steps and jobs whose slurmstepd is killed at some moment between
+// its start and its end.
+func TestFault_J14_a_hundred_sigkills_leave_nothing(t *testing.T) {
+	killer := `end=$(( $(date +%s) + 60 )); n=0
+while [ $n -lt 100 ] && [ $(date +%s) -lt $end ]; do
+	p=$(pgrep -f '^slurmstepd: ' | shuf -n1)
+	[ -n "$p" ] && kill -KILL $p && n=$((n + 1))
+	sleep 0.$(shuf -i 0-3 -n1)$(shuf -i 0-9 -n1)
+done; echo $n`
+	id := sbatch(t, "alice", "-w", node2, "--array=1-400%4", "--mem=10", "--carme=none", "--requeue", "-o", "/dev/null", "--wrap", "srun -Q --overlap --mem=0 sleep 0.3")
+	out := root(t, node2, "sh", "-c", killer).ok(t)
+	root(t, ctl, "scancel", id).ok(t)
+	t.Logf("%s slurmstepd killed", out)
+	nothingRuns(t, node2)
+	idle(t)
+	srun(t, "alice", "-w", node2, "--carme=none", "true").ok(t)
+}
+
+func TestFault_J14_slurmd_restarts_during_a_job(t *testing.T) {
+	a := hold(t, "--carme=base")
+	restartSlurmd(t, node1)
+	var r result
+	eventually(t, 40*time.Second, "a step after the restart", func() bool {
+		r = a.srun(t, "readlink", "/proc/self/ns/pid")
+		return r.code == 0
+	})
+	if first := sh(t, node1, "readlink /proc/$(pgrep -fx 'sleep 170')/ns/pid"); r.out != first {
+		t.Errorf("the step ran in %s, the job is in %s", r.out, first)
+	}
+	root(t, ctl, "scancel", a.id).ok(t)
+	nothingLeft(t, node1)
+	idle(t)
+}
+
+func TestFault_J14_J18_without_its_anchor_a_job_gets_no_further_step(t *testing.T) {
+	for name, process := range map[string]string{"anchor": "carme-anchor", "PID 1": "carme-init"} {
+		t.Run(name, func(t *testing.T) {
+			a := hold(t, "--carme=none")
+			root(t, node1, "pkill", "-KILL", "-x", process).ok(t)
+			leavesProcesses(t)
+			if r := a.srun(t, "true"); r.code == 0 {
+				t.Error("a further step ran")
+			}
+			root(t, ctl, "scancel", a.id).ok(t)
+			nothingLeft(t, node1)
+			idle(t)
+		})
+	}
+}
+
+// Many short steps in one sealed job: none is delayed, none drains the node.
+func TestFault_J14_J16_a_thousand_steps_in_one_job(t *testing.T) {
+	script := `seq 1000 | xargs -P8 -I{} srun -Q --overlap --mem=0 -n1 sh -c 'echo done'`
+	began := time.Now()
+	id := sbatch(t, "alice", "-w", node1, "--carme=none", "--time=10", "--wrap", script)
+	awaitState(t, id, 5*time.Minute, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
+	if n := strings.Count(homeFile(t, "alice", "it-"+id+".out"), "done"); n != 1000 {
+		t.Errorf("%d of 1000 steps ran", n)
+	}
+	t.Logf("1000 steps in %v", time.Since(began).Round(time.Second))
+	nothingLeft(t, node1)
+	idle(t)
+}
+
+// What a crash left behind goes when a job needs its place.
+func TestFault_J14_leftovers_of_a_crash_are_removed(t *testing.T) {
+	next := root(t, ctl, "sh", "-c", "scontrol show config | sed -n 's/^NEXT_JOB_ID *= //p'").ok(t)
+	undo(t, node1, "rm -rf /run/carme/jobs/"+next)
+	sh(t, node1, "mkdir -p -m 700 /run/carme/jobs/"+next+"/pmix && cd /run/carme/jobs/"+next+" && echo '1 1' >extern && : >anchor.sock && echo old >proof.json")
+	r := srun(t, "alice", "-w", node1, "--carme=none", "sh", "-c", "echo $SLURM_JOB_ID; readlink /proc/self/ns/pid")
+	out := lines(r.ok(t))
+	if len(out) != 2 || out[0] != next || !sealed(t, node1, out[1]) {
+		t.Errorf("job %s: %q", next, out)
+	}
+	nothingLeft(t, node1)
+	next = root(t, ctl, "sh", "-c", "scontrol show config | sed -n 's/^NEXT_JOB_ID *= //p'").ok(t)
+	undo(t, node1, "rm -rf /run/carme/jobs/"+next)
+	sh(t, node1, "mkdir -p -m 700 /run/carme/jobs/"+next+" && echo '1 1' >/run/carme/jobs/"+next+"/extern")
+	if out := lines(srun(t, "alice", "-w", node1, "sh", "-c", "echo $SLURM_JOB_ID; readlink /proc/self/ns/pid").ok(t)); len(out) != 2 || out[0] != next || sealed(t, node1, out[1]) {
+		t.Errorf("plain job %s: %q", next, out)
+	}
+	nothingLeft(t, node1)
+}
+
+func TestFault_J14_a_job_runs_out_of_memory(t *testing.T) {
+	for name, seal := range seals {
+		t.Run(name, func(t *testing.T) {
+			// Without ConstrainRAMSpace the kernel does not interfere: the limit
+			// is the task's own, and the program dies of it.
+			r := srun(t, "alice", "-w", node1, seal, "--mem=50", "sh", "-c", "ulimit -v 100000; head -c 300m /dev/zero | tail -c 299m >/dev/null || kill -KILL $$")
+			if r.code == 0 {
+				t.Error("the task got its memory")
+			}
+			nothingLeft(t, node1)
+			idle(t)
+		})
+	}
+}
