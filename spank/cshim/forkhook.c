@@ -121,7 +121,8 @@ static void wait_to_be_released(void)
 /* With what a task gets in task_start(): no way to new privileges. */
 static int join_as_epilog(void)
 {
-	if (setns(hook.step->pid1,
+	if (filter_enter(hook.step) ||
+	    setns(hook.step->pid1,
 		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
 		return -1;
 	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);

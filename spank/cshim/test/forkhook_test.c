@@ -13,7 +13,7 @@
 #include "stub.h"
 #include "tap.h"
 
-static struct step step = {.tasks = 2, .pid1 = -1, .pidns = -1};
+static struct step step = {.tasks = 2, .pid1 = -1, .pidns = -1, .filter = -1};
 
 /* What ended the child: its exit status. */
 static int fork_and(int (*what)(void))
