@@ -96,14 +96,14 @@ func TestCondaNamesStandForDirectoriesOfEnvironments(t *testing.T) {
 	}
 }
 
-// migGPU is a GPU with one MIG device, opened by the files cap 21 (GPU
+// migGPU is the GPU of minor number 1 with one MIG device, opened by the files cap 21 (GPU
 // instance) and cap 22 (compute instance).
-func migGPU(minor uint32) gpu.GPU {
-	return gpu.GPU{Minor: minor, UUID: "GPU-m", MIG: []gpu.MIG{{UUID: "MIG-a", CapMinors: []uint32{21, 22}}}}
+func migGPU() gpu.GPU {
+	return gpu.GPU{Minor: 1, UUID: "GPU-m", MIG: []gpu.MIG{{UUID: "MIG-a", CapMinors: []uint32{21, 22}}}}
 }
 
 func TestCapabilityFilesBelongToTheirGPU(t *testing.T) {
-	gpus := []hostGPU{{GPU: gpu.GPU{Minor: 0, UUID: "GPU-0"}}, {GPU: migGPU(1)}}
+	gpus := []hostGPU{{GPU: gpu.GPU{Minor: 0, UUID: "GPU-0"}}, {GPU: migGPU()}}
 	cases := map[string]struct {
 		minor uint32
 		index int
@@ -124,7 +124,7 @@ func TestCapabilityFilesBelongToTheirGPU(t *testing.T) {
 
 func TestGPUsHiddenFromNVMLAreTakenFromTheDriversFiles(t *testing.T) {
 	proc := []gpu.GPU{{Minor: 0, UUID: "GPU-0"}, {Minor: 1, UUID: "GPU-m"}}
-	got := mergeGPUs(proc, []gpu.GPU{migGPU(1)})
+	got := mergeGPUs(proc, []gpu.GPU{migGPU()})
 	if len(got) != 2 || len(got[0].MIG) != 1 || got[1].UUID != "GPU-0" {
 		t.Errorf("merged to %+v", got)
 	}
@@ -132,11 +132,11 @@ func TestGPUsHiddenFromNVMLAreTakenFromTheDriversFiles(t *testing.T) {
 
 func TestGPUCacheHoldsAsLongAsTheDriverSaysTheSame(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "gpus.json")
-	proc := []gpu.GPU{migGPU(1)}
+	proc := []gpu.GPU{migGPU()}
 	if _, ok := readGPUCache(path, proc); ok {
 		t.Error("a cache is read that was never written")
 	}
-	if err := writeGPUCache(path, cachedGPUs{Proc: proc, NVML: []gpu.GPU{migGPU(1)}}); err != nil {
+	if err := writeGPUCache(path, cachedGPUs{Proc: proc, NVML: []gpu.GPU{migGPU()}}); err != nil {
 		t.Fatal(err)
 	}
 	if got, ok := readGPUCache(path, proc); !ok || len(got) != 1 || got[0].MIG[0].UUID != "MIG-a" {
@@ -272,7 +272,7 @@ func TestAnchorConnectionCarriesRecordsAndRefusesOthers(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(pair[0]) //nolint:errcheck // a test's socket
+	defer unix.Close(pair[0])
 	ours, peer := anchorConn{pair[0]}, anchorConn{pair[1]}
 	if err := peer.send(ofType("accepted")); err != nil {
 		t.Fatal(err)
