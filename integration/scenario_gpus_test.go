@@ -219,12 +219,12 @@ func TestScenario_J5_J12_gpus_stay_apart_through_suspend_and_resume(t *testing.T
 		t.Run(where, func(t *testing.T) {
 			job := allocate(t, "alice", "-w", node1, "--gres=gpu:l40s:1", seal)
 			judge(t, node1, views(t, job.srun(t, "bash", "-c", gpuView).ok(t))[0], []int{2}, []int{2})
-			const count = `i=0; while :; do i=$((i+1)); echo $i >~/it-count; sleep 0.1; done`
-			put(t, "alice", "it-count", "0")
+			const count = `i=0; while :; do i=$((i+1)); echo $i >>~/it-count; sleep 0.1; done`
+			put(t, "alice", "it-count", "0\n")
 			done := make(chan result, 1)
 			go func() { done <- job.srun(t, "sh", "-c", count) }()
 			now := func() string { return homeFile(t, "alice", "it-count") }
-			eventually(t, 20*time.Second, "the count", func() bool { return now() > "1" })
+			eventually(t, 20*time.Second, "the count", func() bool { return len(now()) > 1 })
 			root(t, ctl, "scontrol", "suspend", job.id).ok(t)
 			awaitState(t, job.id, 10*time.Second, "SUSPENDED")
 			// Frozen: the count stands still for as long as ten rounds take.

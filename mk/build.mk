@@ -71,7 +71,7 @@ C_TESTS := $(patsubst $(C_TEST)/%_test.c,%,$(wildcard $(C_TEST)/*_test.c))
 C_TEST_FLAGS := $(C_WARN) -I$(C_TEST) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 # A test that is about a static function includes that file itself.
 C_TEST_WITH_proof := $(CSHIM)/fail.c
-C_TEST_WITH_forkhook := $(CSHIM)/fail.c
+C_TEST_WITH_forkhook := $(CSHIM)/fail.c $(CSHIM)/filter.c
 
 $(C_TEST_OUT)/%: $(C_TEST)/%_test.c $(C_TEST)/stub.c $(wildcard $(C_TEST)/*.h $(C_TEST)/slurm/*.h) $(C_PLUGIN) $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)
 	@mkdir -p $(@D)

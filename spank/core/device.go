@@ -21,6 +21,8 @@ type device struct {
 	FD   int    // O_PATH, -1 when not held open
 	Stat unix.Stat_t
 	Own  bool // the job may use it
+	// Index is Slurm's number of a GPU of the job; empty if not asked for.
+	Index string
 }
 
 // major and minor are the device's numbers (makedev(3)).

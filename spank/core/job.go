@@ -41,7 +41,10 @@ type job struct {
 	owner      policy.User
 	cgroups    []jobCgroup
 	cgroupV    int
-	devices    []*device // all that may appear in the job's /dev
+	plugin     anchorConn // answers what Slurm gave to the job (spank/cshim/setup.c)
+	constrain  string     // ConstrainDevices as slurmstepd has it
+	ownFilter  bool       // the device filter is Carme's
+	devices    []*device  // all that may appear in the job's /dev
 	gpus       []hostGPU
 	caps       []hostCap
 }
@@ -142,6 +145,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
 	j.slurmLib, _ = rec.Get("slurmlib")
+	j.constrain, _ = rec.Get("constrain")
 	_, j.slurmNS = rec.Get("slurmns")
 	j.submitDir, _ = rec.Get("env.SLURM_SUBMIT_DIR")
 	if j.node, err = os.Hostname(); err != nil {

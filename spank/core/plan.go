@@ -54,13 +54,14 @@ func (j *job) decide() error {
 }
 
 // showSubmitDir makes the directory of submission visible in an image under its
-// own name, as Apptainer does with its working directory. The home directory is
-// there anyway. It is opened as the user; one that cannot be opened or would
-// cover a part of the system is left out, and the task starts in /.
+// own name, as Apptainer does with its working directory. What lies in the home
+// directory is shown or hidden with it. It is opened as the user; one that
+// cannot be opened or would cover a part of the system is left out, and the task
+// starts in /.
 func (j *job) showSubmitDir() {
 	dir := j.submitDir
 	if j.plan.Image == nil || !strings.HasPrefix(dir, "/") || strings.ContainsAny(dir, ":,") ||
-		filepath.Clean(dir) != dir || inside(dir, j.person.Home) && j.plan.Request.Home == request.Yes ||
+		filepath.Clean(dir) != dir || inside(dir, j.person.Home) ||
 		request.CheckSource(dir) != nil || request.CheckTarget(dir) != nil {
 		return
 	}

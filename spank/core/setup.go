@@ -80,6 +80,7 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err != nil {
 		return nil, err
 	}
+	j.plugin = anchorConn{ResultFD}
 	c.wanted = j.request.Debug
 	c.lap("read the request")
 	if err := j.decide(); err != nil {
@@ -203,6 +204,9 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
 		out.Add("scope", "step")
 	}
+	if j.constrain != constrainYes {
+		out.Add("filter.own", "1")
+	}
 	dropped, always, passed := j.policy.EnvPatterns()
 	for key, patterns := range map[string][]string{"drop": dropped, "drop.always": always, "pass": passed} {
 		for _, p := range patterns {
@@ -247,6 +251,7 @@ func addDevice(out *wire.Record, d *device, parent int, uuid string) {
 	out.Add("dev.path", d.Path)
 	out.Add("dev.uuid", uuid)
 	out.Add("dev.own", own)
+	out.Add("dev.index", d.Index)
 	out.Add("dev.parent", strconv.Itoa(parent))
 }
 
@@ -318,46 +323,135 @@ func (j *job) findDevices(anchor anchorConn) error {
 	return nil
 }
 
-// probe lets the anchor, which is in the job's cgroups, try every GPU and
-// capability file, and learns the job's place in the cgroup tree.
-func (j *job) probe(anchor anchorConn) error {
-	tried := make([]*device, 0, len(j.gpus)+len(j.caps))
+// tried are the devices about which the kernel is asked: every GPU, then the
+// capability files.
+func (j *job) tried() []*device {
+	all := make([]*device, 0, len(j.gpus)+len(j.caps))
 	for _, g := range j.gpus {
-		tried = append(tried, g.device)
+		all = append(all, g.device)
 	}
 	for _, c := range j.caps {
-		tried = append(tried, c.device)
+		all = append(all, c.device)
 	}
+	return all
+}
+
+// ask lets the anchor, which is in the job's cgroups, try every GPU and
+// capability file. It returns the lines of the anchor's /proc/PID/cgroup too.
+func (j *job) ask(anchor anchorConn) (open []bool, cgroups []string, err error) {
+	tried := j.tried()
 	fds := make([]int, 0, len(tried))
 	for _, d := range tried {
 		fds = append(fds, d.FD)
 	}
 	answer, err := anchor.call("probed", ofType("probe"), fds...)
 	if err != nil {
-		return err
-	}
-	j.cgroups, j.cgroupV = parseCgroups(answer.All("cgroup"))
-	if len(j.cgroups) == 0 {
-		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
+		return nil, nil, err
 	}
 	allowed := answer.All("ok")
 	if len(allowed) != len(tried) {
-		return fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(tried))
+		return nil, nil, fmt.Errorf("the anchor judged %d devices, not %d", len(allowed), len(tried))
 	}
-	for i, d := range tried {
-		d.Own = allowed[i] == "1"
+	for _, a := range allowed {
+		open = append(open, a == "1")
+	}
+	return open, answer.All("cgroup"), nil
+}
+
+// probe learns which devices are the job's and the job's place in the cgroup
+// tree. Where Slurm does not constrain devices, it closes the others.
+func (j *job) probe(anchor anchorConn) error {
+	open, lines, err := j.ask(anchor)
+	if err != nil {
+		return err
+	}
+	j.cgroups, j.cgroupV = parseCgroups(lines)
+	if len(j.cgroups) == 0 {
+		return errors.New("the job has no cgroups on this node; the admin must set ProctrackType=proctrack/cgroup")
+	}
+	if err := j.decideDevices(anchor, open, lines); err != nil {
+		return err
 	}
 	for _, g := range j.gpus {
 		if g.device.Own && g.UUID == "" {
 			return fmt.Errorf("neither the driver's files nor NVML tell which GPU %s is; ask the admin to run 'carme doctor' on this node", g.device.Path)
 		}
 	}
-	// A capability file that gres.conf does not list is open to everybody;
-	// it is the job's only together with its GPU.
-	for _, c := range j.caps {
-		c.device.Own = c.device.Own && j.gpus[c.gpu].device.Own
+	return nil
+}
+
+// decideDevices says which devices are the job's. A filter of Slurm's that
+// denies a GPU is the truth and is left alone. Where every GPU opens, the job
+// has them all, or nobody filters; then slurmctld is asked.
+func (j *job) decideDevices(anchor anchorConn, open []bool, lines []string) error {
+	tried := j.tried()
+	for i, d := range tried {
+		d.Own = open[i]
+	}
+	defer func() {
+		// A capability file that gres.conf does not list is open to
+		// everybody; it is the job's only together with its GPU.
+		for _, c := range j.caps {
+			c.device.Own = c.device.Own && j.gpus[c.gpu].device.Own
+		}
+	}()
+	if len(j.gpus) == 0 || j.constrain == constrainYes && slices.Contains(open[:len(j.gpus)], false) {
+		return nil
+	}
+	answer, err := j.plugin.call("given", ofType("given?"))
+	if err != nil {
+		return err
+	}
+	g, err := readGiven(answer)
+	if err != nil {
+		return fmt.Errorf("which GPUs of this node are the job's is not known: %w; ask the admin to set ConstrainDevices=yes in cgroup.conf", err)
+	}
+	v, err := judge(j.candidates(open), g, j.constrain)
+	if err != nil {
+		return err
+	}
+	for i, d := range tried {
+		d.Own = v.own[i]
+		d.Index = g.devices[d.id()]
+	}
+	if len(v.deny) == 0 || j.constrain == constrainYes {
+		return nil
+	}
+	foreign := make([]*device, 0, len(v.deny))
+	for _, i := range v.deny {
+		foreign = append(foreign, tried[i])
+	}
+	if err := j.attachFilter(anchor, lines, foreign); err != nil {
+		return err
+	}
+	j.ownFilter = true
+	return j.confirm(anchor)
+}
+
+// confirm asks the kernel again, once there is a filter.
+func (j *job) confirm(anchor anchorConn) error {
+	open, _, err := j.ask(anchor)
+	if err != nil {
+		return err
+	}
+	for i, d := range j.tried() {
+		if open[i] != d.Own {
+			return fmt.Errorf("the job's device filter has no effect on %s; the admin must set ConstrainDevices=yes in cgroup.conf", d.Path)
+		}
 	}
 	return nil
+}
+
+func (j *job) candidates(open []bool) []candidate {
+	var all []candidate
+	for i, d := range j.tried() {
+		c := candidate{path: d.Path, id: d.id(), parent: -1, open: open[i]}
+		if i >= len(j.gpus) {
+			c.parent = j.caps[i-len(j.gpus)].gpu
+		}
+		all = append(all, c)
+	}
+	return all
 }
 
 // ownGPUs counts the GPUs that the job may open.
@@ -377,7 +471,7 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 		Version: wire.ProofVersion, JobID: j.id, UID: j.person.UID, GID: j.person.GID, User: j.person.Name,
 		Node: j.node, Instance: j.instance, Created: time.Now().UTC(), Slurm: j.slurm, Carme: version.String(),
 		Net: j.plan.Request.Net, Mounts: s.mounts,
-		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: true},
+		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: j.constrain == constrainYes},
 	}
 	p.StepID = j.stepNumber()
 	if len(j.cgroups) > 0 {
@@ -493,9 +587,13 @@ func (j *job) checks(p *wire.Proof) []wire.Check {
 			Detail: fmt.Sprintf("%d inside, %d on the node", ns.JobInode, ns.HostInode),
 		})
 	}
+	whose := ""
+	if j.ownFilter {
+		whose = ", by a device filter of Carme's own"
+	}
 	return append(list, wire.Check{
 		Name: "devices", OK: true,
-		Detail: fmt.Sprintf("the kernel lets this job open %d of %d GPUs", j.ownGPUs(), len(j.gpus)),
+		Detail: fmt.Sprintf("the kernel lets this job open %d of %d GPUs%s", j.ownGPUs(), len(j.gpus), whose),
 	})
 }
 

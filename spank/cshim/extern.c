@@ -61,6 +61,12 @@ static void name_spool(struct extern_step *e)
 	snprintf(e->spool, sizeof(e->spool), "%.*s",
 		 (int) sizeof(a.sun_path) - 1, a.sun_path);
 	slash = strrchr(e->spool, '/');
+	if (!slash)
+		return;
+	*slash = '\0';
+	/* NODE_JOB.STEP (src/common/stepd_api.c) */
+	snprintf(e->node, sizeof(e->node), "%s", slash + 1);
+	slash = strrchr(e->node, '_');
 	if (slash)
 		*slash = '\0';
 }
@@ -297,6 +303,8 @@ void extern_end(spank_t sp)
 {
 	uint32_t job = 0;
 
-	if (!spank_get_item(sp, S_JOB_ID, &job) && job_is_sealed(job))
-		job_remove(job);
+	if (spank_get_item(sp, S_JOB_ID, &job) || !job_is_sealed(job))
+		return;
+	filter_remove(job);
+	job_remove(job);
 }

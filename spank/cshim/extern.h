@@ -15,6 +15,7 @@ struct extern_step {
 	int sock;	   /* to its slurmstepd */
 	uint16_t protocol; /* of that connection */
 	char spool[108];   /* the directory of that socket: SlurmdSpoolDir */
+	char node[108];	   /* this node, as Slurm calls it */
 	pid_t pid;	   /* its slurmstepd */
 	unsigned long long started; /* clock ticks since boot, proc(5) stat */
 };

@@ -18,6 +18,7 @@
 #include <sched.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -30,8 +31,9 @@ static struct {
 	pid_t thread; /* the one that forks tasks */
 	int own;      /* its PID namespace */
 	int armed;
-	int inside; /* between prepare and parent */
-	int forked; /* tasks so far */
+	int inside;  /* between prepare and parent */
+	int entered; /* the job's PID namespace, with raised capabilities */
+	int forked;  /* tasks so far */
 	struct __user_cap_data_struct caps[2];
 } hook = {.own = -1};
 
@@ -68,6 +70,8 @@ static void before_fork(void)
 	} else if (setns(hook.step->pidns, CLONE_NEWPID)) {
 		fail("enter the job's PID namespace: %s", strerror(errno));
 		restore_capabilities();
+	} else {
+		hook.entered = 1;
 	}
 	hook.inside = 1;
 }
@@ -78,8 +82,11 @@ static void in_parent(void)
 		return;
 	hook.inside = 0;
 	hook.forked++;
-	if (failed())
+	/* Not failed(): a task that was born before this one may have failed
+	 * meanwhile, and this thread must get out all the same. */
+	if (!hook.entered)
 		return;
+	hook.entered = 0;
 	if (setns(hook.own, CLONE_NEWPID))
 		fail("leave the job's PID namespace: %s", strerror(errno));
 	restore_capabilities();
@@ -111,9 +118,21 @@ static void wait_to_be_released(void)
 	poll(p, n, 1000);
 }
 
+/* With what a task gets in task_start(): no way to new privileges. */
+static int join_as_epilog(void)
+{
+	if (filter_enter(hook.step) ||
+	    setns(hook.step->pid1,
+		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
+		return -1;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+}
+
 static void in_child(void)
 {
-	int after_tasks = hook.forked >= (int) hook.step->tasks;
+	/* When Slurm could not tell how many, none is taken for an epilog. */
+	int after_tasks =
+	    hook.step->tasks > 0 && hook.forked >= (int) hook.step->tasks;
 
 	if (!hook.inside)
 		return;
@@ -127,13 +146,12 @@ static void in_child(void)
 			wait_to_be_released();
 			_exit(0);
 		}
-		return;
-	}
-	if (after_tasks &&
-	    setns(hook.step->pid1,
-		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
+	} else if (after_tasks && join_as_epilog()) {
 		_exit(1);
-	restore_capabilities();
+	}
+	if (hook.entered)
+		restore_capabilities();
+	hook.entered = 0;
 }
 
 int forkhook_install(struct step *s)

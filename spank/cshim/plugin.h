@@ -90,6 +90,7 @@ struct step {
 	int lease; /* connection to the anchor */
 	int pid1;  /* pidfd of the job's PID 1 */
 	int pidns, mntns;
+	int filter; /* cgroup.procs of Carme's device cgroup (v1), or -1 */
 	struct msg_fds devices; /* O_PATH, in the order of the plan */
 	struct record plan;
 	struct record result; /* the core's answer, when it was asked */
@@ -115,6 +116,13 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 		struct record *result);
 
+/* given.c: "constrain", if this slurmstepd knows whether Slurm does. */
+void given_append_constrain(struct record *r);
+/* What slurmctld gave the job on this node: "gres" as in scontrol -d show job,
+ * and a "device" ("INDEX MAJOR:MINOR") for each that gres.conf has; "unknown"
+ * with the reason if any of it cannot be told for sure. */
+void given_answer(uint32_t job, const char *node, struct record *r);
+
 /* Read the cookie outside, as root, if path is one that Slurm made for uid. */
 void xauthority_read(struct xauthority *x, const char *path, uid_t uid);
 /* Write it inside, where /tmp is the job's own. */
@@ -122,6 +130,13 @@ void xauthority_write(const struct xauthority *x, uid_t uid, gid_t gid);
 
 void task_start_privileged(spank_t sp);
 void task_start(spank_t sp);
+
+/* ---- filter.c: Carme's own device cgroup, on cgroup v1 ----------------- */
+
+/* Move this process into the job's, if it has one. 0, or -1 with errno. */
+int filter_enter(const struct step *s);
+/* In the extern step's slurmstepd, when all processes are gone. */
+void filter_remove(uint32_t job);
 
 /* ---- forkhook.c ------------------------------------------------------- */
 
@@ -131,8 +146,11 @@ void forkhook_arm(void);
 /* ---- proof.c ---------------------------------------------------------- */
 
 /* Compare what this task can open with what it was given. 0, or -1 after
- * fail(). uuids gets the comma separated UUIDs of its GPUs, or "void". */
-int proof_devices(const struct step *s, char *uuids, size_t len);
+ * fail(). uuids gets the comma separated UUIDs of its GPUs, or "void". given is
+ * Slurm's list of the indexes of this task's GPUs, NULL if what can be opened
+ * tells them. */
+int proof_devices(const struct step *s, const char *given, char *uuids,
+		  size_t len);
 int proof_namespaces(const struct step *s);
 
 /* ---- local.c, extern.c ------------------------------------------------ */

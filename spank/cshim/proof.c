@@ -23,8 +23,8 @@ static int shown(const char *path, int fd)
 
 struct entry {
 	const char *path, *uuid;
-	const char *own, *parent; /* as the plan has them */
-	int mine;		  /* the job may use it */
+	const char *own, *parent, *index; /* as the plan has them */
+	int mine;			  /* the job may use it */
 	int gpu; /* index of the GPU of a capability file, -1 for a GPU */
 	int fd;
 };
@@ -72,14 +72,31 @@ static int next_entry(const struct record *plan, struct entry *e)
 	e->uuid = record_next(plan, "dev.uuid", e->uuid);
 	e->own = record_next(plan, "dev.own", e->own);
 	e->parent = record_next(plan, "dev.parent", e->parent);
-	if (!e->path || !e->uuid || !e->own || !e->parent)
+	e->index = record_next(plan, "dev.index", e->index);
+	if (!e->path || !e->uuid || !e->own || !e->parent || !e->index)
 		return -1;
 	e->mine = e->own[0] == '1';
 	e->gpu = atoi(e->parent);
 	return 0;
 }
 
-int proof_devices(const struct step *s, char *uuids, size_t len)
+/* Is index one of the comma separated numbers? */
+static int listed(const char *list, const char *index)
+{
+	size_t n = strlen(index);
+
+	while (n && *list) {
+		size_t len = strcspn(list, ",");
+
+		if (len == n && !strncmp(list, index, n))
+			return 1;
+		list += len + (list[len] == ',');
+	}
+	return 0;
+}
+
+int proof_devices(const struct step *s, const char *given, char *uuids,
+		  size_t len)
 {
 	int usable[MSG_FDS_MAX] = {0};
 	struct entry e = {0};
@@ -96,6 +113,8 @@ int proof_devices(const struct step *s, char *uuids, size_t len)
 		usable[i] = check_device(&e);
 		if (usable[i] < 0)
 			return -1;
+		if (given && e.gpu < 0 && !listed(given, e.index))
+			usable[i] = 0;
 		/* GPUs come before the files of their partitions. */
 		if (e.gpu >= 0 && (e.gpu >= i || !usable[e.gpu]))
 			continue;

@@ -86,46 +86,44 @@ static int memfd_of(const struct record *r)
 	return fd;
 }
 
-/* Everything the core has to say until it closes its end. */
-static int read_result(int fd, struct record *result, int64_t deadline_ms)
+/* The core asks what Slurm gave to the job, where the kernel does not tell. */
+static int answer_given(int sock, uint32_t job, const struct extern_step *e)
 {
-	size_t cap = 4096, len = 0;
-	char *buf = malloc(cap);
-	ssize_t n = -1;
-	int rc = -1;
+	struct record r;
+	int rc;
 
-	while (buf && len <= RECORD_MAX) {
-		struct pollfd p = {.fd = fd, .events = POLLIN};
-		int64_t left = deadline_ms - sys_now_ms();
-
-		if (left <= 0 || poll(&p, 1, (int) left) == 0) {
-			errno = ETIMEDOUT;
-			break;
-		}
-		if (len == cap) {
-			char *more = realloc(buf, cap * 2);
-
-			if (!more)
-				break;
-			buf = more;
-			cap *= 2;
-		}
-		n = read(fd, buf + len, cap - len);
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			break;
-		len += (size_t) n;
-	}
-	if (buf && n == 0)
-		rc = record_parse(result, buf, len);
-	free(buf);
+	given_answer(job, e ? e->node : "", &r);
+	rc = msg_send(sock, &r, NULL);
+	record_free(&r);
 	return rc;
+}
+
+/* What the core has to say, after its questions. 0, or -1 with errno. */
+static int read_result(int sock, struct record *result, uint32_t job,
+		       const struct extern_step *e, int64_t deadline_ms)
+{
+	for (;;) {
+		int64_t left = deadline_ms - sys_now_ms();
+		const char *type;
+		int rc = msg_recv(sock, result, NULL, NULL,
+				  left > 0 ? (int) left : 0);
+
+		if (rc == 0)
+			errno = ECONNRESET;
+		if (rc != 1)
+			return -1;
+		type = record_get(result, "type");
+		if (!type || strcmp(type, "given?") != 0)
+			return 0;
+		record_free(result);
+		if (answer_given(sock, job, e))
+			return -1;
+	}
 }
 
 struct core {
 	pid_t pid;
-	int result; /* our end of the pipe */
+	int result; /* our end of the socket */
 };
 
 /* ns is Slurm's mount namespace of the job, or -1. */
@@ -133,37 +131,40 @@ static int core_start(struct core *c, const struct record *request, int anchor,
 		      int ns)
 {
 	int fds[FDS_MAX] = {-1, -1, anchor, ns};
-	int pipefd[2] = {-1, -1};
+	int pair[2] = {-1, -1};
 
 	c->pid = -1;
 	c->result = -1;
 	fds[0] = memfd_of(request);
-	if (fds[0] < 0 || pipe2(pipefd, O_CLOEXEC)) {
+	if (fds[0] < 0 ||
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) {
 		sys_close(&fds[0]);
 		return -1;
 	}
-	fds[1] = pipefd[1];
+	fds[1] = pair[1];
 	c->pid = spawn(CARME_HOST, "setup", fds, ns < 0 ? 3 : 4);
 	sys_close(&fds[0]);
-	close(pipefd[1]);
-	c->result = pipefd[0];
+	close(pair[1]);
+	c->result = pair[0];
 	return c->pid < 0 ? -1 : 0;
 }
 
-/* Wait for the core's answer and its end. 0, or -1 after fail(). */
-static int core_finish(struct core *c, struct record *result,
+/* Wait for the core's answer and its end. e is NULL for a later step. 0, or -1
+ * after fail(). */
+static int core_finish(struct core *c, uint32_t job,
+		       const struct extern_step *e, struct record *result,
 		       int64_t deadline_ms)
 {
 	const char *error;
-	int rc = read_result(c->result, result, deadline_ms);
-	int e = errno;
+	int rc = read_result(c->result, result, job, e, deadline_ms);
+	int cause = errno;
 
 	sys_close(&c->result);
 	if (rc)
 		kill(c->pid, SIGKILL);
 	waitpid(c->pid, NULL, 0);
 	c->pid = -1;
-	if (rc && e == ETIMEDOUT) {
+	if (rc && cause == ETIMEDOUT) {
 		fail("sealing the job off took too long on this node; try "
 		     "again, and tell the admin if it stays so");
 		return -1;
@@ -261,6 +262,7 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 		return -1;
 	}
 	record_add(request, "spool", e.spool);
+	given_append_constrain(request);
 	why = NULL;
 	ns = extern_namespace(&e, &why);
 	if (why) {
@@ -286,7 +288,7 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	sys_close(&host[1]);
 	if (adopt(s, &e, plugin[0], deadline_ms))
 		goto done;
-	rc = core_finish(&core, result, deadline_ms);
+	rc = core_finish(&core, s->job, &e, result, deadline_ms);
 done:
 	sys_close(&ns);
 	extern_close(&e);
@@ -310,5 +312,5 @@ int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 		fail("start " CARME_HOST ": %s", strerror(errno));
 		return -1;
 	}
-	return core_finish(&core, result, deadline_ms);
+	return core_finish(&core, 0, NULL, result, deadline_ms);
 }

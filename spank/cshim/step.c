@@ -36,6 +36,7 @@ struct step the_step = {.dir = -1,
 			.pid1 = -1,
 			.pidns = -1,
 			.mntns = -1,
+			.filter = -1,
 			.enter = -1,
 			.plan = {.bad = 1},
 			.result = {.bad = 1}};
@@ -142,6 +143,7 @@ static int join(spank_t sp, struct step *s)
 {
 	struct msg_fds fds;
 	struct record r;
+	int first = 3;
 	int rc;
 
 	record_init(&r);
@@ -159,8 +161,10 @@ static int join(spank_t sp, struct step *s)
 	s->pid1 = msg_fds_take(&fds, 0);
 	s->pidns = msg_fds_take(&fds, 1);
 	s->mntns = msg_fds_take(&fds, 2);
+	if (record_num(&s->plan, "filter.procs", 0) == 1)
+		s->filter = msg_fds_take(&fds, first++);
 	msg_fds_init(&s->devices);
-	for (int i = 3; i < fds.n; i++)
+	for (int i = first; i < fds.n; i++)
 		msg_fds_add(&s->devices, msg_fds_take(&fds, i));
 	msg_fds_close(&fds);
 	if (s->pid1 < 0 || s->pidns < 0 || s->mntns < 0) {

@@ -11,6 +11,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <slurm/slurm.h>
+
 #include "common/enter.h"
 #include "common/sys.h"
 #include "plugin.h"
@@ -46,6 +48,10 @@ void task_start_privileged(spank_t sp)
 			fail("reach the job's anchor: %s", strerror(errno));
 			return;
 		}
+	}
+	if (filter_enter(s)) {
+		fail("enter the job's device cgroup: %s", strerror(errno));
+		return;
 	}
 	if (setns(s->pid1,
 		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET)) {
@@ -245,14 +251,32 @@ static void extend_path(spank_t sp, const struct step *s)
 		spank_setenv(sp, "PATH", path, 1);
 }
 
+/*
+ * Where the filter is Carme's, it is the job's, and what can be opened does not
+ * tell a step's or a task's share. Slurm's variable does: slurmstepd sets it or
+ * takes it away for each task (gres_common.c:gres_common_gpu_set_env). A batch
+ * script and an interactive step have the whole job.
+ */
+static const char *share(spank_t sp, const struct step *s, char *list,
+			 size_t len)
+{
+	if (record_num(&s->plan, "filter.own", 0) != 1 ||
+	    s->id == SLURM_BATCH_SCRIPT || s->id == SLURM_INTERACTIVE_STEP)
+		return NULL;
+	if (spank_getenv(sp, "SLURM_STEP_GPUS", list, (int) len))
+		list[0] = '\0';
+	return list;
+}
+
 void task_start(spank_t sp)
 {
 	struct step *s = &the_step;
-	char uuids[4096];
+	char uuids[4096], list[1024];
 	int local = 0;
 
 	if (failed() || proof_namespaces(s) ||
-	    proof_devices(s, uuids, sizeof(uuids)))
+	    proof_devices(s, share(sp, s, list, sizeof(list)), uuids,
+			  sizeof(uuids)))
 		fail_exit();
 	if (s->image && s->image[0]) {
 		if (enter(sp, s))

@@ -9,6 +9,9 @@
  *
  *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device, and
  *                                      "cgroup" lines of the anchor
+ *   filter     "name", + fds of      -> filtered: the anchor is in Carme's own
+ *              cgroup.procs and        device cgroup NAME in that directory,
+ *              the directory           and so is what it starts (cgroup v1)
  *   start      + namespace fds      -> started  "pid1", "pidns"
  *   container  "key", "argv", "env" -> accepted
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
@@ -68,6 +71,9 @@ struct anchor {
 	struct record plan;
 	struct user user;
 	struct msg_fds devices;
+	int filter;  /* cgroup.procs of Carme's own device cgroup */
+	int filters; /* the directory that it is in */
+	char filter_name[32];
 	struct container *containers;
 	struct peer peer[PEERS_MAX];
 	int peers;
@@ -145,6 +151,39 @@ static void on_probe(struct anchor *a, struct peer *p, struct msg_fds *fds)
 	}
 	answer(p->fd, &r, NULL);
 	record_free(&r);
+}
+
+static void on_filter(struct anchor *a, struct peer *p, const struct record *r,
+		      struct msg_fds *fds)
+{
+	const char *name = record_get(r, "name");
+
+	if (a->pid1_pidfd >= 0 || a->filter >= 0 || !name) {
+		answer_error(p->fd, "the device filter comes too late");
+		return;
+	}
+	a->filter = msg_fds_take(fds, 0);
+	a->filters = msg_fds_take(fds, 1);
+	snprintf(a->filter_name, sizeof(a->filter_name), "%s", name);
+	if (a->filter < 0 || a->filters < 0 || write(a->filter, "0", 1) != 1) {
+		answer_errno(p->fd, "enter the job's device cgroup");
+		return;
+	}
+	answer_type(p->fd, "filtered");
+}
+
+/* Only an empty cgroup can be removed, so the anchor leaves it. Whatever else
+ * is still in it is on its way out, and the extern step's last callback tries
+ * again. */
+static void remove_filter(struct anchor *a)
+{
+	int above = a->filters < 0 ? -1
+				   : openat(a->filters, "../cgroup.procs",
+					    O_WRONLY | O_CLOEXEC);
+
+	if (above >= 0 && write(above, "0", 1) == 1)
+		unlinkat(a->filters, a->filter_name, AT_REMOVEDIR);
+	sys_close(&above);
 }
 
 static int listen_for_steps(struct anchor *a)
@@ -243,6 +282,10 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 	msg_fds_add(&fds, a->pid1_pidfd);
 	msg_fds_add(&fds, a->ns.pid);
 	msg_fds_add(&fds, a->ns.fd[NS_MNT]);
+	if (a->filter >= 0) {
+		record_add(&out, "filter.procs", "1");
+		msg_fds_add(&fds, a->filter);
+	}
 	for (int i = 0; i < a->devices.n; i++)
 		msg_fds_add(&fds, a->devices.fd[i]);
 	if (step && record_num(r, "lease", 0) == 1)
@@ -348,6 +391,8 @@ static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 		answer_error(p->fd, "a request without type");
 	else if (!strcmp(type, "probe"))
 		on_probe(a, p, fds);
+	else if (!strcmp(type, "filter"))
+		on_filter(a, p, r, fds);
 	else if (!strcmp(type, "start"))
 		on_start(a, p, r, fds);
 	else if (!strcmp(type, "container"))
@@ -469,6 +514,7 @@ static void end_job(struct anchor *a)
 	 * its slurmstepd was killed there is none, and nobody ends the process
 	 * that it waited for. */
 	rmtree_contents(a->jobdir);
+	remove_filter(a);
 	if (a->orphaned) {
 		remove_jobdir(a);
 		if (a->sleeper >= 0)
@@ -595,7 +641,7 @@ int main(void)
 	prctl(PR_SET_NAME, "carme-anchor", 0, 0, 0);
 	ignore_signals();
 	a.listener = a.pid1_pidfd = a.extern_pidfd = a.jobdir = a.ns.pid = -1;
-	a.sleeper = -1;
+	a.sleeper = a.filter = a.filters = -1;
 	for (int i = 0; i < NS_COUNT; i++)
 		a.ns.fd[i] = -1;
 	a.plan.bad = 1;

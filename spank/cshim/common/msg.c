@@ -86,19 +86,30 @@ static int wait_readable(int sock, int timeout_ms)
 	return rc < 0 ? -1 : 0;
 }
 
+/* The buffer has room for a sender's name too, which in its absence holds
+ * descriptors: there may be more than MSG_FDS_MAX. */
+static void take_rights(const struct cmsghdr *c, struct msg_fds *fds)
+{
+	size_t n = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+	for (size_t i = 0; i < n; i++) {
+		int fd;
+
+		memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(fd));
+		if (fds->n < MSG_FDS_MAX)
+			msg_fds_add(fds, fd);
+		else
+			close(fd);
+	}
+}
+
 static void take_control(struct msghdr *h, struct msg_fds *fds, pid_t *sender)
 {
 	for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c; c = CMSG_NXTHDR(h, c)) {
 		if (c->cmsg_level != SOL_SOCKET)
 			continue;
 		if (c->cmsg_type == SCM_RIGHTS) {
-			size_t bytes = c->cmsg_len - CMSG_LEN(0);
-			int got[MSG_FDS_MAX];
-			size_t n = bytes / sizeof(int);
-
-			memcpy(got, CMSG_DATA(c), n * sizeof(int));
-			for (size_t i = 0; i < n; i++)
-				msg_fds_add(fds, got[i]);
+			take_rights(c, fds);
 		} else if (c->cmsg_type == SCM_CREDENTIALS && sender) {
 			struct ucred u;
 
@@ -121,12 +132,16 @@ int msg_recv(int sock, struct record *r, struct msg_fds *fds, pid_t *sender,
 			   .msg_iovlen = 1,
 			   .msg_control = ctl.buf,
 			   .msg_controllen = sizeof(ctl.buf)};
-	struct msg_fds drop;
+	struct msg_fds none;
 	ssize_t n;
 	int rc = -1;
 
-	if (!fds)
-		fds = &drop;
+	/* Without room the kernel drops them. It must not be done here: to
+	 * close a file of a user's file system is to wait for its server. */
+	if (!fds) {
+		fds = &none;
+		h.msg_controllen = CMSG_SPACE(sizeof(struct ucred));
+	}
 	msg_fds_init(fds);
 	if (sender)
 		*sender = 0;
@@ -147,7 +162,7 @@ int msg_recv(int sock, struct record *r, struct msg_fds *fds, pid_t *sender,
 	else if (n > 0 && !record_parse(r, iov.iov_base, (size_t) n))
 		rc = 1;
 	free(iov.iov_base);
-	if (rc != 1 || fds == &drop) {
+	if (rc != 1) {
 		int e = errno;
 
 		msg_fds_close(fds);

@@ -34,6 +34,7 @@ int msg_send(int sock, const struct record *r, const struct msg_fds *fds);
  * 0: the peer closed, -1: errno (ETIMEDOUT, EBADMSG, ...). r must be freed
  * when 1 comes back. sender may be NULL; else it gets the sender's pid in our
  * PID namespace, as the kernel sees it (needs SO_PASSCRED on sock), or 0.
+ * Without fds a packet that brings descriptors is an error, EMSGSIZE.
  */
 int msg_recv(int sock, struct record *r, struct msg_fds *fds, pid_t *sender,
 	     int timeout_ms);

@@ -3,17 +3,40 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "sys.h"
 
-/* Deep trees are the user's doing; stop rather than run out of stack. */
+/* Deep trees are the user's doing, and must go too: what lies deeper is moved
+ * up into the top directory and removed from there, in a further round. */
 #define DEPTH_MAX 64
 
-static int remove_below(int dirfd, int depth);
+struct removal {
+	int top;
+	unsigned long moved; /* directories, so far */
+	unsigned long names; /* tried for them */
+};
 
-static int remove_entry(int dirfd, const char *name, int depth)
+static int remove_below(struct removal *r, int dirfd, int depth);
+
+static int move_up(struct removal *r, int dirfd, const char *name)
+{
+	char to[64];
+
+	int rc;
+
+	do {
+		snprintf(to, sizeof(to), ".carme-removed-%lu", r->names++);
+		rc = renameat2(dirfd, name, r->top, to, RENAME_NOREPLACE);
+	} while (rc && errno == EEXIST);
+	r->moved += !rc;
+	return rc;
+}
+
+static int remove_entry(struct removal *r, int dirfd, const char *name,
+			int depth)
 {
 	int sub, rc;
 
@@ -24,14 +47,15 @@ static int remove_entry(int dirfd, const char *name, int depth)
 	sub = sys_open_beneath(dirfd, name, O_RDONLY | O_DIRECTORY, 0);
 	if (sub < 0)
 		return -1;
-	rc = remove_below(sub, depth + 1);
+	rc = depth < DEPTH_MAX ? remove_below(r, sub, depth + 1)
+			       : move_up(r, dirfd, name);
 	close(sub);
 	if (unlinkat(dirfd, name, AT_REMOVEDIR) && errno != ENOENT)
 		return -1;
 	return rc;
 }
 
-static int remove_below(int dirfd, int depth)
+static int remove_below(struct removal *r, int dirfd, int depth)
 {
 	/* A descriptor of its own: closedir() closes it. */
 	int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -39,17 +63,14 @@ static int remove_below(int dirfd, int depth)
 	struct dirent *e;
 	int rc = 0;
 
-	if (!d || depth > DEPTH_MAX) {
-		if (d)
-			closedir(d);
-		else
-			sys_close(&fd);
+	if (!d) {
+		sys_close(&fd);
 		return -1;
 	}
 	while ((e = readdir(d))) {
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
 			continue;
-		if (remove_entry(dirfd, e->d_name, depth))
+		if (remove_entry(r, dirfd, e->d_name, depth))
 			rc = -1;
 	}
 	closedir(d);
@@ -58,5 +79,13 @@ static int remove_below(int dirfd, int depth)
 
 int rmtree_contents(int dirfd)
 {
-	return remove_below(dirfd, 0);
+	struct removal r = {.top = dirfd};
+	unsigned long before;
+	int rc;
+
+	do {
+		before = r.moved;
+		rc = remove_below(&r, dirfd, 0);
+	} while (r.moved > before);
+	return rc;
 }

@@ -13,7 +13,7 @@
 #include "stub.h"
 #include "tap.h"
 
-static struct step step = {.tasks = 2, .pid1 = -1, .pidns = -1};
+static struct step step = {.tasks = 2, .pid1 = -1, .pidns = -1, .filter = -1};
 
 /* What ended the child: its exit status. */
 static int fork_and(int (*what)(void))
@@ -41,6 +41,11 @@ static int is_first(void)
 static int is_normal(void)
 {
 	return getpid() > 10 ? 0 : 1;
+}
+
+static int end_with_77(void)
+{
+	return 77;
 }
 
 static void *thread_forks(void *out)
@@ -94,6 +99,50 @@ static pid_t make_namespace(void)
 	return pid;
 }
 
+/* Another task of the step fails while this one is being forked: handlers that
+ * were registered earlier run later before a fork, and so in the middle. */
+static int fails_meanwhile;
+
+static void another_fails(void)
+{
+	if (fails_meanwhile)
+		fail("another task has failed");
+}
+
+/* In a process of its own, since a failure is for ever. 0: all is well. */
+static int in_the_middle(void)
+{
+	struct __user_cap_header_struct h = {_LINUX_CAPABILITY_VERSION_3, 0};
+	struct __user_cap_data_struct before[2], after[2];
+	pthread_t t;
+	pid_t pid;
+	int bad = 0;
+
+	pid = make_namespace();
+	if (pid < 0 || fail_init() ||
+	    pthread_atfork(another_fails, NULL, NULL) ||
+	    forkhook_install(&step))
+		return 1;
+	syscall(SYS_capget, &h, before);
+	before[0].effective &= ~(1U << CAP_SYS_CHROOT);
+	syscall(SYS_capset, &h, before);
+	forkhook_arm();
+	fails_meanwhile = 1;
+	fork_and(is_first);
+	fails_meanwhile = hook.armed = 0;
+	if (!failed() || sys_path_inode("/proc/self/ns/pid_for_children") !=
+			     sys_path_inode("/proc/self/ns/pid"))
+		bad |= 2;
+	if (pthread_create(&t, NULL, nothing, NULL) || pthread_join(t, NULL))
+		bad |= 4;
+	syscall(SYS_capget, &h, after);
+	if (after[0].effective != before[0].effective)
+		bad |= 8;
+	sys_pidfd_kill(step.pid1, SIGKILL);
+	waitpid(pid, NULL, 0);
+	return bad;
+}
+
 static void inside(void)
 {
 	pthread_t t;
@@ -117,6 +166,7 @@ static void refused(void)
 {
 	close(step.pidns);
 	step.pidns = -1;
+	step.tasks = 2;
 	hook.forked = 0;
 	forkhook_arm();
 	ok(fork_and(is_normal) == 0, "without the namespace a task is born");
@@ -125,6 +175,9 @@ static void refused(void)
 	/* Behind the tasks come the epilog scripts. */
 	hook.forked = 2;
 	ok(fork_and(is_normal) == 0, "an epilog of a failed step ends well");
+	step.tasks = 0;
+	ok(fork_and(end_with_77) == 77,
+	   "without a number of tasks nothing is taken for an epilog");
 }
 
 int main(void)
@@ -132,6 +185,9 @@ int main(void)
 	pthread_t t;
 	pid_t pid;
 
+	if (geteuid() == 0)
+		ok(fork_and(in_the_middle) == 0,
+		   "the parent gets out when another task fails meanwhile");
 	if (fail_init() || pthread_create(&t, NULL, nothing, NULL) ||
 	    pthread_join(t, NULL))
 		return 1;

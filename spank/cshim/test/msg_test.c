@@ -51,10 +51,10 @@ static void with_descriptors(void)
 	ok(open_fds() == before, "nothing stays open");
 
 	ok(!msg_send(pair[0], &r, &out), "send again");
-	ok(msg_recv(pair[1], &got, NULL, NULL, 1000) == 1,
-	   "receive without wanting descriptors");
-	record_free(&got);
-	ok(open_fds() == before, "unwanted descriptors are closed");
+	errno = 0;
+	ok(msg_recv(pair[1], &got, NULL, NULL, 1000) == -1 && errno == EMSGSIZE,
+	   "descriptors that nobody wants are refused");
+	ok(open_fds() == before, "and do not come in");
 	record_free(&r);
 }
 
@@ -95,6 +95,36 @@ static void hostile(void)
 	ok(open_fds() == before, "nothing stays open");
 }
 
+/* The kernel passes more descriptors than a record may have. */
+static void too_many_descriptors(void)
+{
+	const int most = 253; /* SCM_MAX_FD, unix(7) */
+	char ctl[CMSG_SPACE(sizeof(int) * 253)] = "";
+	char body[] = {4, 0, 0, 0, 'a', '=', 'b', 0};
+	struct iovec iov = {.iov_base = body, .iov_len = sizeof(body)};
+	struct msghdr h = {.msg_iov = &iov,
+			   .msg_iovlen = 1,
+			   .msg_control = ctl,
+			   .msg_controllen = sizeof(ctl)};
+	struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+	int before = open_fds();
+	struct msg_fds in;
+	struct record r;
+
+	c->cmsg_level = SOL_SOCKET;
+	c->cmsg_type = SCM_RIGHTS;
+	c->cmsg_len = CMSG_LEN(sizeof(int) * (size_t) most);
+	for (int i = 0; i < most; i++)
+		memcpy(CMSG_DATA(c) + (size_t) i * sizeof(int), &pair[0],
+		       sizeof(int));
+	ok(sendmsg(pair[0], &h, 0) > 0, "send as many as the kernel takes");
+	ok(msg_recv(pair[1], &r, &in, NULL, 1000) == 1 && in.n == MSG_FDS_MAX,
+	   "no more are taken than fit");
+	record_free(&r);
+	msg_fds_close(&in);
+	ok(open_fds() == before, "the others are closed");
+}
+
 static void sender_and_end(void)
 {
 	struct record r, got;
@@ -123,6 +153,7 @@ int main(void)
 		return 1;
 	with_descriptors();
 	hostile();
+	too_many_descriptors();
 	sender_and_end();
 	return tap_end();
 }

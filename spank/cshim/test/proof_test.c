@@ -16,6 +16,7 @@ static void part(struct step *s, const char *path, const char *node,
 	record_add(&s->plan, "dev.own", own);
 	record_add(&s->plan, "dev.uuid", uuid);
 	record_add(&s->plan, "dev.parent", parent);
+	record_addf(&s->plan, "dev.index", "%d", s->devices.n);
 	msg_fds_add(&s->devices, open(node, O_PATH | O_CLOEXEC));
 }
 
@@ -44,14 +45,21 @@ static void own_ones(void)
 	char uuids[64];
 
 	begin(&s);
-	ok(!proof_devices(&s, uuids, sizeof(uuids)) && !strcmp(uuids, "void"),
+	ok(!proof_devices(&s, NULL, uuids, sizeof(uuids)) &&
+	       !strcmp(uuids, "void"),
 	   "no GPU is void");
 	device(&s, "/dev/null", "/dev/null", "1", "GPU-a");
 	device(&s, "/dev/zero", "/dev/zero", "1", "GPU-b");
-	ok(!proof_devices(&s, uuids, sizeof(uuids)) &&
+	ok(!proof_devices(&s, NULL, uuids, sizeof(uuids)) &&
 	       !strcmp(uuids, "GPU-a,GPU-b"),
 	   "two GPUs of one's own");
-	ok(!proof_devices(&s, uuids, 8) && !strcmp(uuids, "GPU-a"),
+	ok(!proof_devices(&s, "1,12", uuids, sizeof(uuids)) &&
+	       !strcmp(uuids, "GPU-b"),
+	   "Slurm's list tells the share of a task");
+	ok(!proof_devices(&s, "", uuids, sizeof(uuids)) &&
+	       !strcmp(uuids, "void"),
+	   "an empty one is no share");
+	ok(!proof_devices(&s, NULL, uuids, 8) && !strcmp(uuids, "GPU-a"),
 	   "a list that does not fit is not cut within a name");
 	end(&s);
 	begin(&s);
@@ -61,7 +69,7 @@ static void own_ones(void)
 	if (geteuid() == 0)
 		tap_skip("a GPU of another task is not listed", "root may all");
 	else
-		ok(!proof_devices(&s, uuids, sizeof(uuids)) &&
+		ok(!proof_devices(&s, NULL, uuids, sizeof(uuids)) &&
 		       !strcmp(uuids, "void"),
 		   "a GPU of another task is not listed");
 	end(&s);
@@ -70,7 +78,8 @@ static void own_ones(void)
 	part(&s, "/dev/zero", "/dev/zero", "1", "MIG-a", "0");
 	part(&s, "/nowhere", "/dev/zero", "0", "MIG-b", "0");
 	part(&s, "/dev/zero", "/dev/zero", "1", "MIG-c", "7");
-	ok(!proof_devices(&s, uuids, sizeof(uuids)) && !strcmp(uuids, "MIG-a"),
+	ok(!proof_devices(&s, NULL, uuids, sizeof(uuids)) &&
+	       !strcmp(uuids, "MIG-a"),
 	   "a part counts when it and its GPU may be used");
 	end(&s);
 	ok(!failed(), "none of it is a failure");
@@ -85,7 +94,7 @@ static int fails(const char *path, const char *node, const char *own)
 
 	begin(&s);
 	device(&s, path, node, own, "GPU-a");
-	rc = proof_devices(&s, uuids, sizeof(uuids));
+	rc = proof_devices(&s, NULL, uuids, sizeof(uuids));
 	end(&s);
 	return rc;
 }
@@ -105,7 +114,7 @@ static void foreign_ones(void)
 	   "so is another device in its place");
 	begin(&s);
 	msg_fds_add(&s.devices, open("/dev/null", O_PATH | O_CLOEXEC));
-	ok(proof_devices(&s, uuids, sizeof(uuids)) == -1,
+	ok(proof_devices(&s, NULL, uuids, sizeof(uuids)) == -1,
 	   "a device that the plan does not name is a failure");
 	end(&s);
 }
