@@ -143,30 +143,25 @@ func leavesProcesses(t *testing.T) {
 	})
 }
 
-// One hundred steps and jobs whose slurmstepd is killed at some moment between
-// its start and its end.
+// Steps of one job whose slurmstepd is killed at some moment between its start
+// and its end.
 func TestFault_J14_a_hundred_sigkills_leave_nothing(t *testing.T) {
-	const killer = `end=$(( $(date +%s) + 50 )); n=0
+	a := allocate(t, "alice", "-w", node2, "--carme=none", "--mem=4000")
+	killer := `end=$(( $(date +%s) + 50 )); n=0
 while [ $n -lt 100 ] && [ $(date +%s) -lt $end ]; do
-	# The extern step of every tenth: slurmd needs seconds to see that.
-	what=0; [ $((n % 10)) = 9 ] && what=extern
-	p=$(pgrep -f "^slurmstepd: \[[0-9]*\.$what" | shuf -n1)
+	p=$(pgrep -f '^slurmstepd: \[` + a.id + `\.[0-9]' | shuf -n1)
 	[ -n "$p" ] && kill -KILL $p && n=$((n + 1))
 	sleep 0.$(shuf -i 0-2 -n1)$(shuf -i 0-9 -n1)
 done; echo $n`
-	const mark = "hundred"
 	var ends sync.WaitGroup
-	t.Cleanup(func() {
-		scancel("-n", mark)
-		ends.Wait()
-	})
+	t.Cleanup(ends.Wait)
 	// srun itself may wait long for a step that is gone; new ones take over.
 	ends.Go(func() {
-		_ = as(t, "alice", login, "timeout", "70", "sh", "-c", "seq 400 | xargs -P8 -I{} timeout -k1 3 srun -Q -J "+mark+" -w "+node2+" --mem=10 --carme=none sleep 0.3")
+		_ = as(t, "alice", login, "timeout", "70", "sh", "-c", "seq 400 | xargs -P12 -I{} timeout -s KILL 2 srun -Q --jobid="+a.id+" --overlap --mem=0 sleep 0.5")
 	})
 	out := root(t, node2, "sh", "-c", killer).ok(t)
 	sh(t, login, "pkill -KILL -u alice xargs; pkill -KILL -u alice srun; true")
-	root(t, ctl, "scancel", "-n", mark).ok(t)
+	root(t, ctl, "scancel", a.id).ok(t)
 	if n, err := strconv.Atoi(out); err != nil || n < 30 {
 		t.Errorf("only %s slurmstepd could be killed", out)
 	}
@@ -174,9 +169,6 @@ done; echo $n`
 	eventually(t, 60*time.Second, node2+" without jobs", func() bool {
 		return root(t, ctl, "squeue", "-h", "-w", node2).ok(t) == ""
 	})
-	// The extern step's "sleep" has no end when its slurmstepd is killed before
-	// Carme comes to the job, and the next job removes what Carme could not.
-	sh(t, node2, "pkill -KILL -fx 'sleep 100000000'; true")
 	srun(t, "alice", "-w", node2, "--carme=none", "true").ok(t)
 	nothingRuns(t, node2)
 	idle(t)
