@@ -89,7 +89,7 @@ func TestScenario_J15_the_proof_inside_a_job_says_what_is_so(t *testing.T) {
 
 func TestScenario_J15_there_is_no_proof_outside_a_sealed_job(t *testing.T) {
 	r := srun(t, "alice", "-w", node1, "carme", "proof")
-	if r.code == 0 || len(lines(r.err)) == 0 || !strings.HasPrefix(r.err, "carme: ") {
+	if r.fails(t, "srun --carme"); r.out != "" {
 		t.Errorf("in a plain job: %d\n%s\n%s", r.code, r.out, r.err)
 	}
 }
