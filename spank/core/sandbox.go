@@ -415,10 +415,36 @@ func pathOf(fd int) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
+// mayShow judges where the directory of submission, which the user's environment
+// names, really lies: neither in a part of the system (the host's /proc is still
+// there when binds are made) nor in a home that is not wanted.
+func (s *sandbox) mayShow(actual string) bool {
+	if request.CheckSource(actual) != nil {
+		return false
+	}
+	if s.job.plan.Request.Home == request.Yes {
+		return true
+	}
+	home := -1
+	err := asUser(s.ns["mnt"], s.job.person, func() (err error) {
+		home, err = unix.Open(s.job.person.Home, unix.O_PATH|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return true
+	}
+	defer unix.Close(home)
+	path, err := pathOf(home)
+	return err == nil && !inside(actual, path)
+}
+
 func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
 	actual, err := pathOf(source)
 	if err != nil {
 		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
+	}
+	if i == s.job.submitBind && !s.mayShow(actual) {
+		return nil
 	}
 	readOnly, err := s.job.mayBind(actual, b)
 	if err != nil {

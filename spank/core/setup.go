@@ -119,12 +119,18 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	if err := j.makePmixDir(); err != nil {
 		return nil, err
 	}
-	err := onThread(func() error {
+	var proof []byte
+	err := onThread(func() (err error) {
 		s := &sandbox{job: j, hostNS: map[string]uint64{}, ns: map[string]int{}}
 		defer closeAll(s.ns)
-		return j.enclose(s, rec, anchor, c)
+		proof, err = j.enclose(s, rec, anchor, c)
+		return err
 	})
 	if err != nil {
+		return nil, err
+	}
+	// For the admin; inside the sandbox /run/carme is the job's own.
+	if err := writeProof(filepath.Join(j.dir(), "proof.json"), proof); err != nil {
 		return nil, err
 	}
 	answer := new(wire.Record)
@@ -133,38 +139,38 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 }
 
 // enclose makes the namespaces and hands them to the anchor.
-func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) error {
+func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) ([]byte, error) {
 	if err := s.build(); err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("made the namespaces and mounts")
 	started, err := anchor.call("started", j.startRecord(s, rec), s.fds()...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("started PID 1")
 	if err := s.proc(); err != nil {
-		return err
+		return nil, err
 	}
 	if j.plan.Image != nil {
 		spec, err := j.containerSpec()
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if _, err := anchor.call("accepted", spec); err != nil {
-			return err
+			return nil, err
 		}
 		c.lap("started the container, which goes on by itself")
 	}
 	proof, err := j.proof(s, started)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if err := s.seal(proof); err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("wrote the proof")
-	return nil
+	return proof, nil
 }
 
 // fds are the namespaces in the order in which startRecord names them.
@@ -497,9 +503,6 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 	var out bytes.Buffer
 	if err := p.Encode(&out); err != nil {
 		return nil, fmt.Errorf("encode the proof: %w", err)
-	}
-	if err := writeProof(filepath.Join(j.dir(), "proof.json"), out.Bytes()); err != nil {
-		return nil, err
 	}
 	return out.Bytes(), nil
 }
