@@ -248,3 +248,14 @@ func TestScenario_J13_slurm_commands_act_as_the_user_inside(t *testing.T) {
 		})
 	}
 }
+
+func TestScenario_J8_a_submit_directory_outside_the_home_is_there_if_policy_allows(t *testing.T) {
+	root(t, node1, "sh", "-c", "install -d -o alice -g alice /scratch/alice/it && echo mine >/scratch/alice/it/file").ok(t)
+	root(t, login, "install", "-d", "-o", "alice", "-g", "alice", "/scratch/alice/it").ok(t)
+	for where, seal := range seals {
+		got := as(t, "alice", login, "env", "-C", "/scratch/alice/it", "timeout", "80", "srun", "--time=2", "-w", node1, seal, "sh", "-c", "pwd; cat file").ok(t)
+		if got != "/scratch/alice/it\nmine" {
+			t.Errorf("%s: %q", where, got)
+		}
+	}
+}

@@ -246,8 +246,11 @@ func queued(t *testing.T, user string) string {
 // jobs and tasks may differ.
 func same(t *testing.T, plain, sealed result) {
 	t.Helper()
-	numbers := regexp.MustCompile(`(StepId=|step |job |JOB )[0-9]+(\.[0-9]+)?|[0-9]{4}-[0-9-]+T[0-9:]+`)
-	clean := func(text string) string { return numbers.ReplaceAllString(text, "$1N") }
+	numbers := regexp.MustCompile(`(StepId=|STEP |step |job |JOB )[0-9]+(\.[0-9]+)?|[0-9]{4}-[0-9-]+T[0-9:]+`)
+	waiting := regexp.MustCompile(`(?m)^srun: job \d+ (queued and waiting for|has been allocated) resources\n?`)
+	clean := func(text string) string {
+		return strings.TrimRight(numbers.ReplaceAllString(waiting.ReplaceAllString(text, ""), "${1}N"), "\n")
+	}
 	for what, pair := range map[string][2]string{
 		"exit status":    {fmt.Sprint(plain.code), fmt.Sprint(sealed.code)},
 		"output":         {clean(plain.out), clean(sealed.out)},
@@ -262,4 +265,17 @@ func same(t *testing.T, plain, sealed result) {
 // cleanUp runs a command as root on a machine when a test's own context is over.
 func cleanUp(machine, command string) {
 	_ = exec.Command("docker", "exec", container(machine), "sh", "-c", command).Run()
+}
+
+// background runs a command as a user on a node, beside Slurm, until the test
+// ends.
+func background(t *testing.T, user, machine string, args ...string) {
+	t.Helper()
+	command := append([]string{
+		"exec", "-d", container(machine), "setpriv", "--reuid", user, "--regid", user, "--init-groups",
+		"env", "HOME=/home/" + user, "timeout", "100",
+	}, args...)
+	run(t, "docker", command...).ok(t)
+	last := args[len(args)-1]
+	t.Cleanup(func() { cleanUp(machine, "pkill -u "+user+" -f '"+last+"'") })
 }

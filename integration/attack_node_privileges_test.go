@@ -1,0 +1,68 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestAttack_J7_environment_of_the_user_reaches_no_code_of_root(t *testing.T) {
+	// Programs that leave a trace with the name of whoever runs them, under the
+	// names of those that the set-up of a job needs.
+	trap := put(t, "mallory", "it-trap", "#!/bin/sh\n/usr/bin/id >>/scratch/mallory/trace\n")
+	const programs = "apptainer squashfuse squashfuse_ll fusermount3 carme-hold ldconfig"
+	root(t, node1, "sh", "-c", "cd /scratch/mallory && rm -f trace && for f in "+programs+"; do cp "+trap+" $f; done; chown mallory *").ok(t)
+	t.Cleanup(func() { cleanUp(node1, "cd /scratch/mallory && rm -f trace "+programs) })
+	env := []string{
+		"LD_PRELOAD=/scratch/mallory/evil.so", "LD_LIBRARY_PATH=/scratch/mallory", "LD_AUDIT=/scratch/mallory/evil.so", "GODEBUG=gctrace=1",
+		"PATH=/scratch/mallory:/usr/bin:/bin", "APPTAINER_CONFIGDIR=/scratch/mallory", "BASH_ENV=" + trap, "ENV=" + trap, "HOME=/home/alice",
+	}
+	for where, seal := range seals {
+		r := as(t, "mallory", login, "timeout", "80", "srun", "--time=2", "-w", node1, seal, "--export=ALL,"+strings.Join(env, ","), "/usr/bin/true")
+		if r.code != 0 {
+			t.Errorf("%s: %d\n%s", where, r.code, r.err)
+		}
+		if trace := root(t, node1, "cat", "/scratch/mallory/trace"); trace.code == 0 {
+			t.Errorf("%s: programs of the user were run while the job was made:\n%s", where, trace.out)
+		}
+	}
+	job := allocate(t, "mallory", "-w", node1, "--carme=base", "--export=ALL,"+strings.Join(env[:4], ","))
+	for _, name := range []string{"carme-anchor", "carme-init"} {
+		out := root(t, node1, "sh", "-c", "for p in $(pgrep -x "+name+"); do tr '\\0' '\\n' </proc/$p/environ; done").ok(t)
+		if out != "" {
+			t.Errorf("%s has an environment in job %s:\n%s", name, job.id, out)
+		}
+	}
+}
+
+func TestAttack_J2_no_privilege_is_left_or_gained(t *testing.T) {
+	attack(t, `
+grep -E '^Cap(Prm|Eff|Inh|Amb)' /proc/self/status | grep -v 0000000000000000 && echo won capabilities
+[ "$(id -u)" = 0 ] && echo won root
+mount -t tmpfs none /mnt 2>/dev/null && echo won mount
+ls -l /proc/self/fd | grep -E 'carme|anchor|memfd|ns:|net:|mnt:|pid:|/dev/nvidia' && echo won descriptors
+for f in core_pattern hostname modprobe; do [ -w /proc/sys/kernel/$f ] && echo won $f; done
+for ns in /proc/[0-9]*/ns/mnt; do
+	[ "$(readlink $ns)" = "$(readlink /proc/self/ns/mnt)" ] && continue
+	nsenter --mount=$ns true 2>/dev/null && echo won $ns
+done`)
+}
+
+func TestAttack_J2_a_neighbours_terminal_and_sockets(t *testing.T) {
+	s := interact(t, "alice", "srun --time=2 -J it-session -w "+node1+" --carme=none --pty bash --norc --noprofile -i")
+	s.types("PS1='ready> '; echo tty=$(tty)\n")
+	tty := strings.TrimPrefix(s.says(`tty=/dev/pts/[0-9]+`), "tty=")
+	attack(t, `
+(echo injected >`+tty+`) 2>/dev/null && echo won write
+(exec 3<`+tty+`) 2>/dev/null && echo won read
+for s in $(find /run /tmp /var -type s 2>/dev/null | grep -v -e munge -e nslcd); do
+	perl -MSocket -e 'socket(S, AF_UNIX, SOCK_STREAM, 0); exit !connect(S, pack_sockaddr_un($ARGV[0]))' $s && case $s in
+	/var/spool/slurmd/*) ;; # slurmstepd asks MUNGE who speaks
+	*) echo won $s ;;
+	esac
+done`)
+	if strings.Contains(s.text(), "injected") {
+		t.Error("the neighbour's terminal shows what the attacker wrote")
+	}
+}

@@ -1,0 +1,54 @@
+//go:build integration
+
+package integration
+
+import (
+	"strings"
+	"testing"
+)
+
+// Each rank of mpihello says how many it found, and what it read from memory
+// that it shares with its neighbour on the node.
+const (
+	allRanks = "of 4 on"
+	together = "2 here, sum 10, shared 4711"
+)
+
+func TestScenario_J4_mpi_spans_tasks_and_nodes(t *testing.T) {
+	launchers := map[string][]string{
+		"srun pmix": {"srun", "--time=2", "-N2", "--ntasks-per-node=2", "--mpi=pmix", "SEAL", "mpihello"},
+		"mpirun":    {"salloc", "--time=2", "-N2", "--ntasks-per-node=2", "SEAL", "mpirun", "mpihello"},
+	}
+	for name, launcher := range launchers {
+		for where, seal := range seals {
+			t.Run(name+" "+where, func(t *testing.T) {
+				command := []string{"timeout", "80"}
+				for _, word := range launcher {
+					command = append(command, strings.Replace(word, "SEAL", seal, 1))
+				}
+				out := as(t, "alice", login, command...).ok(t)
+				if n := strings.Count(out, allRanks); n != 4 {
+					t.Errorf("%d ranks of 4 found each other:\n%s", n, out)
+				}
+				if n := strings.Count(out, together); n != 4 {
+					t.Errorf("%d ranks of 4 share memory with their neighbour:\n%s", n, out)
+				}
+			})
+		}
+	}
+	for where, seal := range seals {
+		t.Run("srun pmi2 "+where, func(t *testing.T) {
+			if out := srun(t, "alice", "-N2", "--ntasks-per-node=2", "--mpi=pmi2", seal, "pmi2hello").ok(t); strings.Count(out, "of 4") != 4 {
+				t.Errorf("PMI-2:\n%s", out)
+			}
+		})
+	}
+}
+
+func TestScenario_J4_mpirun_inside_a_batch_script_in_the_image(t *testing.T) {
+	id := sbatch(t, "alice", "-N2", "--ntasks-per-node=2", "--carme=base", "--wrap", "mpirun mpihello; srun --mpi=pmix mpihello")
+	out := output(t, "alice", id)
+	if n := strings.Count(out, together); n != 8 || strings.Count(out, allRanks) != 8 {
+		t.Errorf("%d ranks of two times 4 share memory with their neighbour:\n%s", n, out)
+	}
+}

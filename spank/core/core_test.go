@@ -1,0 +1,314 @@
+package core
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/gpu"
+	"github.com/carme-hpc/carme/spank/policy"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+func TestCgroupsOfTheJobEndBeforeTheStep(t *testing.T) {
+	cases := map[string]struct {
+		lines   []string
+		want    []jobCgroup
+		version int
+	}{
+		"version 1": {
+			[]string{"9:name=systemd:/", "6:freezer:/slurm_n1/uid_7/job_12/step_extern", "4:memory:/slurm_n1/uid_7/job_12/step_extern/task_0", "0::/"},
+			[]jobCgroup{{"/sys/fs/cgroup/freezer", "/slurm_n1/uid_7/job_12"}, {"/sys/fs/cgroup/memory", "/slurm_n1/uid_7/job_12"}},
+			1,
+		},
+		"version 1, controllers together": {
+			[]string{"3:cpu,cpuacct:/slurm/uid_7/job_12/step_0"},
+			[]jobCgroup{{"/sys/fs/cgroup/cpu,cpuacct", "/slurm/uid_7/job_12"}},
+			1,
+		},
+		"version 2": {
+			[]string{"0::/system.slice/n1_slurmstepd.scope/job_12/step_extern/user/task_0"},
+			[]jobCgroup{{"/sys/fs/cgroup", "/system.slice/n1_slurmstepd.scope/job_12"}},
+			2,
+		},
+		"version 2, named after the SLUID": {
+			[]string{"0::/system.slice/slurmstepd.scope/s88NM80/step_0/user/task_0"},
+			[]jobCgroup{{"/sys/fs/cgroup", "/system.slice/slurmstepd.scope/s88NM80"}},
+			2,
+		},
+		"in no step":  {[]string{"0::/system.slice/slurmd.service"}, nil, 2},
+		"not a line":  {[]string{"", "x"}, nil, 2},
+		"only a step": {[]string{"0::/step_0"}, nil, 2},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			got, version := parseCgroups(c.lines)
+			if !reflect.DeepEqual(got, c.want) || version != c.version {
+				t.Errorf("parseCgroups gives %v, version %d, not %v, version %d", got, version, c.want, c.version)
+			}
+		})
+	}
+}
+
+func TestAccountsOfTheNodeAreCompletedByTheUsers(t *testing.T) {
+	dir := t.TempDir()
+	from, to := filepath.Join(dir, "from"), filepath.Join(dir, "to")
+	if err := os.WriteFile(from, []byte("root:x:0:0::/root:/bin/sh\nslurm:x:64030:64030::/:/bin/false\n\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	extra := []string{"alice:x:10001:10001::/home/alice:/bin/sh", "root:x:1:1::/:/bin/sh", "bad:x:1:1\nroot::0:0::/:/bin/sh", "alice:x:5:5::/:/bin/sh"}
+	if err := withLocal(from, to, extra); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "root:x:0:0::/root:/bin/sh\nslurm:x:64030:64030::/:/bin/false\nalice:x:10001:10001::/home/alice:/bin/sh\n"
+	if string(got) != want {
+		t.Errorf("the file holds\n%s\nnot\n%s", got, want)
+	}
+}
+
+func TestCondaNamesStandForDirectoriesOfEnvironments(t *testing.T) {
+	if got := condaCandidates("/opt/env", "/home/a"); !slices.Equal(got, []string{"/opt/env"}) {
+		t.Errorf("a prefix stands for %q", got)
+	}
+	got := condaCandidates("ml", "/home/a")
+	for _, want := range []string{"/home/a/miniconda3/envs/ml", "/home/a/.conda/envs/ml", "/opt/conda/envs/ml"} {
+		if !slices.Contains(got, want) {
+			t.Errorf("ml is not looked for in %s, but in %q", want, got)
+		}
+	}
+	if slices.Contains(got, "/home/a/miniconda3") {
+		t.Error("ml is taken for the installation itself")
+	}
+	if !slices.Contains(condaCandidates("base", "/home/a"), "/home/a/miniconda3") {
+		t.Error("base is not the installation itself")
+	}
+}
+
+// migGPU is the GPU of minor number 1 with one MIG device, opened by the files cap 21 (GPU
+// instance) and cap 22 (compute instance).
+func migGPU() gpu.GPU {
+	return gpu.GPU{Minor: 1, UUID: "GPU-m", MIG: []gpu.MIG{{UUID: "MIG-a", CapMinors: []uint32{21, 22}}}}
+}
+
+func TestCapabilityFilesBelongToTheirGPU(t *testing.T) {
+	gpus := []hostGPU{{GPU: gpu.GPU{Minor: 0, UUID: "GPU-0"}}, {GPU: migGPU()}}
+	cases := map[string]struct {
+		minor uint32
+		index int
+		uuid  string
+	}{
+		"GPU instance":     {21, 1, ""},
+		"compute instance": {22, 1, "MIG-a"},
+		"nobody's":         {99, -1, ""},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			if index, uuid := capsOwner(gpus, c.minor); index != c.index || uuid != c.uuid {
+				t.Errorf("capsOwner gives %d, %q, not %d, %q", index, uuid, c.index, c.uuid)
+			}
+		})
+	}
+}
+
+func TestGPUsHiddenFromNVMLAreTakenFromTheDriversFiles(t *testing.T) {
+	proc := []gpu.GPU{{Minor: 0, UUID: "GPU-0"}, {Minor: 1, UUID: "GPU-m"}}
+	got := mergeGPUs(proc, []gpu.GPU{migGPU()})
+	if len(got) != 2 || len(got[0].MIG) != 1 || got[1].UUID != "GPU-0" {
+		t.Errorf("merged to %+v", got)
+	}
+}
+
+func TestGPUCacheHoldsAsLongAsTheDriverSaysTheSame(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "gpus.json")
+	proc := []gpu.GPU{migGPU()}
+	if _, ok := readGPUCache(path, proc); ok {
+		t.Error("a cache is read that was never written")
+	}
+	if err := writeGPUCache(path, cachedGPUs{Proc: proc, NVML: []gpu.GPU{migGPU()}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, ok := readGPUCache(path, proc); !ok || len(got) != 1 || got[0].MIG[0].UUID != "MIG-a" {
+		t.Errorf("the cache gives %+v, %v", got, ok)
+	}
+	if _, ok := readGPUCache(path, []gpu.GPU{{Minor: 1, UUID: "GPU-m"}}); ok {
+		t.Error("the cache is used although the GPU is no longer partitioned")
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := readGPUCache(path, proc); ok {
+		t.Error("a broken cache is used")
+	}
+}
+
+func TestBindsInTheEnvironmentBecomeRequests(t *testing.T) {
+	record := func(value string) *wire.Record {
+		rec := new(wire.Record)
+		rec.AddEnv("APPTAINER_BIND", value)
+		return rec
+	}
+	with := request.Request{Enabled: true, Image: "base"}
+	if err := addRuntimeBinds(&with, record("/data/a:/mnt/a:ro,/data/b")); err != nil {
+		t.Fatal(err)
+	}
+	if len(with.Binds) != 2 || with.Binds[0].String() != "/data/a:/mnt/a:ro" || with.Binds[1].Dst != "/data/b" {
+		t.Errorf("the binds are %v", with.Binds)
+	}
+	bad := request.Request{Enabled: true, Image: "base"}
+	if err := addRuntimeBinds(&bad, record("/data:/etc/s")); err == nil || !strings.Contains(err.Error(), "APPTAINER_BIND") {
+		t.Errorf("a bind over /etc gives %v", err)
+	}
+	without := request.Request{Enabled: true, Image: request.ImageNone}
+	if err := addRuntimeBinds(&without, record("/etc/shadow:/mnt/s")); err != nil || len(without.Binds) != 0 {
+		t.Errorf("a job without an image takes the runtime's binds: %v, %v", err, without.Binds)
+	}
+}
+
+func TestRuntimeStartsTheHoldProgramWithoutNamespacesOfItsOwn(t *testing.T) {
+	j := &job{submitBind: -1, plan: plan{
+		Resolved: policy.Resolved{
+			Request: request.Request{Enabled: true, Home: request.No, Overlay: request.OverlayTmpfs},
+			Image:   &config.Image{Path: "/img.sif", NV: true},
+		},
+		Site: config.Default(),
+	}}
+	args := j.runtimeArgs()
+	joined := strings.Join(args, " ")
+	for _, want := range []string{"--userns", "--nv", "--writable-tmpfs"} {
+		if !slices.Contains(args, want) {
+			t.Errorf("%s is missing in %s", want, joined)
+		}
+	}
+	for _, never := range []string{"--pid", "--ipc", "--net", "--contain", "--containall"} {
+		if slices.Contains(args, never) {
+			t.Errorf("%s in %s: the job has that namespace already", never, joined)
+		}
+	}
+	if !strings.HasSuffix(joined, "/img.sif "+holdView) {
+		t.Errorf("%s does not end with the image and the hold program", joined)
+	}
+}
+
+func TestRuntimeGetsNothingOfTheUsersEnvironment(t *testing.T) {
+	t.Setenv("LD_PRELOAD", "/evil.so")
+	j := &job{person: person{Name: "alice", UID: 7, Home: "/home/alice"}, plan: plan{Resolved: policy.Resolved{Env: []string{"A=b"}}}}
+	env := j.runtimeEnv()
+	if !slices.Contains(env, "APPTAINERENV_A=b") || !slices.Contains(env, "HOME=/home/alice") {
+		t.Errorf("the environment is %q", env)
+	}
+	for _, e := range env {
+		if strings.HasPrefix(e, "LD_") {
+			t.Errorf("the environment holds %s", e)
+		}
+	}
+}
+
+func TestDirectoryOfSubmissionIsShownUnlessItIsThereOrMustNotBe(t *testing.T) {
+	cases := map[string]struct {
+		dir  string
+		want bool
+	}{
+		"project directory":  {"/work/project", true},
+		"home":               {"/home/alice", false},
+		"below home":         {"/home/alice/x", false},
+		"beside home":        {"/home/alicia", true},
+		"system":             {"/etc", false},
+		"root":               {"/", false},
+		"relative":           {"work", false},
+		"not clean":          {"/work/../etc", false},
+		"a colon splits":     {"/work/a:b", false},
+		"a comma splits":     {"/work/a,b", false},
+		"below another bind": {"/data/x", false},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			j := &job{submitDir: c.dir, submitBind: -1, person: person{Home: "/home/alice"}, plan: plan{Resolved: policy.Resolved{
+				Request: request.Request{Home: request.Yes}, Image: &config.Image{Path: "/i"},
+				Binds: []policy.Bind{{Bind: request.Bind{Src: "/data", Dst: "/data"}}},
+			}}}
+			j.showSubmitDir()
+			if got := j.submitBind >= 0; got != c.want {
+				t.Errorf("%s is shown: %v", c.dir, got)
+			}
+		})
+	}
+}
+
+func TestErrorsForUsersAreOneLine(t *testing.T) {
+	if got := oneLine(errors.New("a\nb\x1b[31mc")); strings.ContainsAny(got, "\n\x1b") {
+		t.Errorf("the line is %q", got)
+	}
+}
+
+func TestAnswersOfTypeErrorAreErrors(t *testing.T) {
+	rec := ofType("error")
+	rec.Add("message", "no")
+	body, err := rec.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := readAnswer(body); err == nil || !strings.Contains(err.Error(), "no") {
+		t.Errorf("the answer gives %v", err)
+	}
+	if _, err := readAnswer(body[:3]); err == nil {
+		t.Error("a cut answer is taken")
+	}
+}
+
+func TestAnchorConnectionCarriesRecordsAndRefusesOthers(t *testing.T) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pair[0])
+	ours, peer := anchorConn{pair[0]}, anchorConn{pair[1]}
+	if err := peer.send(ofType("accepted")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.call("accepted", ofType("container")); err != nil {
+		t.Error(err)
+	}
+	if err := peer.send(ofType("probed")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.call("accepted", ofType("container")); err == nil {
+		t.Error("an answer of another type is taken")
+	}
+	if err := unix.Close(pair[1]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ours.receive(); err == nil {
+		t.Error("the end of the anchor goes unnoticed")
+	}
+}
+
+func TestRequestOfThePluginMustNameTheJobAndItsUser(t *testing.T) {
+	for name, fields := range map[string][]wire.Field{
+		"no job":         {{Key: "uid", Value: "1"}, {Key: "gid", Value: "1"}},
+		"two users":      {{Key: "job", Value: "1"}, {Key: "uid", Value: "1"}, {Key: "uid", Value: "2"}, {Key: "gid", Value: "1"}},
+		"not a number":   {{Key: "job", Value: "x"}, {Key: "uid", Value: "1"}, {Key: "gid", Value: "1"}},
+		"beyond 32 bits": {{Key: "job", Value: "1"}, {Key: "uid", Value: "4294967296"}, {Key: "gid", Value: "1"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			rec := new(wire.Record)
+			for _, f := range fields {
+				rec.Add(f.Key, f.Value)
+			}
+			if _, err := newJob(rec); err == nil {
+				t.Error("the request is taken")
+			}
+		})
+	}
+}
