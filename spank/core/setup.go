@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -118,12 +119,22 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	if err := j.makePmixDir(); err != nil {
 		return nil, err
 	}
-	err := onThread(func() error {
+	var proof []byte
+	err := onThread(func() (err error) {
 		s := &sandbox{job: j, hostNS: map[string]uint64{}, ns: map[string]int{}}
 		defer closeAll(s.ns)
-		return j.enclose(s, rec, anchor, c)
+		proof, err = j.enclose(s, rec, anchor, c)
+		return err
 	})
 	if err != nil {
+		return nil, err
+	}
+	// Here the job's directory is the node's, not what the job sees there.
+	if err := writeProof(filepath.Join(j.dir(), proofName), proof); err != nil {
+		return nil, err
+	}
+	c.lap("wrote the proof")
+	if _, err := anchor.call("completed", ofType("complete")); err != nil {
 		return nil, err
 	}
 	answer := new(wire.Record)
@@ -131,39 +142,31 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	return answer, nil
 }
 
-// enclose makes the namespaces and hands them to the anchor.
-func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) error {
+// enclose makes the namespaces, hands them to the anchor, and returns the proof.
+func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) ([]byte, error) {
 	if err := s.build(); err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("made the namespaces and mounts")
 	started, err := anchor.call("started", j.startRecord(s, rec), s.fds()...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("started PID 1")
 	if err := s.proc(); err != nil {
-		return err
+		return nil, err
 	}
 	if j.plan.Image != nil {
-		spec, err := j.containerSpec()
-		if err != nil {
-			return err
-		}
-		if _, err := anchor.call("accepted", spec); err != nil {
-			return err
+		if err := j.startContainer(anchor); err != nil {
+			return nil, err
 		}
 		c.lap("started the container, which goes on by itself")
 	}
 	proof, err := j.proof(s, started)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.seal(proof); err != nil {
-		return err
-	}
-	c.lap("wrote the proof")
-	return nil
+	return proof, s.seal(proof)
 }
 
 // fds are the namespaces in the order in which startRecord names them.
@@ -200,6 +203,10 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		}
 	}
 	j.plan.Request.AppendTo(out)
+	for place, arg := range j.sources {
+		source, _, _ := strings.Cut(arg, ":")
+		out.Add(boundKey, source+":"+place)
+	}
 	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
 		out.Add("scope", "step")
 	}
@@ -404,9 +411,6 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 	if err := p.Encode(&out); err != nil {
 		return nil, fmt.Errorf("encode the proof: %w", err)
 	}
-	if err := writeProof(filepath.Join(j.dir(), "proof.json"), out.Bytes()); err != nil {
-		return nil, err
-	}
 	return out.Bytes(), nil
 }
 
@@ -523,10 +527,8 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	if j.plan.Image == nil {
 		return answer, nil
 	}
-	spec, err := j.containerSpec()
-	if err != nil {
+	if err := j.laterBinds(joined.All(boundKey)); err != nil {
 		return nil, err
 	}
-	_, err = anchor.call("accepted", spec)
-	return answer, err
+	return answer, j.startContainer(anchor)
 }
