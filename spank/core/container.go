@@ -110,7 +110,7 @@ func (j *job) laterBind(mnt int, b policy.Bind) error {
 		if err != nil {
 			return err
 		}
-		defer unix.Close(fd) //nolint:errcheck // nothing was written
+		defer unix.Close(fd)
 		actual, err = pathOf(fd)
 		return err
 	})

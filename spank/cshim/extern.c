@@ -102,6 +102,74 @@ int extern_open(uint32_t job, struct extern_step *e, const char **why)
 	return 0;
 }
 
+/* proc(5): the first child of the main thread, which forked it. */
+static pid_t sleeper_pid(const struct extern_step *e)
+{
+	char path[64], text[256];
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
+		 (int) e->pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	sys_close(&fd);
+	if (n <= 0)
+		return -1;
+	text[n] = '\0';
+	return (pid_t) strtol(text, NULL, 10);
+}
+
+/* Put pid into the cgroup of a line of /proc/PID/cgroup (cgroups(7)), in a
+ * version 1 hierarchy. */
+static int enter_cgroup(const char *line, pid_t pid)
+{
+	const char *list = strchr(line, ':');
+	const char *rel = list ? strchr(list + 1, ':') : NULL;
+	char path[4200], text[16];
+	int fd, n, rc = -1;
+
+	if (!rel || rel == list + 1)
+		return -1;
+	snprintf(path, sizeof(path), "/sys/fs/cgroup/%.*s%s/cgroup.procs",
+		 (int) (rel - list - 1), list + 1, rel + 1);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	n = snprintf(text, sizeof(text), "%d", (int) pid);
+	if (fd >= 0 && write(fd, text, (size_t) n) == n)
+		rc = 0;
+	sys_close(&fd);
+	return rc;
+}
+
+/*
+ * On cgroup v1 the anchor is put where the step's own process is. The call of
+ * Slurm's does the same, but leaves a thread in slurmstepd that looks every
+ * 10 ms whether the process is still there; the anchor ends with the job, and
+ * the thread then calls plugins that are unloaded already: SIGSEGV, before the
+ * exit callback or after it (24.11, mgr.c:_wait_extern_pid).
+ */
+static int enter_cgroups(const struct extern_step *e, pid_t pid)
+{
+	pid_t sleeper = sleeper_pid(e);
+	char path[64], line[4096];
+	int entered = 0, rc = 0;
+	FILE *f = NULL;
+
+	snprintf(path, sizeof(path), "/proc/%d/cgroup", (int) sleeper);
+	if (sleeper > 0)
+		f = fopen(path, "re");
+	while (f && !rc && fgets(line, sizeof(line), f)) {
+		line[strcspn(line, "\n")] = '\0';
+		if (!strstr(line, "/step_extern"))
+			continue;
+		rc = enter_cgroup(line, pid);
+		entered++;
+	}
+	if (f)
+		fclose(f);
+	return (rc || !entered) ? -1 : 0;
+}
+
 static int in_extern(pid_t pid)
 {
 	char path[64], text[8192];
@@ -122,6 +190,8 @@ int extern_adopt(struct extern_step *e, pid_t pid)
 {
 	add_pid_f *add_pid;
 
+	if (!enter_cgroups(e, pid))
+		return in_extern(pid) ? 0 : -1;
 	*(void **) &add_pid = dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))
 		return -1;
@@ -197,20 +267,9 @@ int extern_namespace(struct extern_step *e, const char **why)
 
 int extern_sleeper(const struct extern_step *e)
 {
-	char path[64], text[256];
-	ssize_t n;
-	int fd;
+	pid_t pid = sleeper_pid(e);
 
-	/* proc(5): the children of the main thread, which forked it. */
-	snprintf(path, sizeof(path), "/proc/%d/task/%d/children", (int) e->pid,
-		 (int) e->pid);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
-	sys_close(&fd);
-	if (n <= 0)
-		return -1;
-	text[n] = '\0';
-	return sys_pidfd_open((pid_t) strtol(text, NULL, 10));
+	return pid > 0 ? sys_pidfd_open(pid) : -1;
 }
 
 void extern_close(struct extern_step *e)
