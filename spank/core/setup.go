@@ -503,6 +503,25 @@ func (j *job) checks(p *wire.Proof) []wire.Check {
 	})
 }
 
+// follow gives a later step what it has not asked for itself as the job's first
+// step got it, and lets the policy judge that for its image.
+func (j *job) follow(first request.Request) error {
+	if !j.request.Enabled {
+		j.plan.Request.Net = first.Net
+		return nil
+	}
+	j.request.Net = first.Net
+	j.request.Home = first.Home
+	j.request.Binds = first.Binds
+	if len(j.request.ImageBinds) == 0 {
+		j.request.ImageBinds = first.ImageBinds
+	}
+	if first.Image != request.ImageNone {
+		j.request.Overlay = first.Overlay
+	}
+	return j.decide()
+}
+
 // later checks the options of a further step against the job's first and
 // starts its container, if it is another one.
 func (j *job) later(anchor anchorConn) (*wire.Record, error) {
@@ -518,11 +537,13 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	if err := firstRequest.JobLevelDiff(j.request); err != nil {
 		return nil, err
 	}
+	if err := j.follow(firstRequest); err != nil {
+		return nil, err
+	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
 	j.spool, _ = joined.Get("spool")
 	j.instance, _ = joined.Get("instance")
-	j.plan.Request.Net = firstRequest.Net
 	j.addStep(answer)
 	if j.plan.Image == nil {
 		return answer, nil
