@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -129,8 +130,12 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	if err != nil {
 		return nil, err
 	}
-	// For the admin; inside the sandbox /run/carme is the job's own.
-	if err := writeProof(filepath.Join(j.dir(), "proof.json"), proof); err != nil {
+	// Here the job's directory is the node's, not what the job sees there.
+	if err := writeProof(filepath.Join(j.dir(), proofName), proof); err != nil {
+		return nil, err
+	}
+	c.lap("wrote the proof")
+	if _, err := anchor.call("completed", ofType("complete")); err != nil {
 		return nil, err
 	}
 	answer := new(wire.Record)
@@ -138,7 +143,7 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	return answer, nil
 }
 
-// enclose makes the namespaces and hands them to the anchor.
+// enclose makes the namespaces, hands them to the anchor, and returns the proof.
 func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) ([]byte, error) {
 	if err := s.build(); err != nil {
 		return nil, err
@@ -153,11 +158,7 @@ func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock)
 		return nil, err
 	}
 	if j.plan.Image != nil {
-		spec, err := j.containerSpec()
-		if err != nil {
-			return nil, err
-		}
-		if _, err := anchor.call("accepted", spec); err != nil {
+		if err := j.startContainer(anchor); err != nil {
 			return nil, err
 		}
 		c.lap("started the container, which goes on by itself")
@@ -166,11 +167,7 @@ func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock)
 	if err != nil {
 		return nil, err
 	}
-	if err := s.seal(proof); err != nil {
-		return nil, err
-	}
-	c.lap("wrote the proof")
-	return proof, nil
+	return proof, s.seal(proof)
 }
 
 // fds are the namespaces in the order in which startRecord names them.
@@ -207,6 +204,10 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		}
 	}
 	j.plan.Request.AppendTo(out)
+	for place, arg := range j.sources {
+		source, _, _ := strings.Cut(arg, ":")
+		out.Add(boundKey, source+":"+place)
+	}
 	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
 		out.Add("scope", "step")
 	}
@@ -600,6 +601,25 @@ func (j *job) checks(p *wire.Proof) []wire.Check {
 	})
 }
 
+// follow gives a later step what it has not asked for itself as the job's first
+// step got it, and lets the policy judge that for its image.
+func (j *job) follow(first request.Request) error {
+	if !j.request.Enabled {
+		j.plan.Request.Net = first.Net
+		return nil
+	}
+	j.request.Net = first.Net
+	j.request.Home = first.Home
+	j.request.Binds = first.Binds
+	if len(j.request.ImageBinds) == 0 {
+		j.request.ImageBinds = first.ImageBinds
+	}
+	if first.Image != request.ImageNone {
+		j.request.Overlay = first.Overlay
+	}
+	return j.decide()
+}
+
 // later checks the options of a further step against the job's first and
 // starts its container, if it is another one.
 func (j *job) later(anchor anchorConn) (*wire.Record, error) {
@@ -615,19 +635,19 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	if err := firstRequest.JobLevelDiff(j.request); err != nil {
 		return nil, err
 	}
+	if err := j.follow(firstRequest); err != nil {
+		return nil, err
+	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
 	j.spool, _ = joined.Get("spool")
 	j.instance, _ = joined.Get("instance")
-	j.plan.Request.Net = firstRequest.Net
 	j.addStep(answer)
 	if j.plan.Image == nil {
 		return answer, nil
 	}
-	spec, err := j.containerSpec()
-	if err != nil {
+	if err := j.laterBinds(joined.All(boundKey)); err != nil {
 		return nil, err
 	}
-	_, err = anchor.call("accepted", spec)
-	return answer, err
+	return answer, j.startContainer(anchor)
 }
