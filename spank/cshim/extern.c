@@ -1,12 +1,15 @@
 #include "extern.h"
 
+#include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/un.h>
 #include <time.h>
@@ -294,6 +297,49 @@ void extern_close(struct extern_step *e)
 void extern_identity(const struct extern_step *e, char *text, size_t len)
 {
 	snprintf(text, len, "%d %llu", (int) e->pid, e->started);
+}
+
+/* Is the extern step gone of which this directory tells? One without a mark
+ * is being set up, or was left by a set-up that was killed. */
+static int is_leftover(int dir)
+{
+	const time_t young = 60;
+	unsigned long long started = 0;
+	char text[64] = "";
+	struct stat st;
+	int pid = 0;
+	int fd = sys_open_beneath(dir, JOB_EXTERN, O_RDONLY, 0);
+
+	if (fd < 0)
+		return !fstat(dir, &st) && time(NULL) - st.st_mtime > young;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = '\0';
+	sys_close(&fd);
+	return sscanf(text, "%d %llu", &pid, &started) == 2 &&
+	       start_time((pid_t) pid) != started;
+}
+
+void extern_sweep(uint32_t own)
+{
+	DIR *d = opendir(CARME_JOBS);
+	struct dirent *e;
+
+	while (d && (e = readdir(d))) {
+		char *end;
+		unsigned long job = strtoul(e->d_name, &end, 10);
+		int dir;
+
+		if (*end || !job || job == own)
+			continue;
+		dir = job_open((uint32_t) job, 0);
+		/* A set-up that goes on holds the lock. */
+		if (dir >= 0 && !flock(dir, LOCK_EX | LOCK_NB) &&
+		    is_leftover(dir))
+			job_remove((uint32_t) job);
+		sys_close(&dir);
+	}
+	if (d)
+		closedir(d);
 }
 
 /*

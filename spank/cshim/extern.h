@@ -32,6 +32,8 @@ int extern_namespace(struct extern_step *e, const char **why);
  * ("sleep"); it is killed when the job ends. -1 where it cannot be found. */
 int extern_sleeper(const struct extern_step *e);
 void extern_close(struct extern_step *e);
+/* Remove what crashes have left of other jobs. */
+void extern_sweep(uint32_t own);
 /* "PID STARTED": who the extern step is, for a later comparison. */
 void extern_identity(const struct extern_step *e, char *text, size_t len);
 

@@ -299,8 +299,11 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	int ns = -1, anchor = -1;
 	int rc = -1;
 
+	extern_sweep(s->job);
 	if (extern_open(s->job, &e, &why)) {
 		fail("%s", why);
+		/* There will be no extern step's end to do it. */
+		job_remove(s->job);
 		return -1;
 	}
 	record_add(request, "spool", e.spool);

@@ -14,6 +14,13 @@ int job_is_sealed(uint32_t job)
 	return job == 7;
 }
 
+int job_open(uint32_t job, int create)
+{
+	(void) job;
+	(void) create;
+	return -1;
+}
+
 void job_remove(uint32_t job)
 {
 	(void) job;
@@ -85,6 +92,35 @@ static void cgroups(void)
 	   "beside a process of no extern step there is nothing to join");
 }
 
+static void mark(int dir, const char *text)
+{
+	int fd = openat(dir, JOB_EXTERN, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	ok(write(fd, text, strlen(text)) == (ssize_t) strlen(text), "a mark");
+	close(fd);
+}
+
+static void leftovers(void)
+{
+	struct timespec old[2] = {{.tv_sec = 1}, {.tv_sec = 1}};
+	char top[] = "/tmp/carme-extern-XXXXXX", text[64];
+	int dir = mkdtemp(top) ? open(top, O_RDONLY | O_DIRECTORY) : -1;
+
+	ok(!is_leftover(dir), "a young directory without a mark is a set-up");
+	ok(!futimens(dir, old) && is_leftover(dir), "an old one is a leftover");
+	mark(dir, "1 1");
+	ok(is_leftover(dir), "another process has that number now");
+	snprintf(text, sizeof(text), "%d %llu", (int) getpid(),
+		 start_time(getpid()));
+	mark(dir, text);
+	ok(!futimens(dir, old) && !is_leftover(dir), "the process is alive");
+	mark(dir, "rubbish\n\n\n\n\n\n\n\n\n\n\n\n\n");
+	ok(!is_leftover(dir), "what cannot be read is left alone");
+	unlinkat(dir, JOB_EXTERN, 0);
+	close(dir);
+	rmdir(top);
+}
+
 int main(void)
 {
 	unsigned long long t = start_time(getpid());
@@ -100,5 +136,6 @@ int main(void)
 	ok(!in_extern(getpid()), "this test is in no extern step");
 	without_slurm();
 	cgroups();
+	leftovers();
 	return tap_end();
 }
