@@ -31,9 +31,9 @@ func TestScenario_J2_J4_namespaces_are_shared_by_all_steps_and_tasks_of_a_job_al
 				}
 			}
 			// What one step leaves, the next finds; the other job does not.
-			const make = `echo mine >/tmp/it; echo mine >/var/tmp/it; echo mine >/dev/shm/it; echo mine >$XDG_RUNTIME_DIR/it`
+			const leave = `echo mine >/tmp/it; echo mine >/var/tmp/it; echo mine >/dev/shm/it; echo mine >$XDG_RUNTIME_DIR/it`
 			const look = `cat /tmp/it /var/tmp/it /dev/shm/it $XDG_RUNTIME_DIR/it 2>/dev/null | wc -l`
-			first.srun(t, "-n1", "sh", "-c", make).ok(t)
+			first.srun(t, "-n1", "sh", "-c", leave).ok(t)
 			if n := first.srun(t, "-n1", "sh", "-c", look).ok(t); n != "4" {
 				t.Errorf("a later step finds %s of 4 files", n)
 			}
