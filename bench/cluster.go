@@ -32,29 +32,28 @@ func fromEnvironment() cluster {
 	return c
 }
 
-// command runs a program of this machine. What it printed on both streams is in
-// the error.
-func command(ctx context.Context, in []byte, name string, args ...string) ([]byte, error) {
+// docker runs Docker's client. What it printed on both streams is in the error.
+func docker(ctx context.Context, in []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
 	var out, problem bytes.Buffer
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &problem
 	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("run %s %s: %w\n%s%s", name, strings.Join(args, " "), err, out.Bytes(), problem.Bytes())
+		return nil, fmt.Errorf("run docker %s: %w\n%s%s", strings.Join(args, " "), err, out.Bytes(), problem.Bytes())
 	}
 	return out.Bytes(), nil
 }
 
 // root runs a script as root in a machine.
 func (c cluster) root(ctx context.Context, machine, script string) (string, error) {
-	out, err := command(ctx, nil, "docker", "exec", c.prefix+machine, "bash", "-c", script)
+	out, err := docker(ctx, nil, "exec", c.prefix+machine, "bash", "-c", script)
 	return strings.TrimSpace(string(out)), err
 }
 
 // user runs a script as a user on the login node.
 func (c cluster) user(ctx context.Context, script string) (string, error) {
-	out, err := command(ctx, nil, "docker", "exec", "-u", "alice", "-w", "/home/alice", c.prefix+login, "bash", "-c", script)
+	out, err := docker(ctx, nil, "exec", "-u", "alice", "-w", "/home/alice", c.prefix+login, "bash", "-c", script)
 	return strings.TrimSpace(string(out)), err
 }
 
@@ -65,13 +64,13 @@ func (c cluster) placeNoop(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the plugin that does nothing (run this from the repository's root): %w", err)
 	}
-	object, err := command(ctx, source, "docker", "run", "--rm", "-i", "carme-builder:"+c.suite,
+	object, err := docker(ctx, source, "run", "--rm", "-i", "carme-builder:"+c.suite,
 		"sh", "-c", "gcc -O2 -fPIC -shared -xc -o /tmp/noop.so - && cat /tmp/noop.so")
 	if err != nil {
 		return err
 	}
 	for _, m := range []string{login, node} {
-		if _, err := command(ctx, object, "docker", "exec", "-i", c.prefix+m, "sh", "-c", "mkdir -p $(dirname "+noop+") && cat >"+noop); err != nil {
+		if _, err := docker(ctx, object, "exec", "-i", c.prefix+m, "sh", "-c", "mkdir -p $(dirname "+noop+") && cat >"+noop); err != nil {
 			return err
 		}
 	}

@@ -156,7 +156,7 @@ func (c cluster) killed(ctx context.Context, rounds int) (float64, error) {
 		out, err := c.root(ctx, node, strings.ReplaceAll(`t0=${EPOCHREALTIME/./}
 pkill -KILL -f '^slurmstepd: \[ID\.' || exit 1
 for i in $(seq 1000); do
-	[ -z "$(pgrep -x 'carme-.*'; pgrep -fx '.*sleep 900'; ls -A /run/carme/jobs)" ] && break
+	[ -z "$(pgrep -x 'carme-.*'; pgrep -fx '.*sleep 900'; ls -d /run/carme/jobs/ID 2>/dev/null)" ] && break
 	sleep 0.005
 done
 echo $(( (${EPOCHREALTIME/./} - t0) / 1000 ))`, "ID", id))

@@ -191,9 +191,9 @@ func TestHazard_J16_wait_for_children_ends(t *testing.T) {
 // the step is refused; it never runs outside.
 func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
 	conf, lines := "job_container.conf", "JobContainerType=job_container/tmpfs"
-	text := "AutoBasePath=true\nBasePath=/var/lib/carme-test\nDirs=/tmp\n"
+	text := "AutoBasePath=true\nBasePath=/run/carme-test\nDirs=/tmp\n"
 	if suite() != "trixie" {
-		conf, lines, text = "namespace.yaml", "NamespaceType=namespace/tmpfs", "auto_basepath: true\nbasepath: /var/lib/carme-test\ndirs: /tmp\n"
+		conf, lines, text = "namespace.yaml", "NamespaceType=namespace/tmpfs", "auto_basepath: true\nbasepath: /run/carme-test\ndirs: /tmp\n"
 	}
 	for _, m := range []string{ctl, node1, node2} {
 		place(t, m, "/etc/slurm/"+conf, []byte(text))

@@ -9,19 +9,19 @@ import (
 	"time"
 )
 
-// kinds are the ways to start a program on a node: each prints the PID namespace
+// kinds are the ways to start a program on node 1: each prints the PID namespace
 // of what it started, if it started anything.
-func kinds(t *testing.T, node string, options ...string) map[string]func() result {
+func kinds(t *testing.T, options ...string) map[string]func() result {
 	t.Helper()
-	const print = "readlink /proc/self/ns/pid"
+	const show = "readlink /proc/self/ns/pid"
 	return map[string]func() result{
 		"srun": func() result {
-			return srun(t, "alice", append(append([]string{"-w", node}, options...), "sh", "-c", print)...)
+			return srun(t, "alice", append(append([]string{"-w", node1}, options...), "sh", "-c", show)...)
 		},
 		"sbatch": func() result {
 			const out = "matrix.out"
 			as(t, "alice", login, "rm", "-f", out).ok(t)
-			r := as(t, "alice", login, append(append([]string{"timeout", "60", "sbatch", "--wait", "--time=1", "--no-requeue", "-w", node, "-o", out}, options...), "--wrap", print)...)
+			r := as(t, "alice", login, append(append([]string{"timeout", "60", "sbatch", "--wait", "--time=1", "--no-requeue", "-w", node1, "-o", out}, options...), "--wrap", show)...)
 			text := homeFile(t, "alice", out)
 			// Both streams of the script are in one file.
 			for _, line := range lines(text) {
@@ -34,7 +34,7 @@ func kinds(t *testing.T, node string, options ...string) map[string]func() resul
 			return r
 		},
 		"step in an allocation": func() result {
-			r := as(t, "alice", login, append(append([]string{"timeout", "60", "salloc", "-Q", "--time=1", "-w", node}, options...), "srun", "sh", "-c", print)...)
+			r := as(t, "alice", login, append(append([]string{"timeout", "60", "salloc", "-Q", "--time=1", "-w", node1}, options...), "srun", "sh", "-c", show)...)
 			return r
 		},
 	}
@@ -61,22 +61,22 @@ func breaking(t *testing.T, machine, script string) {
 	sh(t, machine, fmt.Sprintf("cp -a %[1]s %[1]s.new && mv %[1]s %[1]s.kept && mv %[1]s.new %[1]s && { %[2]s; }", plugin, script))
 }
 
-// plainWorks runs a plain program in each way on a node.
-func plainWorks(t *testing.T, node string) {
+// plainWorks runs a plain program in each way on node 1.
+func plainWorks(t *testing.T) {
 	t.Helper()
-	for kind, start := range kinds(t, node) {
-		if r := start(); r.code != 0 || sealed(t, node, r.out) || r.out == "" {
+	for kind, start := range kinds(t) {
+		if r := start(); r.code != 0 || sealed(t, node1, r.out) || r.out == "" {
 			t.Errorf("plain %s: exit status %d, %q, %s", kind, r.code, r.out, r.err)
 		}
 	}
 }
 
-// neverUnsealed starts sealed programs in each way: they run sealed, or not.
-func neverUnsealed(t *testing.T, node string) {
+// neverUnsealed starts sealed programs on node 1 in each way: they run sealed, or not.
+func neverUnsealed(t *testing.T) {
 	t.Helper()
-	for kind, start := range kinds(t, node, "--carme=none") {
+	for kind, start := range kinds(t, "--carme=none") {
 		r := start()
-		if r.out != "" && !sealed(t, node, r.out) {
+		if r.out != "" && !sealed(t, node1, r.out) {
 			t.Errorf("%s with --carme ran unsealed in %s", kind, r.out)
 		}
 		if r.out == "" && r.code == 0 {
@@ -95,8 +95,8 @@ func TestFault_A14_J18_the_plugin_is_broken_on_every_machine(t *testing.T) {
 			for _, m := range everywhere {
 				breaking(t, m, script)
 			}
-			plainWorks(t, node1)
-			neverUnsealed(t, node1)
+			plainWorks(t)
+			neverUnsealed(t)
 			idle(t)
 		})
 	}
@@ -127,9 +127,10 @@ func TestFault_J18_A14_the_plugin_is_broken_on_one_node(t *testing.T) {
 		}
 		t.Run(state, func(t *testing.T) {
 			breaking(t, node1, script)
-			t.Cleanup(func() { withFeature(t, node1, "carme") })
-			withFeature(t, node1, "")
-			plainWorks(t, node1)
+			const feature = "scontrol update NodeName=" + node1 + " AvailableFeatures=%[1]s ActiveFeatures=%[1]s"
+			undo(t, ctl, fmt.Sprintf(feature, "carme"))
+			sh(t, ctl, fmt.Sprintf(feature, ""))
+			plainWorks(t)
 			for kind, start := range map[string][]string{
 				"srun":   {"timeout", "60", "srun", "--time=1", "-w", node1, "--carme=none", "readlink", "/proc/self/ns/pid"},
 				"sbatch": {"sbatch", "-w", node1, "--carme=none", "--wrap", "true"},
@@ -147,24 +148,18 @@ func TestFault_J18_A14_the_plugin_is_broken_on_one_node(t *testing.T) {
 	}
 }
 
-// withFeature gives a node one feature, or none.
-func withFeature(t *testing.T, node, feature string) {
-	t.Helper()
-	run(t, "docker", "exec", container(ctl), "scontrol", "update", "NodeName="+node, "AvailableFeatures="+feature, "ActiveFeatures="+feature).ok(t)
-}
-
 // A site that writes "required" gets the same from a plugin that is sound.
 func TestFault_A14_J18_the_keyword_required_changes_nothing(t *testing.T) {
 	for _, m := range everywhere {
 		plugstack(t, m, "required "+plugin)
 	}
-	plainWorks(t, node1)
-	neverUnsealed(t, node1)
+	plainWorks(t)
+	neverUnsealed(t)
 	srun(t, "alice", "-w", node1, "--carme=none", "--carme-bind=/nowhere/at/all", "true").fails(t)
 	sh(t, node1, "touch /etc/carme/disabled")
 	undo(t, node1, "rm -f /etc/carme/disabled")
-	plainWorks(t, node1)
-	neverUnsealed(t, node1)
+	plainWorks(t)
+	neverUnsealed(t)
 	idle(t)
 }
 
@@ -172,8 +167,8 @@ func TestFault_J18_A14_the_kill_switch(t *testing.T) {
 	a := allocate(t, "alice", "-w", node1, "--carme=none")
 	undo(t, node1, "rm -f /etc/carme/disabled")
 	sh(t, node1, "touch /etc/carme/disabled")
-	plainWorks(t, node1)
-	for kind, start := range kinds(t, node1, "--carme=none", "--mem=10") {
+	plainWorks(t)
+	for kind, start := range kinds(t, "--carme=none", "--mem=10") {
 		r := start()
 		if r.out != "" || r.code == 0 {
 			t.Errorf("%s: exit status %d, ran in %q", kind, r.code, r.out)

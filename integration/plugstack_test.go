@@ -119,22 +119,25 @@ func slurmConf(t *testing.T, text string) {
 	all := []string{ctl, login, node1, node2}
 	t.Cleanup(func() {
 		// Registered first, so that it runs last: the files are back by then.
-		_ = exec.Command("docker", "exec", container(ctl), "scontrol", "reconfigure").Run()
-		awaitNodes(t)
+		// A context of its own: the test's is over in a cleanup.
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		_ = exec.CommandContext(ctx, "docker", "exec", container(ctl), "scontrol", "reconfigure").Run()
+		awaitNodes(ctx, t)
 	})
 	for _, m := range all {
 		undo(t, m, "if [ -e /etc/slurm/slurm.conf.kept ]; then cat /etc/slurm/slurm.conf.kept >/etc/slurm/slurm.conf; rm /etc/slurm/slurm.conf.kept; fi")
 		sh(t, m, "cp /etc/slurm/slurm.conf /etc/slurm/slurm.conf.kept; printf '%s\\n' '"+text+"' >>/etc/slurm/slurm.conf")
 	}
 	root(t, ctl, "scontrol", "reconfigure").ok(t)
-	awaitNodes(t)
+	awaitNodes(t.Context(), t)
 }
 
-// awaitNodes waits until both nodes take jobs. It works in a cleanup, too.
-func awaitNodes(t *testing.T) {
+// awaitNodes waits until both nodes take jobs.
+func awaitNodes(ctx context.Context, t *testing.T) {
 	t.Helper()
 	eventually(t, 40*time.Second, "both nodes idle", func() bool {
-		out, err := exec.Command("docker", "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
+		out, err := exec.CommandContext(ctx, "docker", "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
 		return err == nil && string(bytes.TrimSpace(out)) == "2 idle"
 	})
 }
