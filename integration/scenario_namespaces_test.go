@@ -212,3 +212,13 @@ echo "namespace=$(readlink /proc/self/ns/net)"`
 		job.srun(t, "--carme=none", "--carme-net=host", "true").fails(t, "--carme-net", "fixed by the job's first step")
 	})
 }
+
+func TestScenario_J3_J14_a_step_from_a_private_network_says_why_it_cannot(t *testing.T) {
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			job := allocate(t, "alice", "-w", node1, seal, "--carme-net=private")
+			job.srun(t, "srun", "--overlap", "true").fails(t, "--carme-net=private", "use --carme-net=host")
+			job.srun(t, "sbatch", "--wrap", "true").fails(t, "use --carme-net=host")
+		})
+	}
+}
