@@ -50,7 +50,7 @@ done`)
 }
 
 func TestAttack_J2_a_neighbours_terminal_and_sockets(t *testing.T) {
-	s := interact(t, "alice", "srun --time=2 -J it-session -w "+node1+" --carme=none --pty bash --norc --noprofile -i")
+	s := interact(t, "srun --time=2 -J it-session -w "+node1+" --carme=none --pty bash --norc --noprofile -i")
 	s.types("PS1='ready> '; echo tty=$(tty)\n")
 	tty := strings.TrimPrefix(s.says(`tty=/dev/pts/[0-9]+`), "tty=")
 	attack(t, `

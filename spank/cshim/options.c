@@ -121,6 +121,8 @@ static void inherited_name(char *name, size_t len, const char *option)
 /* Inside a sealed job its options hold for every srun, whatever became of the
  * environment: a step on another node finds no trace of the job there. The core
  * writes "NAME=VALUE" lines (spank/core/job.go). */
+static int private_job;
+
 static void inherit_from_job(void)
 {
 	char line[4096];
@@ -134,6 +136,8 @@ static void inherit_from_job(void)
 			continue;
 		*eq = '\0';
 		eq[strcspn(eq + 1, "\n") + 1] = '\0';
+		if (!strcmp(line, "carme_net") && !strcmp(eq + 1, "private"))
+			private_job = 1;
 		inherited_name(name, sizeof(name), line);
 		setenv(name, eq + 1, 0);
 	}
@@ -173,6 +177,11 @@ void options_from_environment(void)
 			setenv(name, v, 1);
 		seen[i].from_env = getenv(name) != NULL;
 	}
+}
+
+int options_job_is_private(void)
+{
+	return private_job;
 }
 
 int options_any(void)
