@@ -79,6 +79,6 @@ func withHostMounts(f func(mnt int) error) error {
 	if err != nil {
 		return fmt.Errorf("open own mount namespace: %w", err)
 	}
-	defer unix.Close(mnt) //nolint:errcheck // nothing was written
+	defer unix.Close(mnt)
 	return f(mnt)
 }
