@@ -34,9 +34,9 @@ type job struct {
 	// says; submitBind is the index of its bind, -1 for none.
 	submitDir  string
 	submitBind int
-	request    request.Request // as asked for
-	options    []wire.Field    // the same as Slurm had them, by name
-	plan       plan            // as allowed
+	request    request.Request   // as asked for
+	options    []wire.Field      // the same as Slurm had them, by name
+	plan       plan              // as allowed
 	sources    map[string]string // the runtime's argument for each bind, by place
 	policy     *policy.Policy
 	owner      policy.User

@@ -20,8 +20,8 @@
 /* Variables that an image sets for itself but that are the task's. */
 static const char *const task_owns[] = {
     "HOME", "USER", "LOGNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR",
-    "DISPLAY", "TERM", "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR", "APPTAINER_BIND",
-    "SINGULARITY_BIND",
+    "DISPLAY", "TERM", "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR", "LANG", "LC_ALL",
+    "APPTAINER_BIND", "SINGULARITY_BIND",
     /* Slurm's, by the task's GPUs */
     "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK"};
