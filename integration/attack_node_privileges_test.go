@@ -50,7 +50,7 @@ done`)
 }
 
 func TestAttack_J2_a_neighbours_terminal_and_sockets(t *testing.T) {
-	s := interact(t, "alice", "srun --time=2 -J it-session -w "+node1+" --carme=none --pty bash --norc --noprofile -i")
+	s := interact(t, "srun --time=2 -J it-session -w "+node1+" --carme=none --pty bash --norc --noprofile -i")
 	s.types("PS1='ready> '; echo tty=$(tty)\n")
 	tty := strings.TrimPrefix(s.says(`tty=/dev/pts/[0-9]+`), "tty=")
 	attack(t, `
@@ -64,5 +64,19 @@ for s in $(find /run /tmp /var -type s 2>/dev/null | grep -v -e munge -e nslcd);
 done`)
 	if strings.Contains(s.text(), "injected") {
 		t.Error("the neighbour's terminal shows what the attacker wrote")
+	}
+}
+
+func TestAttack_J8_the_submit_directory_leads_nowhere_else(t *testing.T) {
+	root(t, node1, "sh", "-c", "cd /scratch/mallory && ln -sfn /proc proc && ln -sfn /run/carme carme && ln -sfn /dev dev && chown -h mallory *").ok(t)
+	for _, name := range []string{"proc", "carme", "dev"} {
+		dir := "/scratch/mallory/" + name
+		out := srun(t, "mallory", "-w", node1, "--carme=base", "--export=ALL,SLURM_SUBMIT_DIR="+dir, "ls", "-A", dir+"/").out
+		if out != "" {
+			t.Errorf("the job sees %s:\n%.300s", name, out)
+		}
+	}
+	if r := srun(t, "mallory", "-w", node1, "--carme=base", "--export=ALL,SLURM_SUBMIT_DIR=/scratch/alice", "ls", "/scratch/alice"); r.code == 0 {
+		t.Errorf("the job sees another user's files:\n%s", r.out)
 	}
 }

@@ -10,11 +10,11 @@ import (
 
 // An attack is a shell script that prints "won" and what it got if it succeeds.
 // It runs as mallory in a sealed job of its own with one GPU.
-func attack(t *testing.T, script string, args ...string) {
+func attack(t *testing.T, script string) {
 	t.Helper()
 	for where, seal := range seals {
 		t.Run(where, func(t *testing.T) {
-			r := srun(t, "mallory", append(append([]string{"-w", node1, "--gres=gpu:l40s:1", seal}, args...), "bash", "-c", script+"\necho tried")...)
+			r := srun(t, "mallory", "-w", node1, "--gres=gpu:l40s:1", seal, "bash", "-c", script+"\necho tried")
 			if !strings.Contains(r.out, "tried") {
 				t.Fatalf("the attack did not run to its end: %d\n%s\n%s", r.code, r.out, r.err)
 			}

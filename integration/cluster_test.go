@@ -121,10 +121,9 @@ func lines(text string) []string {
 // does in its own time.
 func eventually(t *testing.T, limit time.Duration, what string, yes func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); ; time.Sleep(100 * time.Millisecond) {
-		if yes() {
-			return
-		}
+	again := time.NewTicker(100 * time.Millisecond)
+	defer again.Stop()
+	for end := time.Now().Add(limit); !yes(); <-again.C {
 		if time.Now().After(end) {
 			t.Fatalf("%s: not within %v", what, limit)
 		}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -68,7 +69,7 @@ func sbatch(t *testing.T, user string, args ...string) string {
 // scancel ends jobs when a test's own context is over. Those that have ended
 // already are no error.
 func scancel(args ...string) {
-	_ = exec.Command("docker", append([]string{"exec", container(ctl), "scancel", "-Q"}, args...)...).Run()
+	_ = exec.CommandContext(context.Background(), "docker", append([]string{"exec", container(ctl), "scancel", "-Q"}, args...)...).Run()
 }
 
 // state is a job's state in Slurm's words.
@@ -85,18 +86,12 @@ func state(t *testing.T, id string) string {
 func awaitState(t *testing.T, id string, limit time.Duration, states ...string) {
 	t.Helper()
 	eventually(t, limit, "job "+id+" "+strings.Join(states, " or "), func() bool {
-		now := state(t, id)
-		for _, s := range states {
-			if now == s {
-				return true
-			}
-		}
-		return false
+		return slices.Contains(states, state(t, id))
 	})
 }
 
 // output waits for the end of a batch job and returns what it printed.
-func output(t *testing.T, user, id string) string {
+func output(t *testing.T, user, id string) string { //nolint:unparam // reads better with the user beside the job
 	t.Helper()
 	awaitState(t, id, 60*time.Second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 	return homeFile(t, user, "it-"+id+".out")
@@ -145,18 +140,18 @@ type session struct {
 	in   io.WriteCloser
 	mu   sync.Mutex
 	out  bytes.Buffer
-	done chan error
+	done chan struct{}
 }
 
-// interact starts a command as a user on the login node with a terminal
+// interact starts a command as alice on the login node with a terminal
 // (script(1)) around it. Jobs of it must be called it-session.
-func interact(t *testing.T, user, command string) *session {
+func interact(t *testing.T, command string) *session {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	s := &session{t: t, done: make(chan error, 1)}
+	s := &session{t: t, done: make(chan struct{})}
 	s.cmd = exec.CommandContext(ctx, "docker", "exec", "-i", container(login),
-		"setpriv", "--reuid", user, "--regid", user, "--init-groups", "env", "-i", "-C", "/home/"+user, "HOME=/home/"+user,
-		"USER="+user, "PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", "TERM=xterm",
+		"setpriv", "--reuid", "alice", "--regid", "alice", "--init-groups", "env", "-i", "-C", "/home/alice", "HOME=/home/alice",
+		"USER=alice", "PATH=/usr/local/bin:/usr/bin:/bin", "LC_ALL=C.UTF-8", "TERM=xterm",
 		"timeout", "85", "script", "-qefc", command, "/dev/null")
 	in, err := s.cmd.StdinPipe()
 	if err != nil {
@@ -167,7 +162,10 @@ func interact(t *testing.T, user, command string) *session {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	go func() { s.done <- s.cmd.Wait() }()
+	go func() {
+		_ = s.cmd.Wait() // the status is read by ends
+		close(s.done)
+	}()
 	t.Cleanup(func() {
 		scancel("-n", "it-session")
 		cancel()
@@ -194,18 +192,21 @@ func (s *session) says(pattern string) string {
 	s.t.Helper()
 	re := regexp.MustCompile(pattern)
 	var found string
-	for end := time.Now().Add(40 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("on the terminal:\n%s", s.text())
+		}
+	}()
+	eventually(s.t, 40*time.Second, "output that matches "+pattern, func() bool {
 		s.mu.Lock()
-		if at := re.FindIndex(s.out.Bytes()); at != nil {
+		defer s.mu.Unlock()
+		at := re.FindIndex(s.out.Bytes())
+		if at != nil {
 			found = string(s.out.Next(at[1])[at[0]:])
-			s.mu.Unlock()
-			return found
 		}
-		s.mu.Unlock()
-		if time.Now().After(end) {
-			s.t.Fatalf("nothing matches %q in:\n%s", pattern, s.text())
-		}
-	}
+		return at != nil
+	})
+	return found
 }
 
 // types sends text to the command.
@@ -264,7 +265,7 @@ func same(t *testing.T, plain, sealed result) {
 
 // cleanUp runs a command as root on a machine when a test's own context is over.
 func cleanUp(machine, command string) {
-	_ = exec.Command("docker", "exec", container(machine), "sh", "-c", command).Run()
+	_ = exec.CommandContext(context.Background(), "docker", "exec", container(machine), "sh", "-c", command).Run()
 }
 
 // background runs a command as a user on a node, beside Slurm, until the test

@@ -127,7 +127,7 @@ func TestScenario_J2_the_time_limit_ends_a_job_with_a_warning_first(t *testing.T
 func TestScenario_J2_a_terminal_with_job_control(t *testing.T) {
 	for where, seal := range seals {
 		t.Run(where, func(t *testing.T) {
-			s := interact(t, "alice", "srun --time=2 -J it-session "+seal+" --pty bash --norc --noprofile -i")
+			s := interact(t, "srun --time=2 -J it-session "+seal+" --pty bash --norc --noprofile -i")
 			s.types("PS1='ready> '; echo tty=$(tty) $(stat -c %U $(tty))\n")
 			if got := s.says(`tty=/dev/pts/[0-9]+ \w+`); !strings.HasSuffix(got, "alice") && seal == "--carme=none" {
 				t.Errorf("the terminal is another's: %s", got)
@@ -164,7 +164,7 @@ func TestScenario_J2_a_terminal_with_job_control(t *testing.T) {
 }
 
 func TestScenario_J2_ctrl_c_ends_a_step(t *testing.T) {
-	s := interact(t, "alice", "srun --time=2 -J it-session --carme=base sh -c 'echo ready; exec sleep 4244'")
+	s := interact(t, "srun --time=2 -J it-session --carme=base sh -c 'echo ready; exec sleep 4244'")
 	s.says("ready")
 	s.types("\x03")
 	s.says("(?i)interrupt|sending Ctrl-C")
@@ -298,7 +298,7 @@ func TestScenario_J12_requeue_starts_anew(t *testing.T) {
 }
 
 func TestScenario_J12_salloc_gives_a_shell_whose_steps_are_sealed(t *testing.T) {
-	s := interact(t, "alice", "salloc --time=2 -J it-session --carme=base -n2 bash --norc --noprofile -i")
+	s := interact(t, "salloc --time=2 -J it-session --carme=base -n2 bash --norc --noprofile -i")
 	s.types("PS1='ready> '; srun -n2 cat /etc/carme-image\n")
 	s.says(`carme testbed image\s+carme testbed image`)
 	s.says("ready> ")

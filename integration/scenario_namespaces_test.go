@@ -31,9 +31,9 @@ func TestScenario_J2_J4_namespaces_are_shared_by_all_steps_and_tasks_of_a_job_al
 				}
 			}
 			// What one step leaves, the next finds; the other job does not.
-			const make = `echo mine >/tmp/it; echo mine >/var/tmp/it; echo mine >/dev/shm/it; echo mine >$XDG_RUNTIME_DIR/it`
+			const leave = `echo mine >/tmp/it; echo mine >/var/tmp/it; echo mine >/dev/shm/it; echo mine >$XDG_RUNTIME_DIR/it`
 			const look = `cat /tmp/it /var/tmp/it /dev/shm/it $XDG_RUNTIME_DIR/it 2>/dev/null | wc -l`
-			first.srun(t, "-n1", "sh", "-c", make).ok(t)
+			first.srun(t, "-n1", "sh", "-c", leave).ok(t)
 			if n := first.srun(t, "-n1", "sh", "-c", look).ok(t); n != "4" {
 				t.Errorf("a later step finds %s of 4 files", n)
 			}
@@ -211,4 +211,14 @@ echo "namespace=$(readlink /proc/self/ns/net)"`
 		}
 		job.srun(t, "--carme=none", "--carme-net=host", "true").fails(t, "--carme-net", "fixed by the job's first step")
 	})
+}
+
+func TestScenario_J3_J14_a_step_from_a_private_network_says_why_it_cannot(t *testing.T) {
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			job := allocate(t, "alice", "-w", node1, seal, "--carme-net=private")
+			job.srun(t, "srun", "--overlap", "true").fails(t, "--carme-net=private", "use --carme-net=host")
+			job.srun(t, "sbatch", "--wrap", "true").fails(t, "use --carme-net=host")
+		})
+	}
 }

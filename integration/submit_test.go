@@ -22,7 +22,7 @@ func submitHeld(t *testing.T, args ...string) string {
 // features is the constraint that a job carries in Slurm.
 func features(t *testing.T, id string) string {
 	t.Helper()
-	for _, field := range strings.Fields(root(t, ctl, "scontrol", "show", "job", id).ok(t)) {
+	for field := range strings.FieldsSeq(root(t, ctl, "scontrol", "show", "job", id).ok(t)) {
 		if value, found := strings.CutPrefix(field, "Features="); found {
 			return value
 		}

@@ -38,9 +38,6 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 	if err != nil {
 		return checkFailed, err
 	}
-	if err := addRuntimeBinds(&req, rec); err != nil {
-		return checkFailed, err
-	}
 	if req.Action == request.ActionHelp {
 		_, err := io.WriteString(stdout, request.Help())
 		return checkDone, err

@@ -5,7 +5,10 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/spank/policy"
 	"github.com/carme-hpc/carme/spank/request"
 )
 
@@ -44,12 +47,10 @@ func (j *job) runtimeArgs() []string {
 		args = append(args, "--bind", j.spool) // batch scripts lie there
 	}
 	args = append(args, "--bind", passwdView+":/etc/passwd:ro", "--bind", groupView+":/etc/group:ro")
-	for i, b := range p.Binds {
-		view := bindView(i)
-		if _, err := os.Lstat(view); err != nil {
-			continue // a default that this node does not have
+	for _, b := range p.Binds {
+		if arg, ok := j.sources[place(b)]; ok { // else a default that this node does not have
+			args = append(args, "--bind", arg)
 		}
-		args = append(args, "--bind", view+":"+b.Dst)
 	}
 	return append(args, p.Image.Path, holdView)
 }
@@ -68,6 +69,77 @@ func (j *job) runtimeEnv() []string {
 		env = append(env, "APPTAINERENV_"+e)
 	}
 	return env
+}
+
+// boundKey is the key under which the anchor remembers, in the record of the
+// job, where the runtime finds the binds of the first step: source:SRC:DST.
+const boundKey = "bound"
+
+// place tells binds of a job from one another; paths in them have no colon.
+func place(b policy.Bind) string { return b.Src + ":" + b.Dst }
+
+// laterBinds finds the sources of a later step's binds: those of the first step
+// are in the job already, and what belongs to another image or to the runtime's
+// variables is taken from where the job itself sees it.
+func (j *job) laterBinds(bound []string) error {
+	j.sources = map[string]string{}
+	for _, line := range bound {
+		if source, at, ok := strings.Cut(line, ":"); ok {
+			_, target, _ := strings.Cut(at, ":")
+			j.sources[at] = source + ":" + target
+		}
+	}
+	return withHostMounts(func(mnt int) error {
+		for _, b := range j.plan.Binds {
+			if _, ok := j.sources[place(b)]; ok {
+				continue
+			}
+			if err := j.laterBind(mnt, b); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// laterBind finds the source of one bind as the user, as bindOne does.
+func (j *job) laterBind(mnt int, b policy.Bind) error {
+	var actual string
+	err := asUser(mnt, j.person, func() error {
+		fd, err := unix.Open(b.Src, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		actual, err = pathOf(fd)
+		return err
+	})
+	if !b.Own && err != nil {
+		return nil //nolint:nilerr // a default that this node does not have
+	}
+	if err != nil {
+		return fmt.Errorf("--carme-bind: open %s: %w; check the path and its permissions", b.Src, err)
+	}
+	readOnly, err := j.mayBind(actual, b)
+	if err != nil {
+		return err
+	}
+	mode := ""
+	if readOnly {
+		mode = ":ro"
+	}
+	j.sources[place(b)] = actual + ":" + b.Dst + mode
+	return nil
+}
+
+// startContainer has the anchor start the job's container.
+func (j *job) startContainer(anchor anchorConn) error {
+	spec, err := j.containerSpec()
+	if err != nil {
+		return err
+	}
+	_, err = anchor.call("accepted", spec)
+	return err
 }
 
 // containerSpec is the record that makes the anchor start the container.

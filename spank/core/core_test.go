@@ -153,29 +153,6 @@ func TestGPUCacheHoldsAsLongAsTheDriverSaysTheSame(t *testing.T) {
 	}
 }
 
-func TestBindsInTheEnvironmentBecomeRequests(t *testing.T) {
-	record := func(value string) *wire.Record {
-		rec := new(wire.Record)
-		rec.AddEnv("APPTAINER_BIND", value)
-		return rec
-	}
-	with := request.Request{Enabled: true, Image: "base"}
-	if err := addRuntimeBinds(&with, record("/data/a:/mnt/a:ro,/data/b")); err != nil {
-		t.Fatal(err)
-	}
-	if len(with.Binds) != 2 || with.Binds[0].String() != "/data/a:/mnt/a:ro" || with.Binds[1].Dst != "/data/b" {
-		t.Errorf("the binds are %v", with.Binds)
-	}
-	bad := request.Request{Enabled: true, Image: "base"}
-	if err := addRuntimeBinds(&bad, record("/data:/etc/s")); err == nil || !strings.Contains(err.Error(), "APPTAINER_BIND") {
-		t.Errorf("a bind over /etc gives %v", err)
-	}
-	without := request.Request{Enabled: true, Image: request.ImageNone}
-	if err := addRuntimeBinds(&without, record("/etc/shadow:/mnt/s")); err != nil || len(without.Binds) != 0 {
-		t.Errorf("a job without an image takes the runtime's binds: %v, %v", err, without.Binds)
-	}
-}
-
 func TestRuntimeStartsTheHoldProgramWithoutNamespacesOfItsOwn(t *testing.T) {
 	j := &job{submitBind: -1, plan: plan{
 		Resolved: policy.Resolved{

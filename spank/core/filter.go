@@ -72,6 +72,10 @@ func (j *job) enterDevices(anchor anchorConn, lines []string, closed []specs.Lin
 	parent := filepath.Join(above, filterDir)
 	sweepFilters(filepath.Join(cgroupRoot, string(cgroup1.Devices), parent), jobsDir)
 	name := "job_" + strconv.FormatUint(uint64(j.id), 10)
+	// One of an earlier job with this id would still deny what that one had not.
+	if err := unix.Rmdir(filepath.Join(cgroupRoot, string(cgroup1.Devices), parent, name)); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("remove the device cgroup that an earlier job has left: %w", err)
+	}
 	controller := func() ([]cgroup1.Subsystem, error) {
 		return []cgroup1.Subsystem{cgroup1.NewDevices(cgroupRoot)}, nil
 	}

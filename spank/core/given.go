@@ -74,7 +74,7 @@ func gpuIndexes(detail string) (map[int]bool, error) {
 		inner, tail, closed := strings.Cut(list, ")")
 		if name != "gpu" {
 			// Others may have no list: craynetwork:1, license:2(CNT:2).
-			if comma := strings.IndexByte(before, ','); comma >= 0 || !found {
+			if strings.Contains(before, ",") || !found {
 				_, rest, _ = strings.Cut(after, ",")
 				continue
 			}

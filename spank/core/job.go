@@ -34,9 +34,10 @@ type job struct {
 	// says; submitBind is the index of its bind, -1 for none.
 	submitDir  string
 	submitBind int
-	request    request.Request // as asked for
-	options    []wire.Field    // the same as Slurm had them, by name
-	plan       plan            // as allowed
+	request    request.Request   // as asked for
+	options    []wire.Field      // the same as Slurm had them, by name
+	plan       plan              // as allowed
+	sources    map[string]string // the runtime's argument for each bind, by place
 	policy     *policy.Policy
 	owner      policy.User
 	cgroups    []jobCgroup
@@ -75,6 +76,9 @@ func newInstance() (string, error) {
 
 // jobsDir holds one directory per sealed job; spank/cshim/job.c makes it.
 const jobsDir = "/run/carme/jobs"
+
+// proofName is the record's, in the job's directory and in jobView.
+const proofName = "proof.json"
 
 func (j *job) dir() string {
 	return filepath.Join(jobsDir, strconv.FormatUint(uint64(j.id), 10))
@@ -121,7 +125,7 @@ func number(rec *wire.Record, key string) (uint32, error) {
 
 // newJob reads a request of the plugin (spank/cshim/step.c).
 func newJob(rec *wire.Record) (*job, error) {
-	j := &job{submitBind: -1}
+	j := &job{submitBind: -1, sources: map[string]string{}}
 	var err error
 	if j.id, err = number(rec, "job"); err != nil {
 		return nil, err
@@ -160,12 +164,6 @@ func newJob(rec *wire.Record) (*job, error) {
 	if shards, ok := rec.Get("env.SLURM_SHARDS_ON_NODE"); ok && shards != "0" {
 		return nil, errors.New("gres/shard lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N")
 	}
-	// Binds belong to the job, so that a later step's environment says nothing.
-	if mode, _ := rec.Get("mode"); mode == "first" {
-		if err := addRuntimeBinds(&j.request, rec); err != nil {
-			return nil, err
-		}
-	}
 	for _, o := range request.Options() {
 		for _, value := range rec.All(request.RecordKey(o.Name)) {
 			j.options = append(j.options, wire.Field{Key: strings.ReplaceAll(o.Name, "-", "_"), Value: value})
@@ -182,30 +180,6 @@ func (j *job) optionLines() []byte {
 		out = append(out, o.Key+"="+o.Value+"\n"...)
 	}
 	return out
-}
-
-// addRuntimeBinds takes the binds that users of Apptainer and Singularity set
-// in the environment (apptainer(1), "Bind paths") as if they had been given with
-// --carme-bind: they go through the policy, not round it. Only a job with an
-// image has them, as with Apptainer itself.
-func addRuntimeBinds(req *request.Request, rec *wire.Record) error {
-	if !req.Enabled || req.Image == request.ImageNone || req.Image == "" {
-		return nil
-	}
-	for _, name := range []string{"APPTAINER_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BIND", "SINGULARITY_BINDPATH"} {
-		list, _ := rec.Get("env." + name)
-		if list == "" {
-			continue
-		}
-		for entry := range strings.SplitSeq(list, ",") {
-			b, err := request.ParseBind(entry)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
-			req.Binds = append(req.Binds, b)
-		}
-	}
-	return nil
 }
 
 // closeAll closes descriptors.

@@ -365,6 +365,11 @@ func (s *sandbox) home() error {
 		return fmt.Errorf("open the home directory %s: %w", s.job.person.Home, err)
 	}
 	defer unix.Close(target)
+	// Who could place a link would choose what is covered, for root's code
+	// in the job too; and some homes are "/" or a directory of the system.
+	if !s.job.person.owns(target) {
+		return fmt.Errorf("--carme-home=no: the home directory %s is not yours, so that it cannot be covered; use --carme-home=yes", s.job.person.Home)
+	}
 	fd, err := newFS("tmpfs", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV, "mode", "700", "size", s.job.plan.Site.Tmp.Size,
 		"uid", strconv.FormatUint(uint64(s.job.person.UID), 10), "gid", strconv.FormatUint(uint64(s.job.person.GID), 10))
 	if err != nil {
@@ -415,10 +420,36 @@ func pathOf(fd int) (string, error) {
 	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
+// mayShow judges where the directory of submission, which the user's environment
+// names, really lies: neither in a part of the system (the host's /proc is still
+// there when binds are made) nor in a home that is not wanted.
+func (s *sandbox) mayShow(actual string) bool {
+	if request.CheckSource(actual) != nil {
+		return false
+	}
+	if s.job.plan.Request.Home == request.Yes {
+		return true
+	}
+	home := -1
+	err := asUser(s.ns["mnt"], s.job.person, func() (err error) {
+		home, err = unix.Open(s.job.person.Home, unix.O_PATH|unix.O_CLOEXEC, 0)
+		return err
+	})
+	if err != nil {
+		return true
+	}
+	defer unix.Close(home)
+	path, err := pathOf(home)
+	return err == nil && !inside(actual, path)
+}
+
 func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
 	actual, err := pathOf(source)
 	if err != nil {
 		return fmt.Errorf("--carme-bind: resolve %s: %w", b.Src, err)
+	}
+	if i == s.job.submitBind && !s.mayShow(actual) {
+		return nil
 	}
 	readOnly, err := s.job.mayBind(actual, b)
 	if err != nil {
@@ -442,6 +473,11 @@ func (s *sandbox) bindOne(i int, b policy.Bind, source int) error {
 	if err := attachAt(tree, target); err != nil {
 		return fmt.Errorf("--carme-bind: %s: %w", b.Dst, err)
 	}
+	view := b.Dst
+	if s.job.plan.Image != nil {
+		view = bindView(i)
+	}
+	s.job.sources[place(b)] = view + ":" + b.Dst
 	s.noteBind(b, readOnly)
 	return nil
 }
@@ -501,12 +537,7 @@ func (s *sandbox) hostTarget(b policy.Bind, dir bool) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("--carme-bind: place %s: %w; without an image it must exist in the job", b.Dst, err)
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(target, &st); err != nil {
-		unix.Close(target)
-		return -1, fmt.Errorf("--carme-bind: stat %s: %w", b.Dst, err)
-	}
-	if st.Uid != s.job.person.UID && b.Src != b.Dst {
+	if !s.job.person.owns(target) && b.Src != b.Dst {
 		unix.Close(target)
 		return -1, fmt.Errorf("--carme-bind: %s is not yours; without an image choose a directory of your own or one below /tmp", b.Dst)
 	}
@@ -534,7 +565,7 @@ func (s *sandbox) seal(proof []byte) error {
 	if err := os.WriteFile(filepath.Join(jobView, "options"), s.job.optionLines(), 0o444); err != nil {
 		return fmt.Errorf("write the options: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(jobView, "proof.json"), proof, 0o444); err != nil {
+	if err := os.WriteFile(filepath.Join(jobView, proofName), proof, 0o444); err != nil {
 		return fmt.Errorf("write the proof: %w", err)
 	}
 	return remountReadOnly(runDir)

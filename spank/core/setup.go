@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -119,12 +120,22 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	if err := j.makePmixDir(); err != nil {
 		return nil, err
 	}
-	err := onThread(func() error {
+	var proof []byte
+	err := onThread(func() (err error) {
 		s := &sandbox{job: j, hostNS: map[string]uint64{}, ns: map[string]int{}}
 		defer closeAll(s.ns)
-		return j.enclose(s, rec, anchor, c)
+		proof, err = j.enclose(s, rec, anchor, c)
+		return err
 	})
 	if err != nil {
+		return nil, err
+	}
+	// Here the job's directory is the node's, not what the job sees there.
+	if err := writeProof(filepath.Join(j.dir(), proofName), proof); err != nil {
+		return nil, err
+	}
+	c.lap("wrote the proof")
+	if _, err := anchor.call("completed", ofType("complete")); err != nil {
 		return nil, err
 	}
 	answer := new(wire.Record)
@@ -132,39 +143,31 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	return answer, nil
 }
 
-// enclose makes the namespaces and hands them to the anchor.
-func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) error {
+// enclose makes the namespaces, hands them to the anchor, and returns the proof.
+func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock) ([]byte, error) {
 	if err := s.build(); err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("made the namespaces and mounts")
 	started, err := anchor.call("started", j.startRecord(s, rec), s.fds()...)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c.lap("started PID 1")
 	if err := s.proc(); err != nil {
-		return err
+		return nil, err
 	}
 	if j.plan.Image != nil {
-		spec, err := j.containerSpec()
-		if err != nil {
-			return err
-		}
-		if _, err := anchor.call("accepted", spec); err != nil {
-			return err
+		if err := j.startContainer(anchor); err != nil {
+			return nil, err
 		}
 		c.lap("started the container, which goes on by itself")
 	}
 	proof, err := j.proof(s, started)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.seal(proof); err != nil {
-		return err
-	}
-	c.lap("wrote the proof")
-	return nil
+	return proof, s.seal(proof)
 }
 
 // fds are the namespaces in the order in which startRecord names them.
@@ -201,6 +204,10 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 		}
 	}
 	j.plan.Request.AppendTo(out)
+	for place, arg := range j.sources {
+		source, _, _ := strings.Cut(arg, ":")
+		out.Add(boundKey, source+":"+place)
+	}
 	if scope, _ := rec.Get("env.CARME_SCOPE"); scope == "step" && stepNumbers[j.step] == 0 {
 		out.Add("scope", "step")
 	}
@@ -498,9 +505,6 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 	if err := p.Encode(&out); err != nil {
 		return nil, fmt.Errorf("encode the proof: %w", err)
 	}
-	if err := writeProof(filepath.Join(j.dir(), "proof.json"), out.Bytes()); err != nil {
-		return nil, err
-	}
 	return out.Bytes(), nil
 }
 
@@ -597,6 +601,25 @@ func (j *job) checks(p *wire.Proof) []wire.Check {
 	})
 }
 
+// follow gives a later step what it has not asked for itself as the job's first
+// step got it, and lets the policy judge that for its image.
+func (j *job) follow(first request.Request) error {
+	if !j.request.Enabled {
+		j.plan.Request.Net = first.Net
+		return nil
+	}
+	j.request.Net = first.Net
+	j.request.Home = first.Home
+	j.request.Binds = first.Binds
+	if len(j.request.ImageBinds) == 0 {
+		j.request.ImageBinds = first.ImageBinds
+	}
+	if first.Image != request.ImageNone {
+		j.request.Overlay = first.Overlay
+	}
+	return j.decide()
+}
+
 // later checks the options of a further step against the job's first and
 // starts its container, if it is another one.
 func (j *job) later(anchor anchorConn) (*wire.Record, error) {
@@ -612,19 +635,19 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	if err := firstRequest.JobLevelDiff(j.request); err != nil {
 		return nil, err
 	}
+	if err := j.follow(firstRequest); err != nil {
+		return nil, err
+	}
 	answer := new(wire.Record)
 	answer.Add("ok", "1")
 	j.spool, _ = joined.Get("spool")
 	j.instance, _ = joined.Get("instance")
-	j.plan.Request.Net = firstRequest.Net
 	j.addStep(answer)
 	if j.plan.Image == nil {
 		return answer, nil
 	}
-	spec, err := j.containerSpec()
-	if err != nil {
+	if err := j.laterBinds(joined.All(boundKey)); err != nil {
 		return nil, err
 	}
-	_, err = anchor.call("accepted", spec)
-	return answer, err
+	return answer, j.startContainer(anchor)
 }

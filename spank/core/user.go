@@ -36,6 +36,12 @@ func lookUp(uid, gid uint32, gids []uint32) (person, error) {
 	return p, nil
 }
 
+// owns reports whether an open file belongs to the user.
+func (p person) owns(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Uid == p.UID
+}
+
 // asUser runs f on a thread that is the user in every respect the kernel
 // checks, in the mount namespace mnt, and ends the thread. Paths that a user
 // names are opened there: root may not be able to (root_squash, Kerberos,

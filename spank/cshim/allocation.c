@@ -12,6 +12,7 @@
 
 #include <slurm/slurm.h>
 
+#include "jobinfo.h"
 #include "plugin.h"
 
 #define FEATURE "carme"
@@ -19,8 +20,6 @@
 /* Looked up at run time: slurmd and slurmstepd load this plugin too, and must
  * not fail to over symbols that only srun needs. */
 struct api {
-	int (*load_job)(job_info_msg_t **resp, uint32_t job, uint16_t flags);
-	void (*free_job)(job_info_msg_t *msg);
 	int (*load_node)(node_info_msg_t **resp, char *node, uint16_t flags);
 	void (*free_node)(node_info_msg_t *msg);
 	hostlist_t *(*hosts)(const char *list);
@@ -30,9 +29,6 @@ struct api {
 
 static int find_api(struct api *a)
 {
-	*(void **) &a->load_job = dlsym(RTLD_DEFAULT, "slurm_load_job");
-	*(void **) &a->free_job =
-	    dlsym(RTLD_DEFAULT, "slurm_free_job_info_msg");
 	*(void **) &a->load_node =
 	    dlsym(RTLD_DEFAULT, "slurm_load_node_single");
 	*(void **) &a->free_node =
@@ -40,8 +36,8 @@ static int find_api(struct api *a)
 	*(void **) &a->hosts = dlsym(RTLD_DEFAULT, "slurm_hostlist_create");
 	*(void **) &a->shift = dlsym(RTLD_DEFAULT, "slurm_hostlist_shift");
 	*(void **) &a->destroy = dlsym(RTLD_DEFAULT, "slurm_hostlist_destroy");
-	return a->load_job && a->free_job && a->load_node && a->free_node &&
-	       a->hosts && a->shift && a->destroy;
+	return a->load_node && a->free_node && a->hosts && a->shift &&
+	       a->destroy;
 }
 
 /* Is FEATURE one of the comma separated names? */
@@ -72,14 +68,15 @@ static int node_has_feature(const struct api *a, char *node)
 
 int allocation_can_seal(uint32_t job, char *missing, size_t len)
 {
-	job_info_msg_t *msg = NULL;
+	job_info_msg_t *msg;
 	hostlist_t *hosts;
 	struct api a;
 	char *node;
 	int ok = 1;
 
 	snprintf(missing, len, "a node");
-	if (!find_api(&a) || a.load_job(&msg, job, SHOW_ALL) || !msg)
+	msg = find_api(&a) ? jobinfo_load(job, SHOW_ALL) : NULL;
+	if (!msg)
 		return 0;
 	hosts = msg->record_count ? a.hosts(msg->job_array[0].nodes) : NULL;
 	while (ok && hosts && (node = a.shift(hosts))) {
@@ -92,6 +89,6 @@ int allocation_can_seal(uint32_t job, char *missing, size_t len)
 		a.destroy(hosts);
 	else
 		ok = 0;
-	a.free_job(msg);
+	jobinfo_free(msg);
 	return ok;
 }

@@ -156,12 +156,16 @@ static void in_child(void)
 
 int forkhook_install(struct step *s)
 {
+	int rc;
+
 	hook.step = s;
 	hook.thread = (pid_t) syscall(SYS_gettid);
 	hook.own = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
-	if (hook.own < 0)
-		return -1;
-	return pthread_atfork(before_fork, in_parent, in_child) ? -1 : 0;
+	/* Also without it: a step that has failed holds back its epilogs. */
+	rc = pthread_atfork(before_fork, in_parent, in_child);
+	if (rc)
+		errno = rc;
+	return (rc || hook.own < 0) ? -1 : 0;
 }
 
 void forkhook_arm(void)

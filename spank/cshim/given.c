@@ -17,6 +17,7 @@
 #include <slurm/slurm.h>
 
 #include "extern.h"
+#include "jobinfo.h"
 #include "plugin.h"
 
 /* list_t, under another name in each release. */
@@ -97,8 +98,6 @@ static const char *append_devices(struct record *r)
 }
 
 struct api {
-	int (*load_job)(job_info_msg_t **resp, uint32_t job, uint16_t flags);
-	void (*free_job)(job_info_msg_t *msg);
 	void *(*hosts)(const char *list);
 	int (*find)(void *hosts, const char *name);
 	int (*count)(void *hosts);
@@ -107,15 +106,11 @@ struct api {
 
 static int find_api(struct api *a)
 {
-	*(void **) &a->load_job = dlsym(RTLD_DEFAULT, "slurm_load_job");
-	*(void **) &a->free_job =
-	    dlsym(RTLD_DEFAULT, "slurm_free_job_info_msg");
 	*(void **) &a->hosts = dlsym(RTLD_DEFAULT, "slurm_hostlist_create");
 	*(void **) &a->find = dlsym(RTLD_DEFAULT, "slurm_hostlist_find");
 	*(void **) &a->count = dlsym(RTLD_DEFAULT, "slurm_hostlist_count");
 	*(void **) &a->destroy = dlsym(RTLD_DEFAULT, "slurm_hostlist_destroy");
-	return a->load_job && a->free_job && a->hosts && a->find && a->count &&
-	       a->destroy;
+	return a->hosts && a->find && a->count && a->destroy;
 }
 
 /* The details are in the order of the job's nodes (scontrol/info_job.c). */
@@ -150,12 +145,13 @@ static const char *append_gres(const struct api *a, const slurm_job_info_t *j,
 static const char *append_job(uint32_t job, const char *node, struct record *r)
 {
 	const char *why = "slurmctld does not know the job";
-	job_info_msg_t *msg = NULL;
+	job_info_msg_t *msg;
 	struct api a;
 
 	if (!find_api(&a))
 		return "this Slurm does not tell what it gave to a job";
-	if (a.load_job(&msg, job, SHOW_ALL | SHOW_DETAIL) || !msg)
+	msg = jobinfo_load(job, SHOW_ALL | SHOW_DETAIL);
+	if (!msg)
 		return "slurmctld does not answer";
 	/* An array's id brings all its tasks along. */
 	for (uint32_t i = 0; i < msg->record_count; i++)
@@ -163,7 +159,7 @@ static const char *append_job(uint32_t job, const char *node, struct record *r)
 			why = append_gres(&a, &msg->job_array[i], node, r);
 			break;
 		}
-	a.free_job(msg);
+	jobinfo_free(msg);
 	return why;
 }
 

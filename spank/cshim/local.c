@@ -166,6 +166,13 @@ void local_check(spank_t sp)
 	int rc;
 
 	(void) sp;
+	if (options_job_is_private()) {
+		fputs("carme: this job has --carme-net=private, from which "
+		      "Slurm cannot be reached; use --carme-net=host for jobs "
+		      "that start steps or jobs\n",
+		      stderr);
+		exit(1);
+	}
 	/* CARME_NET and its like alone ask for nothing. Inside a job the node
 	 * decides: an image need not be able to run carme-host. */
 	if ((!options_asked() && !options_typed()) ||

@@ -69,6 +69,16 @@ static const char *const variable[OPT_COUNT] = {
     "CARME_WORKDIR", "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA",
     "CARME_DEBUG"};
 
+/* Stands for a value that there was no memory for: forgotten, --carme would run
+ * unsealed; as it is, no option takes it, and the core refuses. */
+static char no_memory[] = "?";
+
+static void drop_value(char *value)
+{
+	if (value != no_memory)
+		free(value);
+}
+
 static int on_option(int val, const char *arg, int remote)
 {
 	struct seen *s;
@@ -84,10 +94,10 @@ static int on_option(int val, const char *arg, int remote)
 	/* No value arrives as NULL, "" or "(null)", by the way it came. */
 	copy = strdup((arg && strcmp(arg, "(null)") != 0) ? arg : "");
 	if (!copy)
-		return 0;
+		copy = no_memory;
 	/* Keep the first and the last. */
 	if (s->n >= OCCURRENCES) {
-		free(s->value[OCCURRENCES - 1]);
+		drop_value(s->value[OCCURRENCES - 1]);
 		s->value[OCCURRENCES - 1] = copy;
 	} else {
 		s->value[s->n] = copy;
@@ -121,6 +131,8 @@ static void inherited_name(char *name, size_t len, const char *option)
 /* Inside a sealed job its options hold for every srun, whatever became of the
  * environment: a step on another node finds no trace of the job there. The core
  * writes "NAME=VALUE" lines (spank/core/job.go). */
+static int private_job;
+
 static void inherit_from_job(void)
 {
 	char line[4096];
@@ -134,6 +146,8 @@ static void inherit_from_job(void)
 			continue;
 		*eq = '\0';
 		eq[strcspn(eq + 1, "\n") + 1] = '\0';
+		if (!strcmp(line, "carme_net") && !strcmp(eq + 1, "private"))
+			private_job = 1;
 		inherited_name(name, sizeof(name), line);
 		setenv(name, eq + 1, 0);
 	}
@@ -173,6 +187,11 @@ void options_from_environment(void)
 			setenv(name, v, 1);
 		seen[i].from_env = getenv(name) != NULL;
 	}
+}
+
+int options_job_is_private(void)
+{
+	return private_job;
 }
 
 int options_any(void)
@@ -266,7 +285,7 @@ void options_next_component(void)
 {
 	for (int i = 0; i < OPT_COUNT; i++) {
 		for (int k = 0; k < OCCURRENCES; k++) {
-			free(seen[i].value[k]);
+			drop_value(seen[i].value[k]);
 			seen[i].value[k] = NULL;
 		}
 		seen[i].n = seen[i].words = 0;

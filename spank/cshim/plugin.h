@@ -37,6 +37,8 @@ void options_from_environment(void);
 /* Was --carme asked for (and not taken back by --no-carme)? */
 int options_asked(void);
 /* Any Carme option at all, --no-carme included? */
+/* Inside a job with --carme-net=private. */
+int options_job_is_private(void);
 int options_any(void);
 /* srun and sbatch: was any given on the command line or in the script? */
 int options_typed(void);

@@ -23,6 +23,8 @@
 #include "plugin.h"
 
 #define FDS_MAX 4
+/* Milliseconds for a process to end after SIGKILL. */
+#define KILL_MS 2000
 
 /* Clean mask, default handlers, no environment, own session, and only the
  * given descriptors, from 3 upwards; the child closes what else is open. */
@@ -69,7 +71,7 @@ static pid_t spawn(const char *path, const char *word, const int *fds, int n)
 
 static int memfd_of(const struct record *r)
 {
-	int fd = memfd_create("carme-request", MFD_CLOEXEC);
+	int fd = record_ok(r) ? memfd_create("carme-request", MFD_CLOEXEC) : -1;
 	size_t done = 0;
 
 	while (fd >= 0 && done < r->len) {
@@ -84,6 +86,23 @@ static int memfd_of(const struct record *r)
 	if (fd >= 0)
 		lseek(fd, 0, SEEK_SET);
 	return fd;
+}
+
+/* Milliseconds until a deadline, never less than none: poll(2) takes a negative
+ * number for ever. */
+static int time_left(int64_t deadline_ms)
+{
+	int64_t left = deadline_ms - sys_now_ms();
+
+	return left > 0 ? (int) left : 0;
+}
+
+/* 1: fd is readable, or a pidfd's process has ended. 0: time is up. */
+static int await(int fd, int timeout_ms)
+{
+	struct pollfd p = {.fd = fd, .events = POLLIN};
+
+	return poll(&p, 1, timeout_ms) != 0;
 }
 
 /* The core asks what Slurm gave to the job, where the kernel does not tell. */
@@ -103,10 +122,9 @@ static int read_result(int sock, struct record *result, uint32_t job,
 		       const struct extern_step *e, int64_t deadline_ms)
 {
 	for (;;) {
-		int64_t left = deadline_ms - sys_now_ms();
 		const char *type;
-		int rc = msg_recv(sock, result, NULL, NULL,
-				  left > 0 ? (int) left : 0);
+		int rc =
+		    msg_recv(sock, result, NULL, NULL, time_left(deadline_ms));
 
 		if (rc == 0)
 			errno = ECONNRESET;
@@ -149,6 +167,26 @@ static int core_start(struct core *c, const struct record *request, int anchor,
 	return c->pid < 0 ? -1 : 0;
 }
 
+/*
+ * Let the core end by itself for some time, then kill it. A process that a
+ * driver or a user's FUSE server holds does not die even then (it is in state
+ * D), and this one must go on: else the step could not even be cancelled.
+ */
+static void core_end(struct core *c, int timeout_ms)
+{
+	int pidfd = sys_pidfd_open(c->pid);
+
+	if (pidfd < 0 || !await(pidfd, timeout_ms))
+		kill(c->pid, SIGKILL);
+	if (pidfd < 0 || await(pidfd, KILL_MS))
+		waitpid(c->pid, NULL, 0);
+	else
+		slurm_error("carme: the core (pid %d) cannot be killed",
+			    (int) c->pid);
+	sys_close(&pidfd);
+	c->pid = -1;
+}
+
 /* Wait for the core's answer and its end. e is NULL for a later step. 0, or -1
  * after fail(). */
 static int core_finish(struct core *c, uint32_t job,
@@ -160,10 +198,7 @@ static int core_finish(struct core *c, uint32_t job,
 	int cause = errno;
 
 	sys_close(&c->result);
-	if (rc)
-		kill(c->pid, SIGKILL);
-	waitpid(c->pid, NULL, 0);
-	c->pid = -1;
+	core_end(c, rc ? 0 : time_left(deadline_ms));
 	if (rc && cause == ETIMEDOUT) {
 		fail("sealing the job off took too long on this node; try "
 		     "again, and tell the admin if it stays so");
@@ -184,28 +219,34 @@ static int core_finish(struct core *c, uint32_t job,
 
 static void core_kill(struct core *c)
 {
-	if (c->pid > 0) {
-		kill(c->pid, SIGKILL);
-		waitpid(c->pid, NULL, 0);
-	}
+	if (c->pid > 0)
+		core_end(c, 0);
 	sys_close(&c->result);
 }
 
-static void write_identity(int dir, const struct extern_step *e)
+/* Without it a step could not tell later that the job's anchor was lost. */
+static int write_identity(int dir, const struct extern_step *e)
 {
+	int rc = 0;
 	char text[64];
 	int fd = sys_open_beneath(dir, JOB_EXTERN, O_WRONLY | O_CREAT | O_TRUNC,
 				  0600);
 
 	extern_identity(e, text, sizeof(text));
-	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text))
-		slurm_error("carme: write %s: %m", JOB_EXTERN);
+	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text)) {
+		fail("note the extern step in " CARME_JOBS ": %s; tell the "
+		     "admin",
+		     strerror(errno));
+		rc = -1;
+	}
 	sys_close(&fd);
+	return rc;
 }
 
-/* The anchor says hello with its pid; it goes on when it is adopted. */
+/* The anchor says hello with its pid; it goes on when it is adopted. *anchor
+ * becomes a pidfd of it. */
 static int adopt(const struct step *s, struct extern_step *e, int sock,
-		 int64_t deadline_ms)
+		 int64_t deadline_ms, int *anchor)
 {
 	struct msg_fds fds;
 	struct record r;
@@ -213,8 +254,7 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	long pid;
 	int rc = -1;
 
-	if (msg_recv(sock, &r, NULL, NULL,
-		     (int) (deadline_ms - sys_now_ms())) != 1) {
+	if (msg_recv(sock, &r, NULL, NULL, time_left(deadline_ms)) != 1) {
 		fail("the anchor " CARME_ANCHOR " did not start; ask the admin "
 		     "to run 'carme doctor' on this node");
 		return -1;
@@ -226,7 +266,9 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 		     "admin to run 'carme doctor' on this node");
 		return -1;
 	}
-	write_identity(s->dir, e);
+	*anchor = sys_pidfd_open((pid_t) pid);
+	if (write_identity(s->dir, e))
+		return -1;
 	msg_fds_init(&fds);
 	msg_fds_add(&fds, sys_pidfd_open(e->pid));
 	/* Opened anew: the lock that we hold belongs to our descriptor and
@@ -254,7 +296,7 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	struct core core = {.pid = -1, .result = -1};
 	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
 	pid_t launcher = -1;
-	int ns = -1;
+	int ns = -1, anchor = -1;
 	int rc = -1;
 
 	extern_sweep(s->job);
@@ -289,7 +331,7 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);
-	if (adopt(s, &e, plugin[0], deadline_ms))
+	if (adopt(s, &e, plugin[0], deadline_ms, &anchor))
 		goto done;
 	rc = core_finish(&core, s->job, &e, result, deadline_ms);
 done:
@@ -301,8 +343,14 @@ done:
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);
-	if (rc)
-		sys_close(&plugin[0]); /* the anchor ends with its peers */
+	if (rc) {
+		/* The anchor ends with its peers, and clears the directory: it
+		 * must be done before another step finds that unlocked. */
+		sys_close(&plugin[0]);
+		if (anchor >= 0)
+			await(anchor, KILL_MS);
+	}
+	sys_close(&anchor);
 	return rc ? -1 : plugin[0];
 }
 
@@ -313,6 +361,7 @@ int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 
 	if (core_start(&core, request, lease, -1)) {
 		fail("start " CARME_HOST ": %s", strerror(errno));
+		core_kill(&core);
 		return -1;
 	}
 	return core_finish(&core, 0, NULL, result, deadline_ms);

@@ -247,7 +247,7 @@ static int lost_anchor(const struct step *s)
 	int fd = sys_open_beneath(s->dir, JOB_EXTERN, O_RDONLY, 0);
 
 	if (fd < 0)
-		return 0;
+		return errno != ENOENT;
 	if (read(fd, then, sizeof(then) - 1) < 0)
 		then[0] = '\0';
 	sys_close(&fd);
@@ -328,13 +328,16 @@ void step_start(spank_t sp)
 {
 	struct step *s = &the_step;
 
-	if (spank_get_item(sp, S_JOB_ID, &s->job))
-		return;
-	if (!options_asked() && !job_is_sealed(s->job))
+	if (!options_asked() &&
+	    (spank_get_item(sp, S_JOB_ID, &s->job) || !job_is_sealed(s->job)))
 		return;
 	s->sealed = 1;
-	if (fail_init())
+	/* The hook stands in any case: it holds back the epilogs of a step that
+	 * has failed. */
+	if (fail_init()) {
+		forkhook_install(s);
 		return;
+	}
 	if (read_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {

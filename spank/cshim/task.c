@@ -18,21 +18,13 @@
 #include "plugin.h"
 
 /* Variables that an image sets for itself but that are the task's. */
-static const char *const task_owns[] = {"HOME",
-					"USER",
-					"LOGNAME",
-					"PWD",
-					"OLDPWD",
-					"SHLVL",
-					"_",
-					"TMPDIR",
-					"DISPLAY",
-					"TERM",
-					"SHELL",
-					"HOSTNAME",
-					"XDG_RUNTIME_DIR",
-					"APPTAINER_BIND",
-					"SINGULARITY_BIND"};
+static const char *const task_owns[] = {
+    "HOME", "USER", "LOGNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR",
+    "DISPLAY", "TERM", "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR", "LANG", "LC_ALL",
+    "APPTAINER_BIND", "SINGULARITY_BIND",
+    /* Slurm's, by the task's GPUs */
+    "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK"};
 
 void task_start_privileged(spank_t sp)
 {
@@ -66,7 +58,8 @@ static int is_tasks_own(const char *entry)
 {
 	size_t n = strcspn(entry, "=");
 
-	if (!strncmp(entry, "SLURM", 5) || !strncmp(entry, "CARME", 5))
+	if (!strncmp(entry, "SLURM", 5) || !strncmp(entry, "CARME", 5) ||
+	    !strncmp(entry, "PMI", 3))
 		return 1;
 	for (size_t i = 0; i < sizeof(task_owns) / sizeof(*task_owns); i++)
 		if (strlen(task_owns[i]) == n &&

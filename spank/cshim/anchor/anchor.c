@@ -13,6 +13,7 @@
  *              cgroup.procs and        device cgroup NAME in that directory,
  *              the directory           and so is what it starts (cgroup v1)
  *   start      + namespace fds      -> started  "pid1", "pidns"
+ *   complete   (all is in place)    -> completed
  *   container  "key", "argv", "env" -> accepted
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
  *              "owner"                 mount namespace, device fds
@@ -39,6 +40,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../common/jobfiles.h"
 #include "../common/rmtree.h"
 #include "../common/sys.h"
 
@@ -54,6 +56,7 @@ struct peer {
 	int fd;
 	char step[STEP_MAX]; /* non-empty: holds a lease for this step */
 	int owner;	     /* the job ends with this step */
+	int core;	     /* carme-host of the set-up */
 	char *waits_for;     /* key of a container that is starting */
 };
 
@@ -64,6 +67,7 @@ struct anchor {
 	int ending;
 	int orphaned; /* the extern step's slurmstepd is gone */
 	int lost;     /* PID 1 is gone, before the job's end */
+	int complete; /* the core has said that the job is sealed off */
 	int listener;
 	int pid1_pidfd;
 	pid_t pid1;
@@ -189,7 +193,7 @@ static void remove_filter(struct anchor *a)
 static int listen_for_steps(struct anchor *a)
 {
 	struct sockaddr_un addr = {.sun_family = AF_UNIX,
-				   .sun_path = "anchor.sock"};
+				   .sun_path = JOB_SOCKET};
 	int fd = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 
 	/* Relative to the job's directory: no path is walked again. */
@@ -256,13 +260,24 @@ static void on_start(struct anchor *a, struct peer *p, struct record *r,
 	record_free(&out);
 }
 
+/* Until then nobody may join: mounts are still missing. */
+static void on_complete(struct anchor *a, struct peer *p)
+{
+	if (a->pid1_pidfd < 0) {
+		answer_error(p->fd, "the job has no namespaces yet");
+		return;
+	}
+	a->complete = 1;
+	answer_type(p->fd, "completed");
+}
+
 static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 {
 	const char *step = record_get(r, "step");
 	struct msg_fds fds;
 	struct record out;
 
-	if (a->pid1_pidfd < 0) {
+	if (!a->complete) {
 		answer_error(p->fd, "the job's namespaces are not ready");
 		return;
 	}
@@ -397,6 +412,8 @@ static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 		on_start(a, p, r, fds);
 	else if (!strcmp(type, "container"))
 		on_container(a, p, r);
+	else if (!strcmp(type, "complete"))
+		on_complete(a, p);
 	else if (!strcmp(type, "join"))
 		on_join(a, p, r);
 	else if (!strcmp(type, "enter"))
@@ -427,6 +444,9 @@ static void drop_peer(struct anchor *a, int i)
 
 	if (p->step[0])
 		stepkill(p->step);
+	/* What the core has left half made is of no use to anybody. */
+	if (p->core && !a->complete)
+		a->ended = 1;
 	free(p->waits_for);
 	close(p->fd);
 	*p = a->peer[--a->peers];
@@ -496,6 +516,28 @@ static void remove_jobdir(const struct anchor *a)
 	rmdir(path);
 }
 
+/*
+ * The directory itself goes with the extern step's last callback, or with the
+ * next job that finds it. A set-up that failed leaves nothing in it and may be
+ * tried again; of a job that was sealed off its identity stays, so that a step
+ * that is just starting does not take the job for a plain one.
+ */
+static void clear_directory(const struct anchor *a)
+{
+	int pmix;
+
+	if (!a->complete) {
+		rmtree_contents(a->jobdir);
+		return;
+	}
+	unlinkat(a->jobdir, JOB_SOCKET, 0);
+	unlinkat(a->jobdir, JOB_PROOF, 0);
+	pmix = sys_open_beneath(a->jobdir, JOB_PMIX, O_RDONLY | O_DIRECTORY, 0);
+	if (pmix >= 0)
+		rmtree_contents(pmix);
+	sys_close(&pmix);
+}
+
 static void end_job(struct anchor *a)
 {
 	if (a->pid1_pidfd >= 0)
@@ -510,12 +552,12 @@ static void end_job(struct anchor *a)
 	 * steps that they must not run at all. */
 	if (a->lost)
 		return;
-	/* The directory itself goes with the extern step's last callback. If
-	 * its slurmstepd was killed there is none, and nobody ends the process
-	 * that it waited for. */
-	rmtree_contents(a->jobdir);
+	clear_directory(a);
 	remove_filter(a);
+	/* Without the extern step's last callback nobody removes the
+	 * directory, or ends the process for which its slurmstepd waited. */
 	if (a->orphaned) {
+		rmtree_contents(a->jobdir);
 		remove_jobdir(a);
 		if (a->sleeper >= 0)
 			sys_pidfd_kill(a->sleeper, SIGKILL);
@@ -585,7 +627,7 @@ static int serve_once(struct anchor *a)
 	/* Without namespaces and without a peer nobody can need us. */
 	if (a->pid1_pidfd < 0 && a->peers == 0)
 		return -1;
-	return (a->ending && !leased(a)) ? -1 : 0;
+	return (a->ended || (a->ending && !leased(a))) ? -1 : 0;
 }
 
 static int hello(void)
@@ -651,6 +693,7 @@ int main(void)
 	fcntl(HOST_FD, F_SETFD, FD_CLOEXEC);
 	add_peer(&a, PLUGIN_FD);
 	add_peer(&a, HOST_FD);
+	a.peer[a.peers - 1].core = 1;
 	while (!serve_once(&a))
 		;
 	end_job(&a);

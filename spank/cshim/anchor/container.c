@@ -144,12 +144,13 @@ struct container *container_start(const struct namespaces *ns,
 	return c;
 }
 
-static int open_ns(pid_t pid, const char *kind)
+/* The directory keeps to the process, whoever gets its number later. */
+static int open_process(pid_t pid)
 {
 	char path[64];
 
-	snprintf(path, sizeof(path), "/proc/%d/ns/%s", (int) pid, kind);
-	return open(path, O_RDONLY | O_CLOEXEC);
+	snprintf(path, sizeof(path), "/proc/%d/ns", (int) pid);
+	return open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 }
 
 /* The speaker must be in this job's PID namespace and in a user namespace of
@@ -157,14 +158,16 @@ static int open_ns(pid_t pid, const char *kind)
 static int namespaces_of(struct container *c, pid_t pid,
 			 const struct namespaces *ns)
 {
-	int pidns = open_ns(pid, "pid");
+	int dir = open_process(pid);
+	int pidns = openat(dir, "pid", O_RDONLY | O_CLOEXEC);
 	uint64_t inode = sys_inode(pidns);
 
+	c->userns = openat(dir, "user", O_RDONLY | O_CLOEXEC);
+	c->mntns = openat(dir, "mnt", O_RDONLY | O_CLOEXEC);
 	sys_close(&pidns);
+	sys_close(&dir);
 	if (!inode || inode != sys_inode(ns->pid))
 		return -1;
-	c->userns = open_ns(pid, "user");
-	c->mntns = open_ns(pid, "mnt");
 	if (c->userns < 0 || c->mntns < 0)
 		return -1;
 	if (sys_inode(c->userns) == sys_path_inode("/proc/self/ns/user"))
@@ -191,6 +194,7 @@ void container_on_socket(struct container *c, const struct namespaces *ns)
 	if (pid <= 0 || namespaces_of(c, pid, ns)) {
 		container_fail(c, "the container is not inside the job's "
 				  "namespaces");
+		sys_pidfd_kill(c->pidfd, SIGKILL);
 		return;
 	}
 	c->state = CONTAINER_READY;
@@ -225,6 +229,8 @@ void container_on_exit(struct container *c)
 	sys_close(&c->pidfd);
 	sys_close(&c->userns);
 	sys_close(&c->mntns);
+	if (c->state == CONTAINER_FAILED)
+		return; /* the reason is known */
 	c->state = CONTAINER_FAILED;
 	last_output(c->output, text, sizeof(text));
 	if (WIFSIGNALED(status))

@@ -3,8 +3,11 @@
  * container is up and what the image's environment is, and stays, so that the
  * container's namespaces stay. Static: it runs in whatever the image holds.
  */
+#include <errno.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/prctl.h>
 #include <unistd.h>
 
@@ -26,8 +29,13 @@ int main(void)
 	record_add(&r, "type", "ready");
 	for (char **e = environ; *e; e++)
 		record_add(&r, "env", *e);
-	if (msg_send(0, &r, NULL))
+	if (msg_send(0, &r, NULL)) {
+		fprintf(stderr,
+			"tell the anchor of the image's environment (at most "
+			"%d bytes): %s\n",
+			MSG_MAX, strerror(errno));
 		return 1;
+	}
 	record_free(&r);
 	sys_close_range(1, ~0U);
 	/* The socket closes when the anchor ends, and with it the job. */

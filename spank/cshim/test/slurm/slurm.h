@@ -19,4 +19,24 @@ typedef struct {
 	uint32_t step_id;
 } slurm_step_id_t;
 
+#define SHOW_ALL 0x0001
+#define SHOW_DETAIL 0x0002
+
+#define JOB_STATE_BASE 0x000000ff
+enum job_states { JOB_PENDING, JOB_RUNNING, JOB_SUSPENDED };
+
+typedef struct {
+	uint32_t job_id;
+	uint32_t job_state;
+	char *nodes;
+	uint32_t gres_detail_cnt;
+	char **gres_detail_str;
+	char *tres_alloc_str;
+} slurm_job_info_t;
+
+typedef struct {
+	uint32_t record_count;
+	slurm_job_info_t *job_array;
+} job_info_msg_t;
+
 #endif
