@@ -105,7 +105,7 @@ echo "one=$(cat /proc/1/comm) $(ps -o user= -p 1)"
 echo "self=$(test -d /proc/$$ && grep -c . /proc/self/status | head -c0; echo yes)"
 echo "jobs=$(find /sys/fs/cgroup -maxdepth 6 -name 'job_*' -o -maxdepth 6 -name 's[A-Z0-9]*' -path '*slurm*' | sed 's/.*\///' | sort -u | tr '\n' ' ')"
 echo "writable=$(find /sys/fs/cgroup -writable 2>/dev/null | head -3 | tr '\n' ' ')"
-echo "slurmd=$(find /sys/fs/cgroup -maxdepth 6 -name 'system*' -o -maxdepth 6 -name 'slurmd' | head -3 | tr '\n' ' ')"
+echo "slurmd=$(find /sys/fs/cgroup -maxdepth 6 -name slurmd | head -3 | tr '\n' ' ')"
 echo "cgroup=$(grep -c . /proc/self/cgroup)"
 echo "id=$SLURM_JOB_ID"
 `
