@@ -118,7 +118,8 @@ func TestFault_A14_slurmd_starts_with_a_broken_plugin(t *testing.T) {
 }
 
 // The plugin is broken on a node alone: srun and sbatch take --carme, and what
-// keeps the job away is the node's feature, which doctor takes from such a node.
+// keeps the job away is the node's feature, which "carme doctor --feature", run
+// by contrib/slurm/health_check, takes from such a node.
 func TestFault_J18_A14_the_plugin_is_broken_on_one_node(t *testing.T) {
 	place(t, node1, pluginDir+"/other.so", forAnotherSlurm(t))
 	for state, script := range broken(t) {
@@ -129,7 +130,9 @@ func TestFault_J18_A14_the_plugin_is_broken_on_one_node(t *testing.T) {
 			breaking(t, node1, script)
 			const feature = "scontrol update NodeName=" + node1 + " AvailableFeatures=%[1]s ActiveFeatures=%[1]s"
 			undo(t, ctl, fmt.Sprintf(feature, "carme"))
-			sh(t, ctl, fmt.Sprintf(feature, ""))
+			if r := root(t, node1, "timeout", "60", "carme", "doctor", "--feature"); r.code == 0 {
+				t.Errorf("doctor finds nothing wrong:\n%s", r.out)
+			}
 			plainWorks(t)
 			for kind, start := range map[string][]string{
 				"srun":   {"timeout", "60", "srun", "--time=1", "-w", node1, "--carme=none", "readlink", "/proc/self/ns/pid"},

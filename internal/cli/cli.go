@@ -203,12 +203,12 @@ func finish(out io.Writer, report printable, asJSON, passed bool) error {
 }
 
 func (m Machine) doctor(out io.Writer) *cobra.Command {
-	var asJSON, clean bool
+	var asJSON, clean, feature bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Examine this node",
 		Long: "Looks for what keeps srun --carme from working on this node, and says how to mend it.\n" +
-			"Changes nothing, except with --clean. Exit status 1 if a check failed.",
+			"Changes nothing, except with --clean and --feature. Exit status 1 if a check failed.",
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			d := doctor.Doctor{
@@ -224,11 +224,17 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 				}
 			}
 			report := d.Examine(cmd.Context())
+			if feature {
+				if _, err := d.KeepFeature(cmd.Context(), report); err != nil {
+					return err
+				}
+			}
 			return finish(out, report, asJSON, report.OK)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	cmd.Flags().BoolVar(&clean, "clean", false, "first remove what ended jobs left behind")
+	cmd.Flags().BoolVar(&feature, "feature", false, "give the node Slurm's feature carme if every check passes, else take it away")
 	cmd.Flags().StringVar(&m.Root, "root", m.Root, "look at the files of another root directory")
 	return cmd
 }
