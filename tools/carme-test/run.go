@@ -44,7 +44,9 @@ type runner struct {
 	out     io.Writer
 	now     func() time.Time
 	results []result
-	mu      sync.Mutex // guards out while tests run
+	// unsteady are the tests that failed and then passed (secondTry).
+	unsteady []string
+	mu       sync.Mutex // guards out while tests run
 }
 
 // run does everything and returns the exit status.
@@ -79,6 +81,9 @@ func run(ctx context.Context, o options, out io.Writer, now func() time.Time) (i
 		var rows []row
 		rows, problems = table(features, r.results, o.only)
 		printTable(out, rows)
+	}
+	if len(r.unsteady) > 0 {
+		fmt.Fprintf(out, "\nunsteady: failed once, passed at the second try\n  %s\n", strings.Join(r.unsteady, "\n  "))
 	}
 	total := summarise(out, r.results, problems)
 	fmt.Fprintf(out, "\ntook %s; output is kept in %s/\n%s\n", round(now().Sub(start)), outputDir, total)
