@@ -190,6 +190,7 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 		ail                func(*testing.T, *patient)
 		name, detail, mend string
 	}{
+		"unreadable plugin":      {change(func(p *patient) { p.noObject = true }), "plugin's symbols", "no library that Slurm can load", "install or repair"},
 		"kill switch":            {file("etc/carme/disabled", ""), "kill switch", "every --carme job is refused", "rm /etc/carme/disabled"},
 		"old kernel":             {file("proc/sys/kernel/osrelease", "4.18.0-553"), "kernel", "too old", "5.12"},
 		"odd kernel":             {file("proc/sys/kernel/osrelease", "x"), "kernel", "no release", "5.12"},
@@ -274,7 +275,6 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 		"configless":        {both(gone("etc/slurm/plugstack.conf"), file("var/spool/node1/conf-cache/plugstack.conf", "include /etc/carme/plugstack.d/*.conf")), "plugstack line", OK, "conf-cache"},
 		"direct line":       {file("etc/slurm/plugstack.conf", "optional ../../usr/lib/carme/spank_carme.so"), "plugstack line", OK, "optional"},
 		"own plugstack":     {both(says("scontrol", "PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},
-		"unreadable plugin": {change(func(p *patient) { p.noObject = true }), "plugin's symbols", Skip, "cannot be read"},
 		"detected GPUs":     {file("etc/slurm/gres.conf", "AutoDetect=nvml\n"), "gres.conf", OK, "slurmd finds"},
 		"no driver's files": {gone("proc/driver"), "GPU map", Note, "NVML is asked"},
 		"no GPUs": {

@@ -28,6 +28,7 @@ func installed() []string {
 	return []string{
 		pluginPath, "usr/lib/carme/libcarme.so",
 		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold", "usr/libexec/carme/carme-enter",
+		"usr/libexec/carme/carme-slurm",
 	}
 }
 
@@ -86,7 +87,7 @@ func (d Doctor) exports() Finding {
 	const name = "plugin's symbols"
 	o, err := d.Object(d.path(pluginPath))
 	if err != nil {
-		return skip(name, "the plugin cannot be read")
+		return fail(name, mendPackage, "/%s is no library that Slurm can load: %v", pluginPath, err)
 	}
 	var strange, missing []string
 	for _, s := range o.Exports {
