@@ -247,7 +247,7 @@ func queued(t *testing.T, user string) string {
 // jobs and tasks may differ.
 func same(t *testing.T, plain, sealed result) {
 	t.Helper()
-	numbers := regexp.MustCompile(`(StepId=|STEP |step |job |JOB )[0-9]+(\.[0-9]+)?|[0-9]{4}-[0-9-]+T[0-9:]+`)
+	numbers := regexp.MustCompile(`(StepId=|STEP |step |job |JOB )[0-9]+(\.[0-9]+)?|[0-9]{4}-[0-9-]+T[0-9:.]+`)
 	waiting := regexp.MustCompile(`(?m)^srun: job \d+ (queued and waiting for|has been allocated) resources\n?`)
 	clean := func(text string) string {
 		return strings.TrimRight(numbers.ReplaceAllString(waiting.ReplaceAllString(text, ""), "${1}N"), "\n")
