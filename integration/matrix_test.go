@@ -166,7 +166,7 @@ func TestFault_A14_J18_the_keyword_required_changes_nothing(t *testing.T) {
 	idle(t)
 }
 
-func TestFault_J18_A14_the_kill_switch(t *testing.T) {
+func TestFault_J18_A13_A14_the_kill_switch(t *testing.T) {
 	a := allocate(t, "alice", "-w", node1, "--carme=none")
 	undo(t, node1, "rm -f /etc/carme/disabled")
 	sh(t, node1, "touch /etc/carme/disabled")
