@@ -144,8 +144,8 @@ func leavesProcesses(t *testing.T) {
 }
 
 // Steps of one job whose slurmstepd is killed at some moment between its start
-// and its end.
-func TestFault_J14_a_hundred_sigkills_leave_nothing(t *testing.T) {
+// and its end: a hundred of them, or as many as there is time for.
+func TestFault_J14_sigkills_at_any_moment_leave_nothing(t *testing.T) {
 	a := allocate(t, "alice", "-w", node2, "--carme=none", "--mem=4000")
 	killer := `end=$(( $(date +%s) + 50 )); n=0
 while [ $n -lt 100 ] && [ $(date +%s) -lt $end ]; do
