@@ -47,7 +47,7 @@ type Backend struct {
 // DefaultConfig is the configuration of a node called name.
 func DefaultConfig(name string) Config {
 	name, _, _ = strings.Cut(name, ".")
-	return Config{
+	return Config{ //nolint:gosec // G101: the name of a file
 		Node: name, Listen: ":7444", CA: "/etc/carme/ca.pem", State: "/var/lib/carme/agent",
 		Munge: "/usr/bin/munge", JoinToken: "/etc/carme/join-token", Carme: "/usr/bin/carme",
 		Limits:   relay.Limits{Job: 1024, User: 4096, Total: 16384},

@@ -100,7 +100,7 @@ func (s *server) run(ctx context.Context) error {
 		switch {
 		case err == nil:
 			s.take(ctx, conn)
-		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed):
 			return nil
 		default: // no descriptor left: others will be closed
 			s.log.Error("cannot take connections", "error", err)

@@ -49,8 +49,7 @@ func explain(what string, err error) string {
 	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTDOWN):
 		return what + " cannot be reached: its file server does not answer"
 	}
-	var errno unix.Errno
-	if errors.As(err, &errno) {
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
 		return what + ": " + errno.Error()
 	}
 	return what + " cannot be used"

@@ -68,8 +68,8 @@ const (
 	// enrolTime is how long the backend may take: it dials back.
 	enrolTime = 30 * time.Second
 	// Between two attempts.
-	pauseMin = 2 * time.Second
-	pauseMax = time.Minute
+	firstPause   = 2 * time.Second
+	longestPause = time.Minute
 )
 
 // New opens the certificate that is there, if it can be used.
@@ -124,7 +124,7 @@ func (e *Enroller) Ready() <-chan struct{} { return e.ready }
 
 // Run gets a certificate and renews it until ctx ends.
 func (e *Enroller) Run(ctx context.Context) {
-	wait := pauseMin
+	wait := firstPause
 	for {
 		next := lookEvery
 		if err := e.step(ctx); err != nil {
@@ -134,9 +134,9 @@ func (e *Enroller) Run(ctx context.Context) {
 			e.Log.Warn("no certificate from the backend yet; trying again", "error", err, "seconds", int(wait.Seconds()))
 			// Many nodes start at once.
 			next = wait/2 + mathrand.N(wait) //nolint:gosec // G404: no secret
-			wait = min(2*wait, pauseMax)
+			wait = min(2*wait, longestPause)
 		} else {
-			wait = pauseMin
+			wait = firstPause
 		}
 		timer := time.NewTimer(next)
 		select {

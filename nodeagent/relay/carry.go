@@ -6,6 +6,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -51,8 +53,10 @@ func (r *Relay) toApp(conn *Conn, s *stream) error {
 		// First what crypto/tls holds already: the kernel knows nothing of it.
 		err := r.drain(conn, s)
 		if errors.Is(err, io.EOF) {
-			if err := s.app.CloseWrite(); err != nil {
-				return err
+			// An app that has gone already cannot be told.
+			_ = s.app.CloseWrite()
+			if s.halves.Add(1) == 2 {
+				return nil
 			}
 			return awaitEnd(conn)
 		}
@@ -73,7 +77,7 @@ func awaitEnd(conn *Conn) error {
 			return err
 		}
 		// After the farewell nothing may come but the end.
-		if _, err := conn.lazy.Read(make([]byte, 1)); !errors.Is(err, wouldBlock{}) {
+		if _, err := conn.lazy.Read(make([]byte, 1)); !errors.Is(err, wouldBlockError{}) {
 			return errClient
 		}
 	}
@@ -96,7 +100,7 @@ func (r *Relay) drain(conn *Conn, s *stream) error {
 				}
 			}
 		}
-		if errors.Is(err, wouldBlock{}) {
+		if errors.Is(err, wouldBlockError{}) {
 			return nil
 		}
 		if err != nil {
@@ -118,7 +122,7 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 		err := raw.Read(func(fd uintptr) bool {
 			buf = buffers.Get().(*[bufferSize]byte)
 			n, readErr = tryRead(int(fd), buf[:])
-			if errors.Is(readErr, wouldBlock{}) {
+			if errors.Is(readErr, wouldBlockError{}) {
 				buffers.Put(buf)
 				buf = nil
 				return false
@@ -138,8 +142,13 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 		switch {
 		case err != nil:
 			return err
-		case errors.Is(readErr, io.EOF):
-			return conn.tls.CloseWrite()
+		case errors.Is(readErr, io.EOF), errors.Is(readErr, unix.ECONNRESET):
+			// A reset is that the app did not read all; what it said came first.
+			err := conn.tls.CloseWrite()
+			if s.halves.Add(1) == 2 {
+				s.close() // toApp awaits the end
+			}
+			return err
 		case readErr != nil:
 			return readErr
 		}

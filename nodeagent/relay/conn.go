@@ -34,13 +34,13 @@ func (c *Conn) TLS() *tls.Conn { return c.tls }
 // TCP is the connection below it.
 func (c *Conn) TCP() *net.TCPConn { return c.tcp }
 
-// wouldBlock is what a read without data returns. It is temporary, so that
+// wouldBlockError is what a read without data returns. It is temporary, so that
 // crypto/tls keeps its state and goes on with the next call.
-type wouldBlock struct{}
+type wouldBlockError struct{}
 
-func (wouldBlock) Error() string   { return "nothing to read now" }
-func (wouldBlock) Timeout() bool   { return true }
-func (wouldBlock) Temporary() bool { return true }
+func (wouldBlockError) Error() string   { return "nothing to read now" }
+func (wouldBlockError) Timeout() bool   { return true }
+func (wouldBlockError) Temporary() bool { return true }
 
 // lazyConn is a TCP connection whose Read does not wait once lazy is set. So
 // no buffer of ours or of crypto/tls is held while nothing comes.
@@ -69,7 +69,7 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 	return n, readErr
 }
 
-// tryRead reads without waiting; nothing there is wouldBlock.
+// tryRead reads without waiting; nothing there is wouldBlockError.
 func tryRead(fd int, p []byte) (int, error) {
 	for {
 		n, err := unix.Read(fd, p)
@@ -77,7 +77,7 @@ func tryRead(fd int, p []byte) (int, error) {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case errors.Is(err, unix.EAGAIN):
-			return 0, wouldBlock{}
+			return 0, wouldBlockError{}
 		case err != nil:
 			return 0, os.NewSyscallError("read", err)
 		case n == 0:

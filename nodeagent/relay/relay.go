@@ -97,7 +97,7 @@ func (r *Relay) Counts() (open int, answered map[string]int64) {
 	defer r.mu.Unlock()
 	answered = map[string]int64{}
 	for s, n := range r.counts {
-		answered[Status(s).String()] = n //nolint:gosec // G115: an index of a small array
+		answered[Status(s).String()] = n
 	}
 	return len(r.streams), answered
 }
@@ -112,7 +112,8 @@ type stream struct {
 	app    *net.UnixConn
 	closed bool
 
-	deaf bool // the app does not read any more; of toApp alone
+	halves atomic.Int32 // that have ended
+	deaf   bool         // the app does not read any more; of toApp alone
 }
 
 // close ends a stream at once, from any goroutine. Without a farewell: TLS has

@@ -19,8 +19,8 @@ const (
 	// settle is how long changes are gathered before they are told.
 	settle = 50 * time.Millisecond
 	// Between two attempts.
-	pauseMin = time.Second
-	pauseMax = 30 * time.Second
+	firstPause   = time.Second
+	longestPause = 30 * time.Second
 )
 
 // Poster sends a report (upstream.Client).
@@ -52,10 +52,10 @@ type Reporter struct {
 
 // Run reports until ctx ends.
 func (r *Reporter) Run(ctx context.Context) {
-	every, wait, failing := everyDefault, pauseMin, false
+	every, wait, failing := everyDefault, firstPause, false
 	for {
 		answer, err := r.once(ctx)
-		next := every
+		var next time.Duration
 		switch {
 		case ctx.Err() != nil:
 			return
@@ -65,12 +65,12 @@ func (r *Reporter) Run(ctx context.Context) {
 			}
 			failing = true
 			next = wait/2 + mathrand.N(wait) //nolint:gosec // G404: no secret
-			wait = min(2*wait, pauseMax)
+			wait = min(2*wait, longestPause)
 		default:
 			if failing {
 				r.Log.Info("the backend takes reports again")
 			}
-			failing, wait = false, pauseMin
+			failing, wait = false, firstPause
 			if d := time.Duration(answer.EverySeconds) * time.Second; d > 0 {
 				every = min(d, everyMax)
 			}

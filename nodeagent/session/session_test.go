@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/carme-hpc/carme/nodeagent/session"
 	"github.com/carme-hpc/carme/nodeagent/session/sessiontest"
 )
@@ -174,7 +176,7 @@ func TestTable_survives_a_flood_of_registrations(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer c.Close() //nolint:errcheck // a test's connection
+		t.Cleanup(func() { _ = c.Close() })
 	}
 	job := node.Add(t, 7, nil)
 	job.Register(t)
@@ -370,9 +372,8 @@ func TestJob_status_with_a_lease_of_the_user_stops_nobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer file.Close() //nolint:errcheck // nothing was written
-	const setLease, writeLease = 1024, 1 // F_SETLEASE, F_WRLCK of fcntl(2)
-	if _, _, errno := syscall.Syscall(syscall.SYS_FCNTL, file.Fd(), setLease, writeLease); errno != 0 {
-		t.Skip("no lease here: ", errno)
+	if _, err := unix.FcntlInt(file.Fd(), unix.F_SETLEASE, unix.F_WRLCK); err != nil {
+		t.Skip("no lease here: ", err)
 	}
 	// The kernel asks for the lease by SIGIO.
 	began := time.Now()
