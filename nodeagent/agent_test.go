@@ -37,7 +37,7 @@ import (
 
 // TestMain lets the tests' program be the agent's children.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == ControlChild {
+	if len(os.Args) == 2 && (os.Args[1] == ControlChild || os.Args[1] == GPUChild) {
 		os.Exit(Main(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())
@@ -196,22 +196,24 @@ type rig struct {
 	node    sessiontest.Node
 	backend *backend
 	cfg     Config
-	log     *bytes.Buffer
+	root    string
 }
 
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	b := newBackend(t)
 	dir := t.TempDir()
-	r := &rig{node: sessiontest.New(t), backend: b, cfg: DefaultConfig("n1.cluster"), log: &bytes.Buffer{}}
+	r := &rig{node: sessiontest.New(t), backend: b, cfg: DefaultConfig("n1.cluster"), root: dir}
 	r.cfg.Cluster, r.cfg.Listen, r.cfg.State = "test", "127.0.0.1:0", filepath.Join(dir, "state")
 	r.cfg.Backend = Backend{Address: b.server.Listener.Addr().String(), Name: "b1"}
 	r.cfg.CA = filepath.Join(dir, "ca.pem")
 	r.cfg.JoinToken = filepath.Join(dir, "join-token")
 	r.cfg.Munge = filepath.Join(dir, "munge")
+	r.cfg.Carme = filepath.Join(dir, "carme")
 	r.cfg.LogLevel = "debug"
 	for name, text := range map[string]string{
 		r.cfg.CA: string(b.ca.PEM), r.cfg.Munge: "#!/bin/sh\nprintf MUNGE:; exec /bin/cat\n",
+		r.cfg.Carme: "#!/bin/sh\necho '{\"ok\":false,\"findings\":[{\"name\":\"plugin\",\"status\":\"fail\",\"detail\":\"is absent\",\"mend\":\"install it\"}]}'\n",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o700); err != nil {
 			t.Fatal(err)
@@ -232,7 +234,7 @@ func (r *rig) start(t *testing.T) (stop func()) {
 	done := make(chan error, 1)
 	go func() {
 		done <- Run(ctx, r.cfg, Machine{
-			JobsDir: r.node.Dir, Socket: r.node.Socket, Owner: uint32(os.Getuid()), IsAnchor: func(int) bool { return true },
+			Root: r.root, JobsDir: r.node.Dir, Socket: r.node.Socket, Owner: uint32(os.Getuid()), IsAnchor: func(int) bool { return true },
 			Self: self, Now: time.Now, Log: io.Discard,
 			Listening: func(a net.Addr) {
 				r.backend.set(func() { r.backend.agent = a.String() })
@@ -317,6 +319,7 @@ func TestAgent_from_its_first_start_to_a_stream(t *testing.T) {
 	job := r.node.Add(t, 7, func(n *session.Notes) { n.Devices = []session.Device{{UUID: "GPU-1", Model: "X"}} })
 	job.Register(t)
 	r.reported(t, "image", hasJob(7, api.StageImage))
+	r.reported(t, "problem", func(rep api.Report) bool { return rep.Problem == "plugin: is absent; install it" })
 	job.Listen(t, sessiontest.Echo)
 	job.Status(t, "ready\n")
 	r.reported(t, "ready", hasJob(7, api.StageReady))
