@@ -65,6 +65,7 @@ func Load(src Source) (*Config, error) {
 type loader struct {
 	root       *os.Root
 	trustOwner bool
+	manual     string // where its settings are explained
 	problems   ProblemsError
 }
 
@@ -73,7 +74,7 @@ func newLoader(src Source) (*loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	return &loader{root: root, trustOwner: src.TrustOwner}, nil
+	return &loader{root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)"}, nil
 }
 
 func (l *loader) fail(name string, line int, text string) {
@@ -320,7 +321,7 @@ func (f *file) failDecode(err error) {
 			text = m[2]
 		}
 		if m := unknownField.FindStringSubmatch(text); m != nil {
-			text = `there is no setting "` + m[1] + `"; see spank.yaml(5)`
+			text = `there is no setting "` + m[1] + `"; see ` + f.loader.manual
 		}
 		f.loader.fail(f.name, at, flat(text))
 	}
