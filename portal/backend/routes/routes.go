@@ -184,15 +184,6 @@ func (s *Service) Hosts(ctx context.Context, viewer string) (map[uint32]string, 
 	return out, nil
 }
 
-// Live returns every live origin's job.
-func (s *Service) Live(ctx context.Context) ([]Host, error) {
-	var rows []Host
-	if err := store.One(ctx, s.DB.Read(), &rows, "SELECT "+hostColumns+" FROM hosts WHERE ended = 0"); err != nil {
-		return nil, fmt.Errorf("read hosts: %w", err)
-	}
-	return rows, nil
-}
-
 func (s *Service) host(ctx context.Context, tx store.Tx, name string) (Host, error) {
 	var h Host
 	if !label.MatchString(name) {
@@ -352,4 +343,17 @@ func (s *Service) sign(ctx context.Context, portalKey [32]byte, h Host, sess *au
 		ID: id.String(), Session: sess.ID, User: sess.UserName, Viewer: h.Viewer, Mode: h.Mode, Job: strconv.FormatInt(h.Job, 10), App: h.App,
 		Addr: addr, Node: node, Token: tok, Expires: expires.UTC(), End: last.UTC(),
 	}, nil
+}
+
+// LiveJobs are the jobs that have an origin.
+func (s *Service) LiveJobs(ctx context.Context) ([]uint32, error) {
+	var ids []int64
+	if err := store.One(ctx, s.DB.Read(), &ids, "SELECT DISTINCT job FROM hosts WHERE ended = 0"); err != nil {
+		return nil, fmt.Errorf("read hosts: %w", err)
+	}
+	out := make([]uint32, 0, len(ids))
+	for _, id := range ids {
+		out = append(out, uint32(id)) //nolint:gosec // it came from a uint32
+	}
+	return out, nil
 }
