@@ -5,10 +5,10 @@ import (
 	"sync"
 )
 
-// clusterTopic is everybody's; a user's own is "jobs".
+// Topics: the cluster is everybody's, the jobs are a user's own.
 const (
-	topicJobs    = "jobs"
-	topicCluster = "cluster"
+	TopicJobs    = "jobs"
+	TopicCluster = "cluster"
 )
 
 // Hub counts versions of what users see, and wakes who waits for a change.
@@ -71,7 +71,7 @@ func (h *Hub) bump(key string) {
 	}
 	h.versions[key]++
 	for w := range h.waiters {
-		if key == topicCluster || key == userKey(w.user) {
+		if key == TopicCluster || key == userKey(w.user) {
 			select {
 			case w.Wake <- struct{}{}:
 			default: // it will look anyway
@@ -86,7 +86,7 @@ func (h *Hub) Versions(user string) []News {
 	defer h.mu.Unlock()
 	tag := func(n int64) string { return h.Boot + "-" + strconv.FormatInt(n, 10) }
 	return []News{
-		{topicJobs, tag(h.versions[userKey(user)])},
-		{topicCluster, tag(h.versions[topicCluster])},
+		{TopicJobs, tag(h.versions[userKey(user)])},
+		{TopicCluster, tag(h.versions[TopicCluster])},
 	}
 }

@@ -284,7 +284,7 @@ func (s *Service) refreshNodes(ctx context.Context) {
 	s.pic.nodes, s.pic.partitions, s.pic.nodesAt = list, parts, s.Now()
 	s.mu.Unlock()
 	if !same {
-		s.Hub.bump(topicCluster)
+		s.Hub.bump(TopicCluster)
 	}
 }
 
@@ -566,4 +566,15 @@ func (s *Service) event(ctx context.Context, job uint32, stage, text string) err
 		}
 		return nil
 	})
+}
+
+// Touch says that the user still looks.
+func (s *Service) Touch(uid uint32) {
+	s.mu.Lock()
+	if s.viewers == nil {
+		s.viewers = map[uint32]time.Time{}
+	}
+	s.viewers[uid] = s.Now()
+	s.mu.Unlock()
+	s.pokeNow()
 }
