@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -146,8 +147,7 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 }
 
 func itoa(n uint32) string {
-	b, _ := json.Marshal(n)
-	return string(b)
+	return strconv.FormatUint(uint64(n), 10)
 }
 
 // run starts a job on node n1.
@@ -262,7 +262,8 @@ func (w *world) start() {
 	}
 	certs := w.ca.Open(t, mtls.RoleBackend, "b")
 	hs := srv.HTTP(certs.OptionalServer([]string{"h2", "http/1.1"}))
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	var conf net.ListenConfig
+	l, err := conf.Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -421,7 +421,7 @@ func (s *Service) begin(ctx context.Context, node string, j api.NodeJob) error {
 	if job.BatchHost == "" { // it was read while the job waited
 		var err error
 		if job, err = s.detail(ctx, j.Job); err != nil {
-			return nil //nolint:nilerr // as above
+			return nil
 		}
 	}
 	if job.BatchHost != node {
