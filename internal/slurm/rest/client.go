@@ -137,7 +137,7 @@ func (c *Client) speak(ctx context.Context, head http.Header) (string, error) {
 		}
 		req.Header = head.Clone()
 		req.Header.Del("Content-Type")
-		res, err := c.http.Do(req) //nolint:gosec // G704: the address is the admin's setting
+		res, err := c.http.Do(req)
 		if err != nil {
 			return "", err
 		}
@@ -276,13 +276,6 @@ func small(v *v0042.V0042Uint32NoValStruct) int {
 		return 0
 	}
 	return int(val(v.Number))
-}
-
-func big(v *v0042.V0042Uint64NoValStruct) int64 {
-	if v == nil || val(v.Infinite) {
-		return 0
-	}
-	return val(v.Number)
 }
 
 // Ping asks whether slurmctld answers.

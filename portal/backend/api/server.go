@@ -230,8 +230,7 @@ func (r *request) read(v any) error {
 	dec := json.NewDecoder(r.Body)
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		var tooBig *http.MaxBytesError
-		if errors.As(err, &tooBig) {
+		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return &problem.Error{Status: http.StatusRequestEntityTooLarge, Body: api.Error{Code: "invalid", Message: "The body is too long."}}
 		}
 		return badBody()

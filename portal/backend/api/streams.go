@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/jobs"
 )
 
 const (
@@ -85,12 +86,12 @@ func revocations(r *request) error {
 		}
 		for _, v := range list {
 			if err := line(v); err != nil {
-				return nil //nolint:nilerr // the portal went away
+				return nil
 			}
 			seq = v.Seq
 		}
 		if err := line(api.Revocation{Seq: seq, Kind: api.Heartbeat}); err != nil {
-			return nil //nolint:nilerr // as above
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -110,7 +111,14 @@ func events(r *request) error {
 	out := r.stream("text/event-stream")
 	s.Jobs.Touch(uid)
 	said := map[string]string{}
-	first := r.Header.Get("Last-Event-ID") == ""
+	if r.Header.Get("Last-Event-ID") == "" { // the page was made just now
+		for _, n := range s.Jobs.Hub.Versions(user) {
+			said[n.Topic] = n.Version
+		}
+	}
+	if err := out.send(": carme\n\n"); err != nil {
+		return nil // the browser went away
+	}
 	beat := time.NewTicker(eventBeat)
 	defer beat.Stop()
 	for {
@@ -119,22 +127,8 @@ func events(r *request) error {
 			_ = out.send("event: logout\ndata: session\n\n") // it ends either way
 			return nil
 		}
-		for _, n := range s.Jobs.Hub.Versions(user) {
-			if said[n.Topic] == n.Version {
-				continue
-			}
-			if said[n.Topic] != "" || !first {
-				if err := out.send("id: " + n.Version + "\nevent: change\ndata: " + n.Topic + " " + n.Version + "\n\n"); err != nil {
-					return nil //nolint:nilerr // the browser went away
-				}
-			}
-			said[n.Topic] = n.Version
-		}
-		if first {
-			first = false
-			if err := out.send(": carme\n\n"); err != nil {
-				return nil //nolint:nilerr // as above
-			}
+		if err := out.news(s.Jobs.Hub.Versions(user), said); err != nil {
+			return nil // the browser went away
 		}
 		select {
 		case <-ctx.Done():
@@ -144,8 +138,22 @@ func events(r *request) error {
 		case <-beat.C:
 			s.Jobs.Touch(uid)
 			if err := out.send(": \n\n"); err != nil {
-				return nil //nolint:nilerr // as above
+				return nil // the browser went away
 			}
 		}
 	}
+}
+
+// news sends the versions that were not said yet.
+func (s *stream) news(now []jobs.News, said map[string]string) error {
+	for _, n := range now {
+		if said[n.Topic] == n.Version {
+			continue
+		}
+		if err := s.send("id: " + n.Version + "\nevent: change\ndata: " + n.Topic + " " + n.Version + "\n\n"); err != nil {
+			return err
+		}
+		said[n.Topic] = n.Version
+	}
+	return nil
 }

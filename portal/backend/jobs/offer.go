@@ -20,37 +20,9 @@ const (
 	featureCarme   = "carme"
 )
 
-// App is what the head node needs of an app's description.
-type App struct {
-	Name, Title, Description, Icon, Sharing string
-	// Images that have it; all if empty.
-	Images []string
-	// NetPrivate: it starts with a network of its own only.
-	NetPrivate bool
-}
-
-// Catalogue is the images and apps, and the site's policy for jobs.
-type Catalogue struct {
-	Config *config.Config
-	Apps   []App
-}
-
-func (c *Catalogue) app(name string) *App {
-	for i := range c.Apps {
-		if c.Apps[i].Name == name {
-			return &c.Apps[i]
-		}
-	}
-	return nil
-}
-
-func (a *App) runsIn(image string) bool {
-	return len(a.Images) == 0 || slices.Contains(a.Images, image)
-}
-
 // images are those of the catalogue that the session's user may use.
-func (s *Service) images(c *Catalogue, sess *auth.Session) []string {
-	names := carme.New(c.Config).ImageNames(sess.Groups())
+func (s *Service) images(c *config.Config, sess *auth.Session) []string {
+	names := carme.New(c).ImageNames(sess.Groups())
 	if only := s.Limits.For(sess.User().Roles).Images; len(only) > 0 {
 		names = slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(only, n) })
 	}
@@ -74,9 +46,9 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 		out.Apps = append(out.Apps, api.OfferApp{Name: a.Name, Title: a.Title, Description: a.Description, Icon: a.Icon, Sharing: a.Sharing})
 	}
 	for _, name := range s.images(c, sess) {
-		img := api.OfferImage{Name: name, Description: c.Config.Image(name).Description, Apps: []string{}}
+		img := api.OfferImage{Name: name, Description: c.Image(name).Description, Apps: []string{}}
 		for i := range c.Apps {
-			if c.Apps[i].runsIn(name) {
+			if c.Apps[i].RunsIn(name) {
 				img.Apps = append(img.Apps, c.Apps[i].Name)
 			}
 		}
@@ -89,10 +61,10 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 	return out, nil
 }
 
-func (s *Service) defaults(c *Catalogue, o *api.Offer) api.Start {
+func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
 	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
 	for _, img := range o.Images { // the site's, else the first with an app
-		if len(img.Apps) > 0 && (d.Image == "" || img.Name == c.Config.Spank.DefaultImage) {
+		if len(img.Apps) > 0 && (d.Image == "" || img.Name == c.Spank.DefaultImage) {
 			d.Image, d.App = img.Name, img.Apps[0]
 			if slices.Contains(img.Apps, "jupyterlab") {
 				d.App = "jupyterlab"

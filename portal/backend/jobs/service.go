@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/config"
 	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
@@ -90,7 +91,7 @@ type Service struct {
 	Hub    *Hub
 	Limits policy.Limits
 	// Catalogue reads images and apps as they are now.
-	Catalogue func() (*Catalogue, error)
+	Catalogue func() (*config.Config, error)
 	// Identity returns the numeric groups of a user.
 	Identity func(ctx context.Context, user string) ([]uint32, error)
 	// ServiceUser looks at Slurm for everybody.
@@ -420,7 +421,7 @@ func (s *Service) begin(ctx context.Context, node string, j api.NodeJob) error {
 	if job.BatchHost == "" { // it was read while the job waited
 		var err error
 		if job, err = s.detail(ctx, j.Job); err != nil {
-			return nil //nolint:nilerr // as above
+			return nil
 		}
 	}
 	if job.BatchHost != node {

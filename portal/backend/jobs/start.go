@@ -17,6 +17,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/carme-hpc/carme/internal/config"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
@@ -49,7 +50,7 @@ var word = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
 // checked is a request that may be submitted.
 type checked struct {
 	in  api.Start
-	app *App
+	app *config.App
 }
 
 // check fills in defaults and refuses by field, with the same rules as srun.
@@ -74,11 +75,11 @@ func (s *Service) check(ctx context.Context, sess *auth.Session, in api.Start) (
 	if _, err := uuid.Parse(in.ID); err != nil || len(in.ID) != 36 || in.ID != strings.ToLower(in.ID) {
 		wrong["id"] = "is no UUID"
 	}
-	app := c.app(in.App)
+	app := c.App(in.App)
 	switch {
 	case app == nil:
 		wrong["app"] = "there is no such app"
-	case !app.runsIn(in.Image):
+	case !app.RunsIn(in.Image):
 		wrong["app"] = "the image does not have this app; choose another image"
 	}
 	if !slices.Contains(s.images(c, sess), in.Image) {
@@ -107,8 +108,8 @@ func orDefault[T comparable](v, d T) T {
 }
 
 // plugin asks the plugin's own grammar and policy: REST goes past those in srun.
-func (s *Service) plugin(c *Catalogue, sess *auth.Session, in api.Start, app *App) error {
-	given := []request.Given{{Name: request.OptCarme, Value: in.Image}}
+func (s *Service) plugin(c *config.Config, sess *auth.Session, in api.Start, app *config.App) error {
+	given := []request.Given{{Name: request.OptCarme, Value: in.Image}, {Name: request.OptApp, Value: in.App}}
 	if app != nil && app.NetPrivate {
 		given = append(given, request.Given{Name: request.OptNet, Value: request.NetPrivate})
 	}
@@ -117,7 +118,7 @@ func (s *Service) plugin(c *Catalogue, sess *auth.Session, in api.Start, app *Ap
 		return err
 	}
 	u := sess.User()
-	_, err = carme.New(c.Config).Resolve(r, carme.User{Name: u.Name, UID: u.UID, GID: uint32(sess.GID), Groups: sess.Groups()}) //nolint:gosec // it came from a uint32
+	_, err = carme.New(c).Resolve(r, carme.User{Name: u.Name, UID: u.UID, GID: uint32(sess.GID), Groups: sess.Groups()}) //nolint:gosec // it came from a uint32
 	return err
 }
 

@@ -35,7 +35,7 @@ type DB struct {
 
 // Create makes a new database with its schema; the file must not exist.
 func Create(ctx context.Context, path string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600) //nolint:gosec // G304: the admin's own setting
 	if errors.Is(err, fs.ErrExist) {
 		return fmt.Errorf("create database %s: it exists; move it away if you want a new one", path)
 	}
@@ -180,7 +180,7 @@ func checkFileSystem(dir string) error {
 	if err := unix.Statfs(dir, &st); err != nil {
 		return fmt.Errorf("look at file system of %s: %w", dir, err)
 	}
-	if name, ok := networkFS()[int64(st.Type)&0xffffffff]; ok {
+	if name, ok := networkFS()[st.Type&0xffffffff]; ok {
 		return fmt.Errorf("%s is on %s, where a database would break; put the state directory on a local disk", dir, name)
 	}
 	return nil
