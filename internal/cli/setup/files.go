@@ -97,14 +97,14 @@ func (s *setup) settle(name, text string) error {
 
 // writeFile writes a file whole or not at all.
 func writeFile(name string, data []byte, mode os.FileMode) error {
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil { //nolint:gosec // /etc/carme is for all to read
 		return fmt.Errorf("make the directory of %s: %w", name, err)
 	}
 	temporary := name + ".tmp"
 	if err := os.Remove(temporary); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove an old %s: %w", temporary, err)
 	}
-	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode)
+	f, err := os.OpenFile(temporary, os.O_CREATE|os.O_EXCL|os.O_WRONLY, mode) //nolint:gosec // our own files
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
@@ -123,6 +123,22 @@ func writeFile(name string, data []byte, mode os.FileMode) error {
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
+	}
+	return nil
+}
+
+// ownGroup gives a directory to a user and another user's group.
+func (s *setup) ownGroup(name, owner, group string) error {
+	uid, _, err := ids(owner)
+	if err != nil {
+		return err
+	}
+	_, gid, err := ids(group)
+	if err != nil {
+		return err
+	}
+	if err := os.Chown(s.path(name), uid, gid); err != nil {
+		return fmt.Errorf("give %s to %s: %w", name, owner, err)
 	}
 	return nil
 }
