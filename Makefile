@@ -11,6 +11,7 @@ ONLY ?=
 export PATH := $(CURDIR)/.cache/bin:$(PATH):/usr/local/go/bin:/usr/sbin:/sbin
 export SLURM_SUITE
 
+include mk/assets.mk
 include mk/build.mk
 include mk/testbed.mk
 

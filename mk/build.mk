@@ -20,7 +20,7 @@ GO_LINK = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(VERSION
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
-build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme ## Compile the product into OUT
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session ## Compile the product into OUT
 
 # Symbols are resolved when the plugin is loaded, not when a job needs them, and
 # none but SPANK's are exported into Slurm's programs.
@@ -55,10 +55,15 @@ $(OUT)/carme: $(GO_SOURCES)
 	@mkdir -p $(@D)
 	CGO_ENABLED=1 go build -trimpath -ldflags '$(GO_LINK)' -o $@ ./cmd/carme
 
+# Static because it runs inside whatever an image holds.
+$(OUT)/carme-session: $(GO_SOURCES) $(TERMINAL_ASSETS)/dist/xterm.js
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./cmd/carme-session
+
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
-	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(DESTDIR)/usr/libexec/carme/
+	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
 	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
 	for page in docs/man/*.[1-8]; do install -D -m 644 $$page $(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}; done
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/

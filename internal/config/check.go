@@ -86,17 +86,22 @@ func (f *file) checkImage(img *Image) {
 	}
 	f.checkBinds(img.Binds, "binds")
 	for name, value := range img.Env {
-		switch {
-		case !envName.MatchString(name):
-			f.fail("is no name of a variable", "env", name)
-		case strings.HasPrefix(name, "SLURM_") || strings.HasPrefix(name, "_SLURM_") || strings.HasPrefix(name, "LD_"):
-			f.fail("is a variable that an image may not set", "env", name)
-		case strings.ContainsRune(value, 0):
-			f.fail("has a NUL character", "env", name)
-		}
+		f.checkVariable(name, value)
 	}
 	if !slices.Contains([]string{FormatAuto, FormatSIF, FormatSandbox}, img.Format) {
 		f.fail("is unknown; use sif, sandbox or auto", "format")
+	}
+}
+
+// checkVariable checks a variable that an image or an app sets.
+func (f *file) checkVariable(name, value string) {
+	switch {
+	case !envName.MatchString(name):
+		f.fail("is no name of a variable", "env", name)
+	case strings.HasPrefix(name, "SLURM_") || strings.HasPrefix(name, "_SLURM_") || strings.HasPrefix(name, "LD_"):
+		f.fail("is a variable that may not be set here", "env", name)
+	case strings.ContainsRune(value, 0):
+		f.fail("has a NUL character", "env", name)
 	}
 }
 

@@ -5,6 +5,7 @@ const (
 	Dir       = "etc/carme"
 	SpankFile = "etc/carme/spank.yaml"
 	ImagesDir = "etc/carme/images.d"
+	AppsDir   = "etc/carme/apps.d"
 	// DisabledFile is the kill switch: while it exists no job is isolated.
 	DisabledFile = "etc/carme/disabled"
 )
@@ -33,6 +34,19 @@ const (
 type Config struct {
 	Spank  Spank
 	Images []Image
+	// Apps are LoadApps' and read for jobs with an app only: a mistake in one of
+	// them is no reason to refuse others.
+	Apps []App
+}
+
+// App returns the description of that name, nil if there is none.
+func (c *Config) App(name string) *App {
+	for i := range c.Apps {
+		if c.Apps[i].Name == name {
+			return &c.Apps[i]
+		}
+	}
+	return nil
 }
 
 // Image returns the catalogue's entry of that name, nil if there is none.

@@ -2,8 +2,6 @@ package config
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 )
@@ -26,12 +24,12 @@ type Fail func(text string, at ...any)
 // The error is a ProblemsError with everything that is wrong, or that of
 // opening Root.
 func (d Daemon) Read(v any, check func(fail Fail)) error {
-	root, err := os.OpenRoot(d.Root)
+	l, err := newLoader(d.Source)
 	if err != nil {
-		return fmt.Errorf("open root: %w", err)
+		return err
 	}
-	defer root.Close() //nolint:errcheck // nothing was written
-	l := loader{root: root, trustOwner: d.TrustOwner, manual: d.Manual}
+	defer l.root.Close() //nolint:errcheck // nothing was written
+	l.manual = d.Manual
 	name := strings.TrimPrefix(filepath.Clean("/"+d.File), "/")
 	data, ok := l.read(name)
 	if ok {

@@ -33,18 +33,17 @@ type Source struct {
 // one of Default, without images.d it has no images. The error is a ProblemsError,
 // or that of opening Root.
 func Load(src Source) (*Config, error) {
-	root, err := os.OpenRoot(src.Root)
+	l, err := newLoader(src)
 	if err != nil {
-		return nil, fmt.Errorf("open root: %w", err)
+		return nil, err
 	}
-	defer root.Close() //nolint:errcheck // nothing was written
-	l := loader{root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)"}
+	defer l.root.Close() //nolint:errcheck // nothing was written
 	cfg := &Config{Spank: Default()}
 	var spank *file
 	if data, ok := l.read(SpankFile); ok {
 		spank = l.spank(data, &cfg.Spank)
 	}
-	for _, name := range l.imageFiles() {
+	for _, name := range l.files(ImagesDir) {
 		data, ok := l.read(name)
 		if !ok {
 			continue
@@ -70,6 +69,14 @@ type loader struct {
 	problems   ProblemsError
 }
 
+func newLoader(src Source) (*loader, error) {
+	root, err := os.OpenRoot(src.Root)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	return &loader{root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)"}, nil
+}
+
 func (l *loader) fail(name string, line int, text string) {
 	l.problems = append(l.problems, Problem{File: "/" + name, Line: line, Text: text})
 }
@@ -84,23 +91,23 @@ func (l *loader) spank(data []byte, s *Spank) *file {
 	return f
 }
 
-// imageFiles returns the names of the catalogue's files, sorted.
-func (l *loader) imageFiles() []string {
-	if !l.safeDirs(ImagesDir) {
+// files returns the names of the YAML files in a directory, sorted.
+func (l *loader) files(in string) []string {
+	if !l.safeDirs(in) {
 		return nil
 	}
-	dir, err := l.root.Open(ImagesDir)
+	dir, err := l.root.Open(in)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		l.fail(ImagesDir, 0, reason(err))
+		l.fail(in, 0, reason(err))
 		return nil
 	}
 	defer dir.Close() //nolint:errcheck // nothing was written
 	names, err := dir.Readdirnames(-1)
 	if err != nil {
-		l.fail(ImagesDir, 0, reason(err))
+		l.fail(in, 0, reason(err))
 		return nil
 	}
 	names = slices.DeleteFunc(names, func(n string) bool {
@@ -108,7 +115,7 @@ func (l *loader) imageFiles() []string {
 	})
 	slices.Sort(names)
 	for i, n := range names {
-		names[i] = path.Join(ImagesDir, n)
+		names[i] = path.Join(in, n)
 	}
 	return names
 }

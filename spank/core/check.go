@@ -42,7 +42,7 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		_, err := io.WriteString(stdout, request.Help())
 		return checkDone, err
 	}
-	cfg, err := loadConfig()
+	cfg, err := loadConfig(req.App)
 	if err != nil {
 		return checkFailed, err
 	}

@@ -43,6 +43,7 @@ type job struct {
 	cgroups    []jobCgroup
 	cgroupV    int
 	plugin     anchorConn // answers what Slurm gave to the job (spank/cshim/setup.c)
+	anchorPID  uint32     // of the anchor, on the node
 	constrain  string     // ConstrainDevices as slurmstepd has it
 	ownFilter  bool       // the device filter is Carme's
 	devices    []*device  // all that may appear in the job's /dev

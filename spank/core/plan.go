@@ -27,9 +27,14 @@ func (p *plan) imageKey() string {
 	return p.Image.Path
 }
 
-// loadConfig reads the node's configuration; only root's files count.
-func loadConfig() (*config.Config, error) {
-	cfg, err := config.Load(config.Source{Root: "/"})
+// loadConfig reads the node's configuration, with the app descriptions if there
+// is an app; only root's files count.
+func loadConfig(app string) (*config.Config, error) {
+	src := config.Source{Root: "/"}
+	cfg, err := config.Load(src)
+	if err == nil && app != "" {
+		cfg.Apps, err = config.LoadApps(src)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("the configuration of this node is broken: %w; tell the admin", err)
 	}
@@ -38,7 +43,7 @@ func loadConfig() (*config.Config, error) {
 
 // decide lets the policy judge the request.
 func (j *job) decide() error {
-	cfg, err := loadConfig()
+	cfg, err := loadConfig(j.request.App)
 	if err != nil {
 		return err
 	}

@@ -24,8 +24,12 @@ const (
 	bindsView = "/run/carme/bind" // sources of binds, for the container
 	holdView  = "/run/carme/hold" // the container's first program
 	slurmView = "/run/carme/slurm"
-	commands  = "/run/carme/bin"      // Slurm's, for the container's PATH
-	hostView  = "/run/carme/host/usr" // the node's /usr, for the same
+	// sessionView runs an app (cmd/carme-session); spank/cshim/task.c has the
+	// path too.
+	sessionView    = "/run/carme/session"
+	sessionProgram = "/usr/libexec/carme/carme-session"
+	commands       = "/run/carme/bin"      // Slurm's, for the container's PATH
+	hostView       = "/run/carme/host/usr" // the node's /usr, for the same
 )
 
 // helpers are the programs that a job needs inside, by where it sees them.
@@ -220,11 +224,16 @@ func (s *sandbox) ownRun() error {
 	defer unix.Close(pmix)
 	programs := map[string]int{}
 	defer closeAll(programs)
-	for view, path := range helpers {
+	for view, path := range s.job.helpers() {
 		if programs[view], err = openTarget(path); err != nil {
 			return err
 		}
 	}
+	session, err := s.job.openSessionDir()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(session)
 	if err := tmpfs(runDir, "755", "16M"); err != nil {
 		return err
 	}
@@ -238,6 +247,9 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	s.note(wire.MountSystem, s.job.pmixDir(), s.job.pmixDir(), "")
+	if err := s.showSession(session); err != nil {
+		return err
+	}
 	for view, fd := range programs {
 		if err := os.WriteFile(view, nil, 0o555); err != nil {
 			return fmt.Errorf("make %s: %w", view, err)

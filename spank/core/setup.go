@@ -120,6 +120,9 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	if err := j.makePmixDir(); err != nil {
 		return nil, err
 	}
+	if err := j.makeSessionDir(); err != nil {
+		return nil, err
+	}
 	var proof []byte
 	err := onThread(func() (err error) {
 		s := &sandbox{job: j, hostNS: map[string]uint64{}, ns: map[string]int{}}
@@ -132,6 +135,9 @@ func (j *job) first(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record
 	}
 	// Here the job's directory is the node's, not what the job sees there.
 	if err := writeProof(filepath.Join(j.dir(), proofName), proof); err != nil {
+		return nil, err
+	}
+	if err := j.register(); err != nil {
 		return nil, err
 	}
 	c.lap("wrote the proof")
@@ -162,6 +168,9 @@ func (j *job) enclose(s *sandbox, rec *wire.Record, anchor anchorConn, c *clock)
 			return nil, err
 		}
 		c.lap("started the container, which goes on by itself")
+	}
+	if j.anchorPID, err = number(started, "pid"); err != nil {
+		return nil, err
 	}
 	proof, err := j.proof(s, started)
 	if err != nil {
@@ -198,6 +207,9 @@ func (j *job) startRecord(s *sandbox, rec *wire.Record) *wire.Record {
 	}
 	out.Add("instance", j.instance)
 	out.Add("spool", j.spool)
+	if j.plan.App != nil {
+		out.Add("app", j.plan.App.Name)
+	}
 	for _, f := range rec.Fields() {
 		if isOption(f.Key) {
 			out.Add(f.Key, f.Value)
@@ -281,6 +293,9 @@ func (j *job) environment() map[string]string {
 		"CARME_JOB_INSTANCE": j.instance,
 		"CARME_JOB_NET":      j.plan.Request.Net,
 		"CARME_JOB_IMAGE":    j.plan.imageKey(),
+	}
+	if j.plan.App != nil {
+		env["CARME_JOB_APP"] = j.plan.App.Name
 	}
 	if j.conda != "" {
 		maps.Copy(env, condaEnvironment(j.plan.Request.Conda, j.conda))
@@ -610,6 +625,7 @@ func (j *job) follow(first request.Request) error {
 	}
 	j.request.Net = first.Net
 	j.request.Home = first.Home
+	j.request.App = first.App
 	j.request.Binds = first.Binds
 	if len(j.request.ImageBinds) == 0 {
 		j.request.ImageBinds = first.ImageBinds

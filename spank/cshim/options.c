@@ -19,6 +19,7 @@ enum {
 	OPT_HOME,
 	OPT_OVERLAY,
 	OPT_CONDA,
+	OPT_APP,
 	OPT_DEBUG,
 	OPT_COUNT
 };
@@ -56,6 +57,8 @@ static struct spank_option table[OPT_COUNT] = {
      OPT_OVERLAY, on_option},
     {"carme-conda", "NAME|PREFIX", "activate a conda environment", 1, OPT_CONDA,
      on_option},
+    {"carme-app", "NAME", "start an app in the job, for the browser", 1,
+     OPT_APP, on_option},
     {"carme-debug", NULL, "show the steps of the set-up with their times", 0,
      OPT_DEBUG, on_option},
 };
@@ -63,11 +66,11 @@ static struct spank_option table[OPT_COUNT] = {
 /* Names in a request and, in capitals, of the environment defaults. */
 static const char *const key[OPT_COUNT] = {
     "carme",	  "no_carme",	   "carme_net",	  "carme_bind", "carme_workdir",
-    "carme_home", "carme_overlay", "carme_conda", "carme_debug"};
+    "carme_home", "carme_overlay", "carme_conda", "carme_app",	"carme_debug"};
 static const char *const variable[OPT_COUNT] = {
     "CARME",	     NULL,	   "CARME_NET",	    "CARME_BIND",
     "CARME_WORKDIR", "CARME_HOME", "CARME_OVERLAY", "CARME_CONDA",
-    "CARME_DEBUG"};
+    "CARME_APP",     "CARME_DEBUG"};
 
 /* Stands for a value that there was no memory for: forgotten, --carme would run
  * unsealed; as it is, no option takes it, and the core refuses. */

@@ -170,6 +170,44 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 
 typedef spank_err_t prepend_f(spank_t sp, int argc, const char *argv[]);
 
+static prepend_f *prepend_function(void)
+{
+	prepend_f *f;
+
+	*(void **) &f = dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
+	return f;
+}
+
+/* An app is started beside the command of the batch script, or of the first
+ * task where there is none. The program that does it (session/run) becomes the
+ * command where another task of the job has started the app already. */
+static int runs_app(spank_t sp, const struct step *s)
+{
+	uint32_t rank = 0;
+
+	if (!record_get(&s->plan, "app"))
+		return 0;
+	if (s->id == SLURM_BATCH_SCRIPT || s->id == SLURM_INTERACTIVE_STEP)
+		return 1;
+	return s->id == 0 && !spank_get_item(sp, S_TASK_GLOBAL_ID, &rank) &&
+	       rank == 0;
+}
+
+static int start_app(spank_t sp, const struct step *s)
+{
+	prepend_f *prepend = prepend_function();
+
+	if (!runs_app(sp, s))
+		return 0;
+	if (prepend &&
+	    !prepend(sp, 3,
+		     (const char *[]){CARME_RUN "/session", "run", "--"}))
+		return 0;
+	fail("--carme-app=%s: %s", record_get(&s->plan, "app"),
+	     prepend ? strerror(errno) : "apps need Slurm 23.02 or later");
+	return -1;
+}
+
 /*
  * Where Slurm can put a command in front of the task's (23.02 and later), the
  * container is joined by that command, after TaskProlog: the script and, in
@@ -182,11 +220,10 @@ static int enter(spank_t sp, const struct step *s)
 	const char *what = "";
 	char user[16], mnt[16];
 	int userns = -1, mntns = -1;
-	prepend_f *prepend;
+	prepend_f *prepend = prepend_function();
 
 	if (await_container(sp, s, &userns, &mntns))
 		return -1;
-	*(void **) &prepend = dlsym(RTLD_DEFAULT, "spank_prepend_task_argv");
 	if (!prepend) {
 		if (enter_container(userns, mntns, &what))
 			fail("%s: %s", what, strerror(errno));
@@ -270,6 +307,8 @@ void task_start(spank_t sp)
 	if (failed() || proof_namespaces(s) ||
 	    proof_devices(s, share(sp, s, list, sizeof(list)), uuids,
 			  sizeof(uuids)))
+		fail_exit();
+	if (start_app(sp, s))
 		fail_exit();
 	if (s->image && s->image[0]) {
 		if (enter(sp, s))

@@ -30,6 +30,8 @@ type Resolved struct {
 	// Binds are all binds of the job: the site's, the image's, the user's.
 	// Those not of the user are left out where the node lacks the source.
 	Binds []Bind
+	// App to start in the job, nil for none.
+	App *config.App
 	// Env is what the image's entry sets, as NAME=value, sorted.
 	Env []string
 }
@@ -66,6 +68,13 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	}
 	var err error
 	s := p.cfg.Spank
+	if r.App != "" {
+		out.App, err = p.app(r.App)
+		note(err)
+		if out.App != nil && out.App.NetPrivate && r.Net == "" {
+			r.Net = request.NetPrivate
+		}
+	}
 	out.Request.Net, err = choose(request.OptNet, r.Net, s.Net)
 	note(err)
 	out.Request.Home, err = choose(request.OptHome, r.Home, s.Home)
@@ -83,6 +92,7 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 		out.Binds, err = p.binds(ownBinds(r, out.Image), out.Image, u)
 		note(err)
 	}
+	note(fits(out.App, out.Image, out.Request.Net))
 	if len(errs) > 0 {
 		return Resolved{}, errs
 	}
@@ -199,6 +209,40 @@ func (p *Policy) named(name string, u User) (*config.Image, error) {
 	}
 	slices.Sort(visible)
 	return nil, fmt.Errorf("there is no image %s that you may use; there are: %s", request.Quote(name), strings.Join(visible, ", "))
+}
+
+// app finds the app asked for.
+func (p *Policy) app(name string) (*config.App, error) {
+	if a := p.cfg.App(name); a != nil {
+		return a, nil
+	}
+	names := make([]string, 0, len(p.cfg.Apps))
+	for _, a := range p.cfg.Apps {
+		names = append(names, a.Name)
+	}
+	if len(names) == 0 {
+		return nil, errors.New("this cluster offers no apps; leave --carme-app out")
+	}
+	return nil, fmt.Errorf("there is no app %s; there are: %s", request.Quote(name), strings.Join(names, ", "))
+}
+
+// fits refuses an app that the image does not have, or that would be within
+// others' reach on the node's network.
+func fits(a *config.App, img *config.Image, net string) error {
+	if a == nil {
+		return nil
+	}
+	name := ""
+	if img != nil {
+		name = img.Name
+	}
+	switch {
+	case img == nil && len(a.Images) > 0, name != "" && !a.RunsIn(name):
+		return fmt.Errorf("app %s needs an image that has it; use --carme=%s", a.Name, strings.Join(a.Images, " or --carme="))
+	case a.NetPrivate && net != request.NetPrivate:
+		return fmt.Errorf("app %s opens ports that others on the node could reach; use --carme-net=private", a.Name)
+	}
+	return nil
 }
 
 // overlay decides where writes to the image go.

@@ -204,3 +204,45 @@ func TestEnvironmentOfTheHostStaysOnTheHost(t *testing.T) {
 		}
 	}
 }
+
+func TestAppsRunInImagesThatHaveThem(t *testing.T) {
+	cfg := site()
+	cfg.Apps = []config.App{
+		{Name: "terminal"},
+		{Name: "lab", Images: []string{"torch"}},
+		{Name: "board", NetPrivate: true},
+	}
+	ml := alice()
+	ml.Groups = append(ml.Groups, "ml")
+	cases := map[string]struct {
+		r    request.Request
+		want string // empty: allowed
+	}{
+		"everywhere":         {request.Request{App: "terminal"}, ""},
+		"in an image":        {request.Request{App: "terminal", Image: "base"}, ""},
+		"in its image":       {request.Request{App: "lab", Image: "torch"}, ""},
+		"in one's own image": {request.Request{App: "lab", Image: "/home/alice/x.sif"}, ""},
+		"in another image":   {request.Request{App: "lab", Image: "base"}, "use --carme=torch"},
+		"without an image":   {request.Request{App: "lab"}, "use --carme=torch"},
+		"unknown":            {request.Request{App: "x"}, "there are: terminal, lab, board"},
+		"private by itself":  {request.Request{App: "board"}, ""},
+		"not on the host":    {request.Request{App: "board", Net: "host"}, "--carme-net=private"},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			c.r.Enabled = true
+			got, err := New(cfg).Resolve(c.r, ml)
+			switch {
+			case c.want == "" && (err != nil || got.App == nil || got.App.Name != c.r.App):
+				t.Errorf("got %+v, %v", got.App, err)
+			case c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("got %v", err)
+			case c.r.App == "board" && c.want == "" && got.Request.Net != "private":
+				t.Errorf("the network is %s", got.Request.Net)
+			}
+		})
+	}
+	if _, err := New(site()).Resolve(request.Request{Enabled: true, App: "x"}, ml); err == nil || !strings.Contains(err.Error(), "no apps") {
+		t.Errorf("without apps: %v", err)
+	}
+}

@@ -16,6 +16,8 @@ func Help() string {
   srun --carme COMMAND              isolated, in the site's default image if it has one
   srun --carme=IMAGE COMMAND        in an image: a name of --carme=list, or a file from / on
   srun --carme=none COMMAND         isolated, without an image
+  sbatch --carme=IMAGE --carme-app=jupyterlab --wrap=:
+                                    JupyterLab in the job; the portal shows the way in
 
 `)
 	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)

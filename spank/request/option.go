@@ -28,6 +28,7 @@ const (
 	OptHome    = "carme-home"
 	OptOverlay = "carme-overlay"
 	OptConda   = "carme-conda"
+	OptApp     = "carme-app"
 	OptDebug   = "carme-debug"
 )
 
@@ -42,6 +43,7 @@ func Options() []Option {
 		{OptHome, "yes|no", false, "CARME_HOME", "show the home directory in the job"},
 		{OptOverlay, "none|tmpfs|DIR", false, "CARME_OVERLAY", "where writes to the image go"},
 		{OptConda, "NAME|PREFIX", false, "CARME_CONDA", "conda environment to activate"},
+		{OptApp, "NAME", false, "CARME_APP", "app to start in the job, for the browser"},
 		{OptDebug, "", false, "CARME_DEBUG", "show the steps of the set-up with times"},
 	}
 }

@@ -106,6 +106,7 @@ func Parse(in Input) (Request, error) {
 	r.Home = p.yesno(get(OptHome))
 	r.Overlay = p.overlay(get(OptOverlay))
 	r.Conda = p.conda(get(OptConda))
+	r.App = p.app(get(OptApp))
 	r.Debug = p.debug(get(OptDebug))
 	if v := get(OptBind); p.filled(v, "SRC[:DST[:ro]]") {
 		r.Binds = p.binds(v.label, strings.Split(v.text, ","))
@@ -384,6 +385,17 @@ func (p *parser) conda(v value) string {
 	}
 	if !ValidName(v.text) {
 		p.failf("%s=%s is no name of an environment; use a name, or its directory written from / on", v.label, Quote(v.text))
+		return ""
+	}
+	return v.text
+}
+
+func (p *parser) app(v value) string {
+	if !p.filled(v, "the name of an app") {
+		return ""
+	}
+	if !ValidName(v.text) {
+		p.failf("%s=%s is no name of an app; the portal shows those there are", v.label, Quote(v.text))
 		return ""
 	}
 	return v.text

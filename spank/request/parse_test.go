@@ -38,9 +38,9 @@ func TestParseUnderstandsWhatIsTyped(t *testing.T) {
 		"help":                      {Input{Context: ContextAllocator, Options: given("--carme=help")}, Request{Enabled: true, Action: ActionHelp}},
 		"everything": {
 			Input{Options: given("--carme=base", "--carme-net=private", "--carme-bind=/data,/scratch/a:/mnt/a:ro,/b:/mnt/b:rw",
-				"--carme-workdir=/data/x/", "--carme-home=no", "--carme-overlay=tmpfs", "--carme-conda=torch", "--carme-debug")},
+				"--carme-workdir=/data/x/", "--carme-home=no", "--carme-overlay=tmpfs", "--carme-conda=torch", "--carme-app=lab", "--carme-debug")},
 			Request{
-				Enabled: true, Image: "base", Net: NetPrivate, Workdir: "/data/x", Home: No, Overlay: OverlayTmpfs, Conda: "torch", Debug: true,
+				Enabled: true, Image: "base", Net: NetPrivate, Workdir: "/data/x", Home: No, Overlay: OverlayTmpfs, Conda: "torch", App: "lab", Debug: true,
 				Binds: []Bind{{Src: "/data", Dst: "/data"}, {Src: "/scratch/a", Dst: "/mnt/a", ReadOnly: true}, {Src: "/b", Dst: "/mnt/b"}},
 			},
 		},
@@ -170,6 +170,7 @@ func TestParseRefusesWithCauseAndRemedy(t *testing.T) {
 		"overlay in /dev":     {Input{Options: given("--carme", "--carme-overlay=/dev/shm/o")}, "/dev cannot be shown"},
 		"overlay upwards":     {Input{Options: given("--carme", "--carme-overlay=/a/..")}, "has .. in it"},
 		"conda name":          {Input{Options: given("--carme", "--carme-conda=a b")}, "no name of an environment"},
+		"app name":            {Input{Options: given("--carme", "--carme-app=a/b")}, "no name of an app"},
 		"conda path":          {Input{Options: given("--carme", "--carme-conda=envs/a")}, "the path is relative"},
 		"bind empty":          {Input{Options: given("--carme", "--carme-bind=")}, "--carme-bind needs a value: SRC[:DST[:ro]]"},
 		"bind empty entry":    {Input{Options: given("--carme", "--carme-bind=/a,,/b")}, "an entry is empty"},

@@ -60,6 +60,8 @@ type Request struct {
 	Overlay string
 	// Conda is a name or an absolute path.
 	Conda string
+	// App is the name of an app to start in the job.
+	App string
 	// Debug shows the set-up's steps.
 	Debug bool
 }
@@ -95,6 +97,7 @@ const (
 	keyHome    = "request.home"
 	keyOverlay = "request.overlay"
 	keyConda   = "request.conda"
+	keyApp     = "request.app"
 	keyDebug   = "request.debug"
 )
 
@@ -134,6 +137,7 @@ func (r *Request) AppendTo(rec *wire.Record) {
 	add(keyHome, r.Home)
 	add(keyOverlay, r.Overlay)
 	add(keyConda, r.Conda)
+	add(keyApp, r.App)
 	add(keyDebug, flag(r.Debug))
 }
 
@@ -168,6 +172,7 @@ func FromRecord(rec *wire.Record) (Request, error) {
 	r.Home = p.yesno(one(keyHome))
 	r.Overlay = p.overlay(one(keyOverlay))
 	r.Conda = p.conda(one(keyConda))
+	r.App = p.app(one(keyApp))
 	r.Debug = p.flag(one(keyDebug))
 	if err := p.err(); err != nil {
 		return Request{}, err
@@ -176,7 +181,7 @@ func FromRecord(rec *wire.Record) (Request, error) {
 }
 
 // JobLevelDiff compares r, what the job's first step on the node got, with what
-// a later step asks for. Network, binds, home and overlay belong to the job: it
+// a later step asks for. Network, binds, home, overlay and app belong to the job: it
 // returns an error of one line that names the first of them that differs, nil
 // if none does. What the later step does not give follows the first step.
 func (r *Request) JobLevelDiff(later Request) error {
@@ -195,6 +200,7 @@ func (r *Request) JobLevelDiff(later Request) error {
 		differs(OptBind, bindList(r.Binds), bindList(later.Binds)),
 		differs(OptHome, r.Home, later.Home),
 		differs(OptOverlay, r.Overlay, later.Overlay),
+		differs(OptApp, r.App, later.App),
 	} {
 		if err != nil {
 			return err

@@ -12,7 +12,7 @@
  *   filter     "name", + fds of      -> filtered: the anchor is in Carme's own
  *              cgroup.procs and        device cgroup NAME in that directory,
  *              the directory           and so is what it starts (cgroup v1)
- *   start      + namespace fds      -> started  "pid1", "pidns"
+ *   start      + namespace fds      -> started  "pid", "pid1", "pidns"
  *   complete   (all is in place)    -> completed
  *   container  "key", "argv", "env" -> accepted
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
@@ -254,6 +254,7 @@ static void on_start(struct anchor *a, struct peer *p, struct record *r,
 	record_init(&out);
 	record_add(&out, "type", "started");
 	record_addf(&out, "pid1", "%d", (int) a->pid1);
+	record_addf(&out, "pid", "%d", (int) getpid());
 	record_addf(&out, "pidns", "%llu",
 		    (unsigned long long) sys_inode(a->ns.pid));
 	answer(p->fd, &out, NULL);

@@ -1,0 +1,52 @@
+package slurm
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+)
+
+// QueueRow is one job of squeue's list: nothing in it is a text of the user.
+type QueueRow struct {
+	ID        uint32
+	Shown     string // 123, 123_4 or 123_[5-9]
+	State     string
+	UID       uint32
+	Partition string
+	Nodes     int
+	// Gres is what each node is asked for, as Slurm checked it.
+	Gres string
+}
+
+// Queue lists every job that slurmctld knows, those that ended a moment ago
+// included, in one request. The fields are those that no user can write into:
+// a job's name may hold a line that looks like another job.
+func Queue(ctx context.Context, run Runner) ([]QueueRow, error) {
+	out, err := run(ctx, "squeue", "--noheader", "--all", "--array", "--states=all", "--format=%A|%i|%T|%U|%P|%D|%b")
+	if err != nil {
+		return nil, err
+	}
+	var rows []QueueRow
+	for line := range strings.Lines(string(out)) {
+		const fields = 7
+		f := strings.SplitN(strings.TrimRight(line, "\n"), "|", fields)
+		if len(f) != fields {
+			return nil, fmt.Errorf("squeue: a line has %d fields, not %d", len(f), fields)
+		}
+		id, errID := strconv.ParseUint(f[0], 10, 32)
+		uid, errUID := strconv.ParseUint(f[3], 10, 32)
+		if errID != nil || errUID != nil {
+			return nil, fmt.Errorf("squeue: job %q of uid %q are no numbers", f[0], f[3])
+		}
+		nodes, _ := strconv.Atoi(strings.SplitN(f[5], "-", 2)[0]) // a range while it waits
+		gres := f[6]
+		if gres == "N/A" {
+			gres = ""
+		}
+		rows = append(rows, QueueRow{
+			ID: uint32(id), Shown: f[1], State: f[2], UID: uint32(uid), Partition: f[4], Nodes: nodes, Gres: gres,
+		})
+	}
+	return rows, nil
+}

@@ -1,0 +1,439 @@
+package rest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	v0042 "github.com/SlinkyProject/slurm-client/api/v0042"
+)
+
+const (
+	// base is the version that the types are of.
+	base = "v0.0.42"
+	// answerMax is the largest answer that is read, in bytes.
+	answerMax = 64 << 20
+	// breakAfter failures in a row nobody is sent for breakFor.
+	breakAfter = 3
+	breakFor   = 5 * time.Second
+	// tokenLeft is how long a token must be good to be used once more.
+	tokenLeft = 15 * time.Second
+	tokensMax = 4096
+)
+
+// versions that say the same in the fields used here, best first.
+func versions() []string { return []string{base, "v0.0.43", "v0.0.44", "v0.0.41"} }
+
+// Errors of every call.
+var (
+	// ErrUnavailable says that Slurm does not answer.
+	ErrUnavailable = errors.New("slurm does not answer")
+	// ErrNotFound says that there is no such job.
+	ErrNotFound = errors.New("there is no such job")
+	// ErrUnknown says that a job may or may not have been submitted.
+	ErrUnknown = errors.New("the outcome of the submission is not known")
+)
+
+// RefusedError is Slurm's own reason for a no.
+type RefusedError struct{ Text string }
+
+// Error is what Slurm says.
+func (e RefusedError) Error() string { return e.Text }
+
+// Tokens gives out short tokens for users.
+type Tokens interface {
+	Token(ctx context.Context, user string) (token string, expires time.Time, err error)
+}
+
+// Client asks one slurmrestd. Its methods may be called at once.
+type Client struct {
+	api     *v0042.ClientWithResponses
+	http    *http.Client
+	server  string
+	timeout time.Duration
+	tokens  Tokens
+	now     func() time.Time
+
+	mu       sync.Mutex
+	version  string
+	failures int
+	openTill time.Time
+	cache    map[string]cached
+}
+
+type cached struct {
+	token   string
+	expires time.Time
+}
+
+// New returns a client of the server at address: unix:/PATH or http://HOST:PORT.
+func New(address string, timeout time.Duration, tokens Tokens, now func() time.Time) (*Client, error) {
+	transport := &http.Transport{MaxIdleConns: 8, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: timeout}
+	server := address
+	if path, ok := strings.CutPrefix(address, "unix:"); ok {
+		var d net.Dialer
+		transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) }
+		server = "http://slurmrestd"
+	}
+	u, err := url.Parse(server)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fmt.Errorf("address of slurmrestd %q: write unix:/PATH or http://HOST:PORT", address)
+	}
+	c := &Client{server: server, timeout: timeout, tokens: tokens, now: now, cache: map[string]cached{}}
+	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	c.api, err = v0042.NewClientWithResponses(server, v0042.WithHTTPClient(doer{c}))
+	if err != nil {
+		return nil, fmt.Errorf("make client of slurmrestd: %w", err)
+	}
+	return c, nil
+}
+
+// doer sends the library's requests under the version that the server speaks,
+// and bounds the answer.
+type doer struct{ c *Client }
+
+// Do sends a request.
+func (d doer) Do(req *http.Request) (*http.Response, error) {
+	version, err := d.c.speak(req.Context(), req.Header)
+	if err != nil {
+		return nil, err
+	}
+	req.URL.Path = strings.Replace(req.URL.Path, "/"+base+"/", "/"+version+"/", 1)
+	res, err := d.c.http.Do(req) //nolint:gosec // G704: the address is the admin's setting
+	if err != nil {
+		return nil, err
+	}
+	res.Body = limited{io.LimitReader(res.Body, answerMax), res.Body}
+	return res, nil
+}
+
+type limited struct {
+	io.Reader
+	io.Closer
+}
+
+// speak finds out which version the server has.
+func (c *Client) speak(ctx context.Context, head http.Header) (string, error) {
+	c.mu.Lock()
+	version := c.version
+	c.mu.Unlock()
+	if version != "" {
+		return version, nil
+	}
+	for _, v := range versions() {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server+"/slurm/"+v+"/ping/", nil)
+		if err != nil {
+			return "", err
+		}
+		req.Header = head.Clone()
+		req.Header.Del("Content-Type")
+		res, err := c.http.Do(req)
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<20))
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			return "", err
+		}
+		if res.StatusCode != http.StatusNotFound {
+			c.mu.Lock()
+			c.version = v
+			c.mu.Unlock()
+			return v, nil
+		}
+	}
+	return "", fmt.Errorf("slurmrestd speaks none of %s; Slurm 24.05 or newer is needed", strings.Join(versions(), ", "))
+}
+
+// as returns the headers of a request by the user.
+func (c *Client) as(ctx context.Context, user string) (v0042.RequestEditorFn, error) {
+	c.mu.Lock()
+	tok, ok := c.cache[user]
+	c.mu.Unlock()
+	if !ok || tok.expires.Sub(c.now()) < tokenLeft {
+		var err error
+		if tok.token, tok.expires, err = c.tokens.Token(ctx, user); err != nil {
+			return nil, fmt.Errorf("get token of %s: %w", user, err)
+		}
+		c.mu.Lock()
+		if len(c.cache) >= tokensMax {
+			clear(c.cache)
+		}
+		c.cache[user] = tok
+		c.mu.Unlock()
+	}
+	return func(_ context.Context, req *http.Request) error {
+		req.Header.Set("X-SLURM-USER-NAME", user)
+		req.Header.Set("X-SLURM-USER-TOKEN", tok.token)
+		req.Header.Set("Accept", "application/json")
+		return nil
+	}, nil
+}
+
+// call runs one exchange within the time limit. While the breaker is open it is
+// refused at once.
+func (c *Client) call(ctx context.Context, user string, do func(ctx context.Context, as v0042.RequestEditorFn) error) error {
+	c.mu.Lock()
+	open := c.now().Before(c.openTill) && c.openTill.Sub(c.now()) <= breakFor
+	c.mu.Unlock()
+	if open {
+		return fmt.Errorf("%w (tried a moment ago)", ErrUnavailable)
+	}
+	as, err := c.as(ctx, user)
+	if err != nil {
+		return err
+	}
+	limit, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	err = do(limit, as)
+	var urlErr *url.Error
+	failed := errors.As(err, &urlErr) || errors.Is(err, ErrUnavailable)
+	if ctx.Err() != nil && failed {
+		return err // the caller went away; that says nothing about Slurm
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !failed {
+		c.failures = 0
+		return err
+	}
+	c.version = "" // it may come back as another release
+	if c.failures++; c.failures >= breakAfter {
+		c.openTill = c.now().Add(breakFor)
+	}
+	if errors.Is(err, ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// numbers of Slurm's errors (slurm/slurm_errno.h).
+const (
+	errInvalidJob  = 2017
+	errAlreadyDone = 2021
+	// errSlurm and above slurmctld has decided; below, somebody was not reached.
+	errSlurm = 2000
+)
+
+// judge turns an answer without the wanted content into an error.
+func judge(status int, list *v0042.V0042OpenapiErrors) error {
+	if list != nil {
+		for _, e := range *list {
+			number, text := val(e.ErrorNumber), first(val(e.Description), val(e.Error))
+			switch {
+			case number == errInvalidJob:
+				return ErrNotFound
+			case number >= errSlurm:
+				return RefusedError{text}
+			case text != "":
+				return fmt.Errorf("%w: %s", ErrUnavailable, text)
+			}
+		}
+	}
+	if status == http.StatusNotFound {
+		return ErrNotFound
+	}
+	return fmt.Errorf("%w: status %d", ErrUnavailable, status)
+}
+
+func failure(list *v0042.V0042OpenapiErrors) bool { return list != nil && len(*list) > 0 }
+
+func val[T any](p *T) T {
+	if p == nil {
+		var zero T
+		return zero
+	}
+	return *p
+}
+
+func first(texts ...string) string {
+	i := slices.IndexFunc(texts, func(s string) bool { return s != "" })
+	if i < 0 {
+		return ""
+	}
+	return texts[i]
+}
+
+func when(v *v0042.V0042Uint64NoValStruct) time.Time {
+	if v == nil || val(v.Number) <= 0 || val(v.Infinite) {
+		return time.Time{}
+	}
+	return time.Unix(val(v.Number), 0).UTC()
+}
+
+func small(v *v0042.V0042Uint32NoValStruct) int {
+	if v == nil || val(v.Infinite) {
+		return 0
+	}
+	return int(val(v.Number))
+}
+
+// Ping asks whether slurmctld answers.
+func (c *Client) Ping(ctx context.Context, user string) error {
+	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
+		res, err := c.api.SlurmV0042GetPingWithResponse(ctx, as)
+		if err != nil {
+			return err
+		}
+		if res.JSON200 == nil {
+			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
+		}
+		for _, p := range res.JSON200.Pings {
+			if p.Responding || val(p.Pinged) == "UP" {
+				return nil
+			}
+		}
+		return fmt.Errorf("%w: slurmctld is down", ErrUnavailable)
+	})
+}
+
+// Submission is a job to be submitted.
+type Submission struct {
+	Name, Comment, Script, WorkDir, Output, Constraint string
+	Partition, Account, QOS                            string
+	Environment, SpankEnvironment                      []string
+	Nodes, Minutes, CPUs                               int
+	// MemoryMB per node; 0: Slurm's default.
+	MemoryMB int64
+	// TRESPerNode such as gres/gpu:a100:2.
+	TRESPerNode string
+}
+
+func set32(n int) *v0042.V0042Uint32NoValStruct {
+	v, yes := int32(n), true //nolint:gosec // limits are checked before
+	return &v0042.V0042Uint32NoValStruct{Number: &v, Set: &yes}
+}
+
+func filled(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func (s *Submission) body() v0042.V0042JobSubmitReq {
+	nodes := strconv.Itoa(s.Nodes)
+	one, tasks := int32(1), int32(s.Nodes) //nolint:gosec // limits are checked before
+	job := v0042.V0042JobDescMsg{
+		Name: &s.Name, Comment: &s.Comment, Script: &s.Script, CurrentWorkingDirectory: &s.WorkDir, StandardOutput: filled(s.Output),
+		Constraints: filled(s.Constraint), Partition: filled(s.Partition), Account: filled(s.Account), Qos: filled(s.QOS),
+		Environment: &s.Environment, Nodes: &nodes, Tasks: &tasks, TasksPerNode: &one, TresPerNode: filled(s.TRESPerNode),
+	}
+	if len(s.SpankEnvironment) > 0 {
+		job.SpankEnvironment = &s.SpankEnvironment
+	}
+	if s.Minutes > 0 {
+		job.TimeLimit = set32(s.Minutes)
+	}
+	if s.CPUs > 0 {
+		cpus := int32(s.CPUs) //nolint:gosec // limits are checked before
+		job.CpusPerTask = &cpus
+	}
+	if s.MemoryMB > 0 {
+		yes := true
+		job.MemoryPerNode = &v0042.V0042Uint64NoValStruct{Number: &s.MemoryMB, Set: &yes}
+	}
+	return v0042.V0042JobSubmitReq{Job: &job, Script: &s.Script}
+}
+
+// Submit submits as the user. It never sends twice. A RefusedError is Slurm's
+// no; ErrUnavailable means that nothing was sent; with ErrUnknown the job may
+// exist, and is to be looked for by its comment.
+func (c *Client) Submit(ctx context.Context, user string, s Submission) (uint32, error) {
+	var id uint32
+	sent := false
+	err := c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
+		probe, err := http.NewRequestWithContext(ctx, http.MethodGet, c.server, nil)
+		if err != nil {
+			return err
+		}
+		if err := as(ctx, probe); err != nil {
+			return err
+		}
+		if _, err := c.speak(ctx, probe.Header); err != nil {
+			return err
+		}
+		sent = true
+		res, err := c.api.SlurmV0042PostJobSubmitWithResponse(ctx, s.body(), as)
+		var op *net.OpError
+		switch {
+		case errors.As(err, &op) && op.Op == "dial":
+			sent = false
+			return err
+		case err != nil:
+			return err
+		}
+		answer := res.JSON200
+		if answer == nil {
+			answer = res.JSONDefault
+		}
+		// A job that is held or over a limit comes with an error and an id.
+		if answer != nil && val(answer.JobId) > 0 {
+			id = uint32(val(answer.JobId)) //nolint:gosec // positive
+			return nil
+		}
+		sent = res.StatusCode() >= http.StatusInternalServerError || answer == nil && res.StatusCode() < http.StatusBadRequest
+		if answer == nil {
+			return fmt.Errorf("%w: status %d: %s", ErrUnavailable, res.StatusCode(), oneLine(res.Body))
+		}
+		err = judge(res.StatusCode(), answer.Errors)
+		if text := val(answer.JobSubmitUserMsg); text != "" && errors.As(err, new(RefusedError)) {
+			err = RefusedError{oneLine([]byte(text))}
+		}
+		return err
+	})
+	switch {
+	case err == nil && id != 0:
+		return id, nil
+	case err == nil:
+		return 0, ErrUnknown
+	case errors.As(err, new(RefusedError)):
+		return 0, err
+	case sent:
+		return 0, fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return 0, err
+}
+
+func oneLine(b []byte) string {
+	const most = 200
+	if len(b) > most {
+		b = b[:most]
+	}
+	return strings.Join(strings.Fields(strings.ToValidUTF8(string(b), "")), " ")
+}
+
+// Cancel cancels a job as the user. A job that has ended is no error.
+func (c *Client) Cancel(ctx context.Context, user string, id uint32) error {
+	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
+		res, err := c.api.SlurmV0042DeleteJobWithResponse(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
+		if err != nil {
+			return err
+		}
+		var answer struct {
+			Errors *v0042.V0042OpenapiErrors `json:"errors"`
+		}
+		if err := json.Unmarshal(res.Body, &answer); err != nil {
+			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
+		}
+		if !failure(answer.Errors) && res.StatusCode() < http.StatusBadRequest {
+			return nil
+		}
+		for _, e := range val(answer.Errors) {
+			if val(e.ErrorNumber) == errAlreadyDone {
+				return nil
+			}
+		}
+		return judge(res.StatusCode(), answer.Errors)
+	})
+}

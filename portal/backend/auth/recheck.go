@@ -1,0 +1,118 @@
+package auth
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/store"
+)
+
+// recheckEvery is how often the directory is asked for live users: sessions die
+// within 70 s of somebody leaving the login filter.
+const recheckEvery = time.Minute
+
+// Watch asks the directory again for everybody who is logged in, until ctx ends.
+func (s *Service) Watch(ctx context.Context) {
+	tick := time.NewTicker(recheckEvery)
+	defer tick.Stop()
+	for {
+		if err := s.Recheck(ctx); err != nil && ctx.Err() == nil {
+			s.Audit.Out.WarnContext(ctx, "live users could not be looked up", "err", err.Error())
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Recheck ends the sessions of everybody whom the directory no longer lets in,
+// who has become another uid, or whose password changed, and removes what has
+// expired. A directory that does not answer ends nobody's session.
+func (s *Service) Recheck(ctx context.Context) error {
+	if err := s.sweep(ctx); err != nil {
+		return err
+	}
+	var live []struct {
+		Name  string
+		UID   int64
+		Stamp string
+	}
+	if err := store.One(ctx, s.DB.Read(), &live, "SELECT DISTINCT u.name, u.uid, u.stamp FROM users u JOIN login_sessions s ON s.user_name = u.name"); err != nil {
+		return fmt.Errorf("read live users: %w", err)
+	}
+	var errs []error
+	for _, u := range live {
+		p, err := s.Dir.Find(ctx, u.Name)
+		switch {
+		case errors.Is(err, ErrUnknown), err == nil && (p.Name != u.Name || int64(p.UID) != u.UID || p.Stamp != u.Stamp):
+			errs = append(errs, s.disable(ctx, u.Name))
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			errs = append(errs, s.DB.Write(ctx, func(tx store.Tx) error { return savePerson(ctx, tx, p) }))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) disable(ctx context.Context, user string) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		if err := s.endAll(ctx, tx, user, ""); err != nil {
+			return err
+		}
+		if err := s.Revoke.Add(ctx, tx, api.RevokeUser, user); err != nil {
+			return err
+		}
+		return s.Audit.Write(ctx, tx, "backend", "sessions ended", user, map[string]string{"reason": "the directory no longer lets the user in, or changed the account"})
+	})
+	if err == nil {
+		s.Revoke.Wake()
+	}
+	return err
+}
+
+// sweep removes sessions that have expired, with their revocation, and counters
+// that nobody needs.
+func (s *Service) sweep(ctx context.Context) error {
+	now := s.Now()
+	var gone []string
+	idle := now.Add(-s.Rules.IdleLife).UnixMicro()
+	if err := store.One(ctx, s.DB.Read(), &gone, "SELECT id FROM login_sessions WHERE expires <= ? OR state = ? AND seen <= ?", now.UnixMicro(), api.SessionFull, idle); err != nil {
+		return fmt.Errorf("read sessions: %w", err)
+	}
+	var counters []string
+	if err := store.One(ctx, s.DB.Read(), &counters, "SELECT subject FROM attempts WHERE updated < ? LIMIT 1000", now.Add(-forget).UnixMicro()); err != nil {
+		return fmt.Errorf("read attempts: %w", err)
+	}
+	if len(gone)+len(counters) == 0 {
+		return nil
+	}
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		for _, id := range gone {
+			if _, err := store.Exec(ctx, tx, "DELETE FROM login_sessions WHERE id = ?", id); err != nil {
+				return err
+			}
+			if err := s.Revoke.Add(ctx, tx, api.RevokeSession, id); err != nil {
+				return err
+			}
+		}
+		for part := range slices.Chunk(counters, 100) {
+			for _, sub := range part {
+				if _, err := store.Exec(ctx, tx, "DELETE FROM attempts WHERE subject = ?", sub); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	if err == nil && len(gone) > 0 {
+		s.Revoke.Wake()
+	}
+	return err
+}

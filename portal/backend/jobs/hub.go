@@ -1,0 +1,92 @@
+package jobs
+
+import (
+	"strconv"
+	"sync"
+)
+
+// Topics: the cluster is everybody's, the jobs are a user's own.
+const (
+	TopicJobs    = "jobs"
+	TopicCluster = "cluster"
+)
+
+// Hub counts versions of what users see, and wakes who waits for a change.
+type Hub struct {
+	// Boot is a random value of this life of the process.
+	Boot string
+
+	mu       sync.Mutex
+	versions map[string]int64
+	waiters  map[*Waiter]struct{}
+}
+
+// Waiter is somebody who looks at the pages of a user.
+type Waiter struct {
+	// Wake has a value when something has changed.
+	Wake chan struct{}
+	user string
+}
+
+// News is a topic with its version.
+type News struct {
+	Topic   string
+	Version string
+}
+
+func userKey(user string) string { return "user:" + user }
+
+// Join begins to wait.
+func (h *Hub) Join(user string) *Waiter {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiters == nil {
+		h.waiters = map[*Waiter]struct{}{}
+	}
+	w := &Waiter{Wake: make(chan struct{}, 1), user: user}
+	h.waiters[w] = struct{}{}
+	return w
+}
+
+// Leave ends the wait.
+func (h *Hub) Leave(w *Waiter) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.waiters, w)
+}
+
+// Watching is how many wait.
+func (h *Hub) Watching() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.waiters)
+}
+
+// bump counts a topic up and wakes those it concerns.
+func (h *Hub) bump(key string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.versions == nil {
+		h.versions = map[string]int64{}
+	}
+	h.versions[key]++
+	for w := range h.waiters {
+		if key == TopicCluster || key == userKey(w.user) {
+			select {
+			case w.Wake <- struct{}{}:
+			default: // it will look anyway
+			}
+		}
+	}
+}
+
+// Versions are the topics of a user as they are now.
+func (h *Hub) Versions(user string) []News {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	tag := func(n int64) string { return h.Boot + "-" + strconv.FormatInt(n, 10) }
+	return []News{
+		{TopicJobs, tag(h.versions[userKey(user)])},
+		{TopicCluster, tag(h.versions[TopicCluster])},
+	}
+}

@@ -1,0 +1,222 @@
+package jobs
+
+import (
+	"context"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/auth"
+	"github.com/carme-hpc/carme/portal/backend/problem"
+	carme "github.com/carme-hpc/carme/spank/policy"
+)
+
+const (
+	defaultMinutes = 240
+	defaultName    = "session"
+	featureCarme   = "carme"
+)
+
+// images are those of the catalogue that the session's user may use.
+func (s *Service) images(c *config.Config, sess *auth.Session) []string {
+	names := carme.New(c).ImageNames(sess.Groups())
+	if only := s.Limits.For(sess.User().Roles).Images; len(only) > 0 {
+		names = slices.DeleteFunc(names, func(n string) bool { return !slices.Contains(only, n) })
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Offer is what the user may start now.
+func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, error) {
+	c, err := s.Catalogue()
+	if err != nil {
+		return api.Offer{}, err
+	}
+	s.Look(ctx, sess.User().UID)
+	limit := s.Limits.For(sess.User().Roles)
+	out := api.Offer{
+		Images: []api.OfferImage{}, Apps: []api.OfferApp{}, GPUs: s.gpus(true), Partitions: s.partitions(),
+		Limits: api.Limits{Nodes: limit.Nodes, GPUs: limit.GPUs, Running: limit.Running, Minutes: limit.Minutes},
+	}
+	for _, a := range c.Apps {
+		out.Apps = append(out.Apps, api.OfferApp{Name: a.Name, Title: a.Title, Description: a.Description, Icon: a.Icon, Sharing: a.Sharing})
+	}
+	for _, name := range s.images(c, sess) {
+		img := api.OfferImage{Name: name, Description: c.Image(name).Description, Apps: []string{}}
+		for i := range c.Apps {
+			if c.Apps[i].RunsIn(name) {
+				img.Apps = append(img.Apps, c.Apps[i].Name)
+			}
+		}
+		out.Images = append(out.Images, img)
+	}
+	if out.Used, err = s.used(ctx, sess); err != nil {
+		return api.Offer{}, err
+	}
+	out.Default = s.defaults(c, &out)
+	return out, nil
+}
+
+func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
+	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
+	for _, img := range o.Images { // the site's, else the first with an app
+		if len(img.Apps) > 0 && (d.Image == "" || img.Name == c.Spank.DefaultImage) {
+			d.Image, d.App = img.Name, img.Apps[0]
+			if slices.Contains(img.Apps, "jupyterlab") {
+				d.App = "jupyterlab"
+			}
+		}
+	}
+	if slices.ContainsFunc(o.GPUs, func(g api.GPUCount) bool { return g.PerNode > 0 }) {
+		d.GPUs = 1
+	}
+	if o.Limits.Minutes > 0 {
+		d.Minutes = min(d.Minutes, o.Limits.Minutes)
+	}
+	return d
+}
+
+// used counts what the user has waiting or running.
+func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error) {
+	all, err := s.list(ctx, sess.UserName, sess.User().UID)
+	if err != nil {
+		return api.Used{}, err
+	}
+	var u api.Used
+	for _, j := range all.Jobs {
+		if j.Stage == api.StageEnded || j.Stage == api.StageFailed {
+			continue
+		}
+		u.Running++
+		for _, g := range j.GPUs {
+			u.GPUs += g.Count
+		}
+	}
+	return u, nil
+}
+
+// nodeGres is gpu:a100:2(S:0-1) or gpu:2, in a node's gres.
+var nodeGres = regexp.MustCompile(`^(?:gres[/:])?gpu(?::([A-Za-z_][A-Za-z0-9_.-]*))?[:=](\d+)(?:\(.*\))?$`)
+
+// gresGPUs reads a list of gres, GPUs by type.
+func gresGPUs(text string) map[string]int {
+	out := map[string]int{}
+	depth := 0
+	parts := strings.FieldsFunc(text, func(c rune) bool {
+		switch c {
+		case '(':
+			depth++
+		case ')':
+			depth--
+		}
+		return c == ',' && depth == 0
+	})
+	for _, part := range parts {
+		if m := nodeGres.FindStringSubmatch(strings.TrimSpace(part)); m != nil {
+			n, err := strconv.Atoi(m[2])
+			if err == nil {
+				out[m[1]] += n
+			}
+		}
+	}
+	return out
+}
+
+// unusable says that no job starts on a node in that state (sinfo(1)).
+func unusable(states []string) bool {
+	return slices.ContainsFunc(states, func(s string) bool {
+		switch strings.ToUpper(s) {
+		case "DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "FUTURE", "NOT_RESPONDING", "MAINTENANCE", "POWERED_DOWN":
+			return true
+		}
+		return false
+	})
+}
+
+// gpus counts the cluster's GPUs by type; those a sealed job can get, or all.
+func (s *Service) gpus(usable bool) []api.GPUCount {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	by := map[string]*api.GPUCount{}
+	for _, n := range s.pic.nodes {
+		if usable && (!slices.Contains(n.Features, featureCarme) || unusable(n.States)) {
+			continue
+		}
+		used := gresGPUs(n.GresUsed)
+		for kind, total := range gresGPUs(n.Gres) {
+			g := by[kind]
+			if g == nil {
+				g = &api.GPUCount{Type: kind}
+				by[kind] = g
+			}
+			g.Total += total
+			g.Used += used[kind]
+			g.PerNode = max(g.PerNode, total)
+			if !unusable(n.States) {
+				g.Free += max(0, total-used[kind])
+			}
+		}
+	}
+	for _, row := range s.pic.rows {
+		if row.State != statePending {
+			continue
+		}
+		for kind, n := range gresGPUs(row.Gres) {
+			if g := by[kind]; g != nil {
+				g.Queued += n * max(1, row.Nodes)
+			}
+		}
+	}
+	out := []api.GPUCount{}
+	for _, g := range by {
+		out = append(out, *g)
+	}
+	slices.SortFunc(out, func(a, b api.GPUCount) int { return strings.Compare(a.Type, b.Type) })
+	return out
+}
+
+func (s *Service) partitions() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	names := []string{}
+	for _, p := range s.pic.partitions {
+		if p.Up {
+			names = append(names, p.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// Cluster is what everybody may see of the nodes.
+func (s *Service) Cluster(ctx context.Context, uid uint32) api.Cluster {
+	s.Look(ctx, uid)
+	out := api.Cluster{GPUs: s.gpus(false), Nodes: []api.ClusterNode{}}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out.Age = s.age()
+	for _, n := range s.pic.nodes {
+		heard, _ := s.Nodes.Heard(n.Name)
+		node := api.ClusterNode{
+			Name: n.Name, State: strings.Join(n.States, "+"), CPUs: n.CPUs, CPUsUsed: n.CPUsUsed, GPUs: []api.GPUCount{},
+			Carme: slices.Contains(n.Features, featureCarme), Agent: heard,
+		}
+		used := gresGPUs(n.GresUsed)
+		for kind, total := range gresGPUs(n.Gres) {
+			node.GPUs = append(node.GPUs, api.GPUCount{Type: kind, Total: total, Used: used[kind], Free: max(0, total-used[kind]), PerNode: total})
+		}
+		slices.SortFunc(node.GPUs, func(a, b api.GPUCount) int { return strings.Compare(a.Type, b.Type) })
+		out.Nodes = append(out.Nodes, node)
+	}
+	slices.SortFunc(out.Nodes, func(a, b api.ClusterNode) int { return strings.Compare(a.Name, b.Name) })
+	return out
+}
+
+// unavailableSlurm is the answer when Slurm is needed and does not answer.
+func unavailableSlurm() error {
+	return problem.Unavailable("Slurm does not answer now. Nothing was submitted; try again in a minute.")
+}

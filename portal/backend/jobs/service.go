@@ -1,0 +1,581 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/audit"
+	"github.com/carme-hpc/carme/portal/backend/nodes"
+	"github.com/carme-hpc/carme/portal/backend/policy"
+	"github.com/carme-hpc/carme/portal/backend/problem"
+	"github.com/carme-hpc/carme/portal/backend/store"
+)
+
+const (
+	// pollEvery is how often Slurm is asked while somebody looks, idleEvery
+	// while nobody does but sessions are open.
+	pollEvery = 5 * time.Second
+	idleEvery = 30 * time.Second
+	// viewerFor is how long a request makes its user a viewer.
+	viewerFor = time.Minute
+	// waitFor is how long a request waits for a picture that is old.
+	waitFor = 3 * time.Second
+	// nodesEvery is how often nodes and partitions are asked for.
+	nodesEvery = 15 * time.Second
+	// detailsMax is how many jobs are asked for one by one in one poll.
+	detailsMax     = 100
+	detailsAtOnce  = 4
+	pendingRefresh = 30 * time.Second
+	// forgetAfter is how long an ended job's detail stays in memory.
+	forgetAfter = time.Hour
+)
+
+// Slurm is slurmrestd (internal/slurm/rest).
+type Slurm interface {
+	Submit(ctx context.Context, user string, s rest.Submission) (uint32, error)
+	Cancel(ctx context.Context, user string, id uint32) error
+	Job(ctx context.Context, user string, id uint32) (rest.Job, error)
+	Recorded(ctx context.Context, user string, since time.Time) ([]rest.Past, error)
+	Cluster
+}
+
+// Cluster is what all users share of it.
+type Cluster interface {
+	Nodes(ctx context.Context, user string) ([]rest.Node, error)
+	Partitions(ctx context.Context, user string) ([]rest.Partition, error)
+}
+
+// Nodes is what agents said (portal/backend/nodes).
+type Nodes interface {
+	Find(job uint32) map[string]api.NodeJob
+	Heard(node string) (bool, time.Time)
+	Metrics(ctx context.Context, job uint32) (api.Metrics, error)
+}
+
+// Origins are the sessions' hosts (portal/backend/routes).
+type Origins interface {
+	Begin(ctx context.Context, node string, job api.NodeJob, owner string) error
+	EndInstance(ctx context.Context, job uint32, instance string) error
+	Hosts(ctx context.Context, viewer string) (map[uint32]string, error)
+	LiveJobs(ctx context.Context) ([]uint32, error)
+}
+
+// Agents are asked for files (portal/backend/nodes).
+type Agents interface {
+	Tail(ctx context.Context, node string, as nodes.As, path string, offset, most int64) (nodes.Tail, error)
+	Home(ctx context.Context, node string, as nodes.As, path string) (nodes.HomeState, error)
+}
+
+// Service is the jobs.
+type Service struct {
+	DB     *store.DB
+	Audit  *audit.Log
+	Log    *slog.Logger
+	Now    func() time.Time
+	Slurm  Slurm
+	Queue  func(ctx context.Context) ([]slurm.QueueRow, error)
+	Nodes  Nodes
+	Routes Origins
+	Agents Agents
+	Hub    *Hub
+	Limits policy.Limits
+	// Catalogue reads images and apps as they are now.
+	Catalogue func() (*config.Config, error)
+	// Identity returns the numeric groups of a user.
+	Identity func(ctx context.Context, user string) ([]uint32, error)
+	// ServiceUser looks at Slurm for everybody.
+	ServiceUser string
+	AgentPort   string
+	// Timeout is how long Slurm may take for one answer.
+	Timeout time.Duration
+
+	mu       sync.Mutex
+	pic      picture
+	details  map[uint32]detail
+	viewers  map[uint32]time.Time
+	began    map[string]bool
+	reported map[uint32]time.Time
+	ended    map[uint32]api.NodeEnd
+	shown    map[string][]api.Job
+	homes    map[string]homeState
+	flight   *flight
+	poke     chan struct{}
+	submits  map[string]*sync.Mutex
+}
+
+// picture is Slurm at one time.
+type picture struct {
+	rows       map[uint32]slurm.QueueRow
+	at         time.Time
+	problem    string
+	nodes      []rest.Node
+	partitions []rest.Partition
+	nodesAt    time.Time
+}
+
+type detail struct {
+	job   rest.Job
+	state string // of the row when it was asked for
+	at    time.Time
+}
+
+type flight struct {
+	done chan struct{}
+}
+
+// pokes is the channel that makes Run look at once.
+func (s *Service) pokes() chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.poke == nil {
+		s.poke = make(chan struct{}, 1)
+	}
+	return s.poke
+}
+
+func (s *Service) pokeNow() {
+	select {
+	case s.pokes() <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// Run keeps the picture as fresh as somebody needs it, until ctx ends.
+func (s *Service) Run(ctx context.Context) {
+	if err := s.recover(ctx); err != nil {
+		s.Log.ErrorContext(ctx, "submissions of an earlier life could not be read", "err", err.Error())
+	}
+	poke := s.pokes()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		case <-poke:
+		}
+		if s.wanted(ctx) {
+			s.Refresh(ctx)
+			if err := s.resolve(ctx); err != nil && ctx.Err() == nil {
+				s.Log.WarnContext(ctx, "submissions could not be looked up", "err", err.Error())
+			}
+		}
+		timer.Reset(pollEvery)
+	}
+}
+
+// wanted says whether the picture is worth asking Slurm for.
+func (s *Service) wanted(ctx context.Context) bool {
+	now := s.Now()
+	s.mu.Lock()
+	age := now.Sub(s.pic.at)
+	for uid, seen := range s.viewers {
+		if now.Sub(seen) > viewerFor {
+			delete(s.viewers, uid)
+		}
+	}
+	looking := len(s.viewers) > 0
+	s.mu.Unlock()
+	if looking || s.Hub.Watching() > 0 {
+		return true
+	}
+	open, err := s.open(ctx)
+	if err == nil && len(open) > 0 {
+		return true
+	}
+	if age < idleEvery {
+		return false
+	}
+	live, err := s.Routes.LiveJobs(ctx)
+	return err == nil && len(live) > 0
+}
+
+// Look makes the user a viewer and waits a moment for a picture that is old.
+func (s *Service) Look(ctx context.Context, uid uint32) {
+	s.mu.Lock()
+	if s.viewers == nil {
+		s.viewers = map[uint32]time.Time{}
+	}
+	_, known := s.viewers[uid]
+	s.viewers[uid] = s.Now()
+	old := s.Now().Sub(s.pic.at) > 2*pollEvery
+	s.mu.Unlock()
+	if !known || old {
+		limit, cancel := context.WithTimeout(ctx, waitFor)
+		defer cancel()
+		s.Refresh(limit)
+	}
+}
+
+// Refresh asks Slurm now, once for all who want it at the same time.
+func (s *Service) Refresh(ctx context.Context) {
+	s.mu.Lock()
+	f := s.flight
+	if f == nil {
+		f = &flight{done: make(chan struct{})}
+		s.flight = f
+		go func() {
+			defer close(f.done)
+			limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), 4*s.Timeout)
+			defer cancel()
+			s.refresh(limit)
+			s.mu.Lock()
+			s.flight = nil
+			s.mu.Unlock()
+		}()
+	}
+	s.mu.Unlock()
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+	}
+}
+
+func (s *Service) refresh(ctx context.Context) {
+	limit, cancel := context.WithTimeout(ctx, s.Timeout)
+	rows, err := s.Queue(limit)
+	cancel()
+	now := s.Now()
+	s.mu.Lock()
+	if err != nil {
+		s.pic.problem = "Slurm does not answer; this is what it was before."
+		s.mu.Unlock()
+		s.Log.WarnContext(ctx, "slurm's queue could not be read", "err", err.Error())
+		return
+	}
+	s.pic.rows, s.pic.at, s.pic.problem = map[uint32]slurm.QueueRow{}, now, ""
+	for _, r := range rows {
+		s.pic.rows[r.ID] = r
+	}
+	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
+	s.mu.Unlock()
+	if nodesOld {
+		s.refreshNodes(ctx)
+	}
+	s.refreshDetails(ctx)
+	s.reconcile(ctx)
+	s.publish(ctx)
+}
+
+func (s *Service) refreshNodes(ctx context.Context) {
+	list, err := s.Slurm.Nodes(ctx, s.ServiceUser)
+	if err != nil {
+		s.Log.WarnContext(ctx, "slurm's nodes could not be read", "err", err.Error())
+		return
+	}
+	parts, err := s.Slurm.Partitions(ctx, s.ServiceUser)
+	if err != nil {
+		s.Log.WarnContext(ctx, "slurm's partitions could not be read", "err", err.Error())
+		return
+	}
+	s.mu.Lock()
+	same := reflect.DeepEqual(s.pic.nodes, list) && reflect.DeepEqual(s.pic.partitions, parts)
+	s.pic.nodes, s.pic.partitions, s.pic.nodesAt = list, parts, s.Now()
+	s.mu.Unlock()
+	if !same {
+		s.Hub.bump(TopicCluster)
+	}
+}
+
+// refreshDetails asks for the jobs of live users and those with a session that
+// are new or have changed.
+func (s *Service) refreshDetails(ctx context.Context) {
+	now := s.Now()
+	s.mu.Lock()
+	if s.details == nil {
+		s.details = map[uint32]detail{}
+	}
+	var ids []uint32
+	for id, row := range s.pic.rows {
+		_, viewed := s.viewers[row.UID]
+		_, sealed := s.reported[id]
+		if !viewed && !sealed {
+			continue
+		}
+		d, ok := s.details[id]
+		if !ok || d.state != row.State || row.State == statePending && now.Sub(d.at) > pendingRefresh {
+			ids = append(ids, id)
+		}
+	}
+	for id, d := range s.details {
+		if _, ok := s.pic.rows[id]; !ok && now.Sub(d.at) > forgetAfter {
+			delete(s.details, id)
+		}
+	}
+	s.mu.Unlock()
+	slices.Sort(ids)
+	slices.Reverse(ids) // the newest first
+	if len(ids) > detailsMax {
+		ids = ids[:detailsMax]
+	}
+	s.ask(ctx, ids)
+}
+
+// ask reads jobs one by one, a few at once.
+func (s *Service) ask(ctx context.Context, ids []uint32) {
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, detailsAtOnce)
+	for _, id := range ids {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if _, err := s.detail(ctx, id); err != nil && !errors.Is(err, rest.ErrNotFound) {
+				s.Log.WarnContext(ctx, "job could not be read", "job", id, "err", err.Error())
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// detail asks for one job now.
+func (s *Service) detail(ctx context.Context, id uint32) (rest.Job, error) {
+	job, err := s.Slurm.Job(ctx, s.ServiceUser, id)
+	if err != nil {
+		return job, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.details == nil {
+		s.details = map[uint32]detail{}
+	}
+	state := job.State
+	if row, ok := s.pic.rows[id]; ok {
+		state = row.State
+	}
+	s.details[id] = detail{job: job, state: state, at: s.Now()}
+	return job, nil
+}
+
+// known returns a job's detail, asked for if it is not there.
+func (s *Service) known(ctx context.Context, id uint32) (rest.Job, bool) {
+	s.mu.Lock()
+	d, ok := s.details[id]
+	s.mu.Unlock()
+	if ok {
+		return d.job, true
+	}
+	job, err := s.detail(ctx, id)
+	return job, err == nil
+}
+
+// reconcile opens origins for sessions on nodes and closes those whose job is
+// over, whoever forgot to say so.
+func (s *Service) reconcile(ctx context.Context) {
+	live, err := s.Routes.LiveJobs(ctx)
+	if err != nil {
+		s.Log.ErrorContext(ctx, "sessions could not be read", "err", err.Error())
+		return
+	}
+	s.mu.Lock()
+	rows := s.pic.rows
+	at := s.pic.at
+	sealed := maps.Clone(s.reported)
+	s.mu.Unlock()
+	for _, id := range live {
+		row, ok := rows[id]
+		// A session may be younger than the picture.
+		if seen, known := sealed[id]; (!ok || over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
+			if err := s.Routes.EndInstance(ctx, id, ""); err != nil {
+				s.Log.ErrorContext(ctx, "session could not be ended", "job", id, "err", err.Error())
+			}
+		}
+	}
+	for id := range sealed {
+		if row, ok := rows[id]; ok && !over(row.State) {
+			for node, j := range s.Nodes.Find(id) {
+				if err := s.begin(ctx, node, j); err != nil {
+					s.Log.ErrorContext(ctx, "session could not be begun", "job", id, "err", err.Error())
+				}
+			}
+		}
+	}
+}
+
+// begin opens the origin of a job's app on the node that runs it: its first.
+func (s *Service) begin(ctx context.Context, node string, j api.NodeJob) error {
+	if j.App == "" || j.Instance == "" {
+		return nil
+	}
+	s.mu.Lock()
+	done := s.began[j.Instance]
+	s.mu.Unlock()
+	if done {
+		return nil
+	}
+	job, ok := s.known(ctx, j.Job)
+	if !ok || job.User == "" || job.UID != j.UID {
+		return nil // Slurm is asked again at the next poll
+	}
+	if job.BatchHost == "" { // it was read while the job waited
+		var err error
+		if job, err = s.detail(ctx, j.Job); err != nil {
+			return nil
+		}
+	}
+	if job.BatchHost != node {
+		return nil
+	}
+	if err := s.Routes.Begin(ctx, node, j, job.User); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.began == nil {
+		s.began = map[string]bool{}
+	}
+	s.began[j.Instance] = true
+	return nil
+}
+
+// JobOnNode takes the news of a node (nodes.Changes).
+func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) error {
+	s.mu.Lock()
+	if s.reported == nil {
+		s.reported = map[uint32]time.Time{}
+	}
+	if _, ok := s.reported[j.Job]; !ok {
+		s.reported[j.Job] = s.Now()
+	}
+	s.mu.Unlock()
+	if err := s.begin(ctx, node, j); err != nil {
+		return err
+	}
+	if err := s.event(ctx, j.Job, j.Stage, stageText(node, j)); err != nil {
+		return err
+	}
+	if job, ok := s.known(ctx, j.Job); ok {
+		s.Hub.bump(userKey(job.User))
+	}
+	s.pokeNow()
+	return nil
+}
+
+func stageText(node string, j api.NodeJob) string {
+	switch j.Stage {
+	case api.StageImage:
+		return "The job is sealed on " + node + "; its image is starting."
+	case api.StageApp:
+		return "The app is starting on " + node + "."
+	case api.StageReady:
+		return "The app answers."
+	}
+	return j.Stage
+}
+
+// JobEnded takes the news of a node (nodes.Changes).
+func (s *Service) JobEnded(ctx context.Context, _ string, j api.NodeJob, end api.NodeEnd) error {
+	s.mu.Lock()
+	if s.ended == nil {
+		s.ended = map[uint32]api.NodeEnd{}
+	}
+	if end.OOM {
+		s.ended[j.Job] = end
+	}
+	delete(s.reported, j.Job)
+	delete(s.began, j.Instance)
+	s.mu.Unlock()
+	if j.Instance == "" {
+		return nil
+	}
+	if err := s.Routes.EndInstance(ctx, j.Job, j.Instance); err != nil {
+		return err
+	}
+	if job, ok := s.known(ctx, j.Job); ok {
+		s.Hub.bump(userKey(job.User))
+	}
+	s.pokeNow()
+	return nil
+}
+
+// Gone says whether Slurm is known not to know the job (nodes.Changes).
+func (s *Service) Gone(job uint32) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen, ok := s.reported[job]
+	if !ok || s.pic.rows == nil || s.pic.problem != "" || s.pic.at.Sub(seen) < 2*pollEvery {
+		return false
+	}
+	_, there := s.pic.rows[job]
+	return !there
+}
+
+// Addr returns where a node's agent listens, by Slurm's address of the node.
+func (s *Service) Addr(ctx context.Context, node string) (string, error) {
+	find := func() string {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, n := range s.pic.nodes {
+			if n.Name == node {
+				return n.Address
+			}
+		}
+		return ""
+	}
+	addr := find()
+	if addr == "" {
+		s.refreshNodes(ctx)
+		addr = find()
+	}
+	if addr == "" {
+		return "", problem.NotFound()
+	}
+	return joinPort(addr, s.AgentPort), nil
+}
+
+// Place tells where a job's instance is served (routes.Jobs).
+func (s *Service) Place(ctx context.Context, job uint32, instance string) (node, addr string, end time.Time, ok bool) {
+	for name, j := range s.Nodes.Find(job) {
+		heard, _ := s.Nodes.Heard(name)
+		if j.Instance != instance || !heard {
+			continue
+		}
+		at, err := s.Addr(ctx, name)
+		if err != nil {
+			return "", "", time.Time{}, false
+		}
+		if d, ok := s.known(ctx, job); ok && d.Minutes > 0 && !d.Started.IsZero() {
+			end = d.Started.Add(time.Duration(d.Minutes)*time.Minute + overtime)
+		}
+		return name, at, end, true
+	}
+	return "", "", time.Time{}, false
+}
+
+// overtime is how long Slurm may let a job run over its limit (OverTimeLimit and
+// KillWait are minutes); the end of the job itself closes its streams.
+const overtime = time.Hour
+
+func (s *Service) event(ctx context.Context, job uint32, stage, text string) error {
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		_, err := store.Exec(ctx, tx, `INSERT INTO job_events (job, at, stage, text) SELECT ?, ?, ?, ?
+			WHERE NOT EXISTS (SELECT 1 FROM job_events WHERE job = ? AND stage = ? AND text = ?)`,
+			int64(job), s.Now().UnixMicro(), stage, text, int64(job), stage, text)
+		if err != nil {
+			return fmt.Errorf("store event: %w", err)
+		}
+		return nil
+	})
+}
+
+// Touch says that the user still looks.
+func (s *Service) Touch(uid uint32) {
+	s.mu.Lock()
+	if s.viewers == nil {
+		s.viewers = map[uint32]time.Time{}
+	}
+	s.viewers[uid] = s.Now()
+	s.mu.Unlock()
+	s.pokeNow()
+}

@@ -1,0 +1,613 @@
+package jobs
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode"
+
+	"github.com/google/uuid"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/auth"
+	"github.com/carme-hpc/carme/portal/backend/nodes"
+	"github.com/carme-hpc/carme/portal/backend/problem"
+	"github.com/carme-hpc/carme/portal/backend/store"
+	carme "github.com/carme-hpc/carme/spank/policy"
+	"github.com/carme-hpc/carme/spank/request"
+)
+
+const (
+	nameMax = 64
+	// script is what the job runs beside its app: nothing. No user's text is in it.
+	script = "#!/bin/sh\n:\n"
+	// option is how an option of the plugin travels in an environment.
+	option = "_SLURM_SPANK_OPTION_carme_"
+
+	commentPrefix = "carme:"
+	// Bounds against nonsense, far above any cluster.
+	countMax  = 1 << 16
+	memoryMax = 1 << 30
+	tailMax   = 64 << 10
+	homeFor   = 30 * time.Second
+	homeFewMB = 100
+)
+
+// word is a name of Slurm's: partition, account, QOS, GPU type.
+var word = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
+
+// checked is a request that may be submitted.
+type checked struct {
+	in  api.Start
+	app *config.App
+}
+
+// check fills in defaults and refuses by field, with the same rules as srun.
+func (s *Service) check(ctx context.Context, sess *auth.Session, in api.Start) (checked, error) {
+	c, err := s.Catalogue()
+	if err != nil {
+		return checked{}, err
+	}
+	offer, err := s.Offer(ctx, sess)
+	if err != nil {
+		return checked{}, err
+	}
+	d := offer.Default
+	if in.Image == "" {
+		in.Image = d.Image
+	}
+	if in.App == "" {
+		in.App = d.App
+	}
+	in.Nodes, in.Minutes, in.Name = orDefault(in.Nodes, d.Nodes), orDefault(in.Minutes, d.Minutes), orDefault(strings.TrimSpace(in.Name), d.Name)
+	wrong := map[string]string{}
+	if _, err := uuid.Parse(in.ID); err != nil || len(in.ID) != 36 || in.ID != strings.ToLower(in.ID) {
+		wrong["id"] = "is no UUID"
+	}
+	app := c.App(in.App)
+	switch {
+	case app == nil:
+		wrong["app"] = "there is no such app"
+	case !app.RunsIn(in.Image):
+		wrong["app"] = "the image does not have this app; choose another image"
+	}
+	if !slices.Contains(s.images(c, sess), in.Image) {
+		wrong["image"] = "there is no such image, or you may not use it"
+	} else if err := s.plugin(c, sess, in, app); err != nil {
+		wrong["image"] = err.Error()
+	}
+	checkNumbers(&in, &offer, wrong)
+	checkWords(&in, &offer, wrong)
+	if len(wrong) > 0 {
+		return checked{}, problem.Invalid("Some of it cannot be started like this; see the marked fields.", wrong)
+	}
+	over := s.Limits.For(sess.User().Roles).Check(in.Nodes, in.GPUs*in.Nodes, in.Minutes, offer.Used.Running)
+	if len(over) > 0 {
+		return checked{}, problem.Limit("That is more than you may have; see the marked fields.", over)
+	}
+	return checked{in: in, app: app}, nil
+}
+
+func orDefault[T comparable](v, d T) T {
+	var zero T
+	if v == zero {
+		return d
+	}
+	return v
+}
+
+// plugin asks the plugin's own grammar and policy: REST goes past those in srun.
+func (s *Service) plugin(c *config.Config, sess *auth.Session, in api.Start, app *config.App) error {
+	given := []request.Given{{Name: request.OptCarme, Value: in.Image}, {Name: request.OptApp, Value: in.App}}
+	if app != nil && app.NetPrivate {
+		given = append(given, request.Given{Name: request.OptNet, Value: request.NetPrivate})
+	}
+	r, err := request.Parse(request.Input{Context: request.ContextAllocator, Options: given})
+	if err != nil {
+		return err
+	}
+	u := sess.User()
+	_, err = carme.New(c).Resolve(r, carme.User{Name: u.Name, UID: u.UID, GID: uint32(sess.GID), Groups: sess.Groups()}) //nolint:gosec // it came from a uint32
+	return err
+}
+
+func checkNumbers(in *api.Start, offer *api.Offer, wrong map[string]string) {
+	ranged := func(field string, n, least, most int) {
+		if n < least || n > most {
+			wrong[field] = fmt.Sprintf("must be %d to %d", least, most)
+		}
+	}
+	ranged("nodes", in.Nodes, 1, countMax)
+	ranged("minutes", in.Minutes, 1, countMax*60)
+	ranged("cpus", in.CPUs, 0, countMax)
+	if in.MemoryMB < 0 || in.MemoryMB > memoryMax {
+		wrong["memory_mb"] = "is no amount of memory"
+	}
+	most, found := 0, in.GPUType == ""
+	for _, g := range offer.GPUs {
+		if in.GPUType == "" || g.Type == in.GPUType {
+			found = true
+			most = max(most, g.PerNode)
+		}
+	}
+	switch {
+	case !found:
+		wrong["gpu_type"] = "the cluster has no such GPU"
+	case in.GPUs < 0 || in.GPUs > most && len(offer.GPUs) > 0 || in.GPUs > countMax:
+		wrong["gpus"] = fmt.Sprintf("must be 0 to %d: no node has more", most)
+	}
+}
+
+func checkWords(in *api.Start, offer *api.Offer, wrong map[string]string) {
+	if len(in.Name) > nameMax || strings.ContainsFunc(in.Name, func(c rune) bool { return !unicode.IsPrint(c) }) {
+		wrong["name"] = fmt.Sprintf("must be at most %d characters that can be printed", nameMax)
+	}
+	for field, text := range map[string]string{"account": in.Account, "qos": in.QOS, "gpu_type": in.GPUType} {
+		if text != "" && !word.MatchString(text) {
+			wrong[field] = "letters, digits and ._- only"
+		}
+	}
+	if in.Partition != "" && !slices.Contains(offer.Partitions, in.Partition) {
+		wrong["partition"] = "there is no such partition"
+	}
+}
+
+// gres is the GPUs as Slurm takes them.
+func gres(in *api.Start) string {
+	switch {
+	case in.GPUs == 0:
+		return ""
+	case in.GPUType == "":
+		return fmt.Sprintf("gres/gpu:%d", in.GPUs)
+	}
+	return fmt.Sprintf("gres/gpu:%s:%d", in.GPUType, in.GPUs)
+}
+
+// Script is an sbatch script that does what Start does.
+func (s *Service) Script(ctx context.Context, sess *auth.Session, in api.Start) (api.Script, error) {
+	if in.ID == "" {
+		in.ID = uuid.NewString()
+	}
+	c, err := s.check(ctx, sess, in)
+	if err != nil {
+		return api.Script{}, err
+	}
+	in = c.in
+	var b strings.Builder
+	b.WriteString("#!/bin/sh\n")
+	line := func(name, value string) {
+		if value != "" {
+			fmt.Fprintf(&b, "#SBATCH --%s=%s\n", name, value)
+		}
+	}
+	line("job-name", quoted(in.Name))
+	line("carme", in.Image)
+	line("carme-app", in.App)
+	if c.app.NetPrivate {
+		line("carme-net", request.NetPrivate)
+	}
+	line("nodes", strconv.Itoa(in.Nodes))
+	line("ntasks-per-node", "1")
+	line("gres", strings.TrimPrefix(gres(&in), "gres/"))
+	line("time", fmt.Sprintf("%d:%02d:00", in.Minutes/60, in.Minutes%60))
+	line("partition", in.Partition)
+	line("account", in.Account)
+	line("qos", in.QOS)
+	if in.CPUs > 0 {
+		line("cpus-per-task", strconv.Itoa(in.CPUs))
+	}
+	if in.MemoryMB > 0 {
+		line("mem", fmt.Sprintf("%dM", in.MemoryMB))
+	}
+	line("output", outputPath(sess))
+	b.WriteString(":\n")
+	return api.Script{Script: b.String()}, nil
+}
+
+// quoted is a name as an #SBATCH line takes it: sbatch splits at blanks and
+// understands quotes and backslashes there.
+func quoted(name string) string {
+	if word.MatchString(name) {
+		return name
+	}
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(name) + `"`
+}
+
+func outputPath(sess *auth.Session) string { return path.Join(sess.Home, "carme-%j.out") }
+
+func (c *checked) submission(sess *auth.Session) rest.Submission {
+	in := c.in
+	options := []string{option + "carme=" + in.Image, option + "carme_app=" + in.App}
+	if c.app.NetPrivate {
+		options = append(options, option+"carme_net="+request.NetPrivate)
+	}
+	env := append([]string{
+		"PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "HOME=" + sess.Home, "USER=" + sess.UserName, "LOGNAME=" + sess.UserName,
+	}, options...)
+	return rest.Submission{
+		Name: in.Name, Comment: commentPrefix + in.ID, Script: script, WorkDir: sess.Home, Output: outputPath(sess), Constraint: featureCarme,
+		Partition: in.Partition, Account: in.Account, QOS: in.QOS, Environment: env, SpankEnvironment: options, Nodes: in.Nodes,
+		Minutes: in.Minutes, CPUs: in.CPUs, MemoryMB: in.MemoryMB, TRESPerNode: gres(&in),
+	}
+}
+
+// turn lets one submission of a user at a time through, so that limits count.
+func (s *Service) turn(user string) *sync.Mutex {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.submits == nil {
+		s.submits = map[string]*sync.Mutex{}
+	}
+	if s.submits[user] == nil {
+		s.submits[user] = new(sync.Mutex)
+	}
+	return s.submits[user]
+}
+
+// Start submits a job once per id. created is false if the id was submitted
+// before. The job's stage is StageSending while the outcome is not known.
+func (s *Service) Start(ctx context.Context, sess *auth.Session, in api.Start) (job api.Job, created bool, err error) {
+	lock := s.turn(sess.UserName)
+	lock.Lock()
+	defer lock.Unlock()
+	// Who has left the page still wants the job, and an outcome must be stored.
+	ctx = context.WithoutCancel(ctx)
+	old, err := s.intent(ctx, in.ID)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return api.Job{}, false, err
+	}
+	if err == nil {
+		switch {
+		case old.UserName != sess.UserName:
+			return api.Job{}, false, problem.Conflict("That form was used by somebody else; load the page again.")
+		case old.State != intentFailed:
+			job, err := s.find(ctx, sess, in.ID)
+			return job, false, err
+		}
+	}
+	c, err := s.check(ctx, sess, in)
+	if err != nil {
+		return api.Job{}, false, err
+	}
+	if err := s.intend(ctx, sess, c.in); err != nil {
+		return api.Job{}, false, err
+	}
+	id, err := s.Slurm.Submit(ctx, sess.UserName, c.submission(sess))
+	if err := s.outcome(ctx, sess.UserName, c.in.ID, id, err); err != nil {
+		return api.Job{}, false, err
+	}
+	s.Hub.bump(userKey(sess.UserName))
+	if id == 0 {
+		s.pokeNow()
+		i, err := s.intent(ctx, in.ID)
+		return i.asJob(), true, err
+	}
+	s.Look(ctx, sess.User().UID)
+	s.Refresh(ctx)
+	job, err = s.find(ctx, sess, in.ID)
+	if err == nil && job.Stage == api.StageEnded && job.State == "UNKNOWN" { // the picture is older than the job
+		job.Stage, job.State, job.End = api.StageQueued, statePending, ""
+	}
+	return job, true, err
+}
+
+func (s *Service) intent(ctx context.Context, id string) (intent, error) {
+	var i intent
+	err := store.One(ctx, s.DB.Read(), &i, "SELECT "+intentColumns+" FROM intents WHERE id = ?", id)
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		err = fmt.Errorf("read submission: %w", err)
+	}
+	return i, err
+}
+
+// intend stores what will be sent, before it is.
+func (s *Service) intend(ctx context.Context, sess *auth.Session, in api.Start) error {
+	body, err := json.Marshal(in)
+	if err != nil {
+		return fmt.Errorf("store submission: %w", err)
+	}
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		now := s.Now().UnixMicro()
+		n, err := store.Exec(ctx, tx, `INSERT INTO intents (id, user_name, uid, body, state, created, updated) VALUES (?, ?, ?, ?, ?, ?, ?)
+			ON CONFLICT (id) DO UPDATE SET body = excluded.body, state = excluded.state, problem = '', updated = excluded.updated, created = excluded.created
+			WHERE intents.state = ? AND intents.user_name = excluded.user_name`,
+			in.ID, sess.UserName, sess.UID, string(body), intentSending, now, now, intentFailed)
+		if err != nil {
+			return fmt.Errorf("store submission: %w", err)
+		}
+		if n != 1 {
+			return problem.Conflict("That form was sent already; see the list of jobs.")
+		}
+		return s.Audit.Write(ctx, tx, sess.UserName, "job submit", in.ID, map[string]string{
+			"image": in.Image, "app": in.App, "nodes": strconv.Itoa(in.Nodes), "gres": gres(&in), "minutes": strconv.Itoa(in.Minutes),
+		})
+	})
+}
+
+// outcome stores what became of a submission. The error is for the user.
+func (s *Service) outcome(ctx context.Context, user, intent string, job uint32, cause error) error {
+	var refused rest.RefusedError
+	state, text := intentJob, ""
+	var answer error
+	switch {
+	case cause == nil:
+	case errors.Is(cause, rest.ErrUnknown):
+		state = intentUnknown
+	case errors.As(cause, &refused):
+		state, text = intentFailed, "Slurm refused it: "+refused.Text
+		answer = problem.Invalid(text, nil)
+	default:
+		state, text = intentFailed, "Slurm did not answer; nothing was submitted."
+		answer = unavailableSlurm()
+	}
+	if cause != nil {
+		s.Log.WarnContext(ctx, "submission failed", "intent", intent, "state", state, "err", cause.Error())
+	}
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		if _, err := store.Exec(ctx, tx, "UPDATE intents SET state = ?, job = ?, problem = ?, updated = ? WHERE id = ?",
+			state, int64(job), text, s.Now().UnixMicro(), intent); err != nil {
+			return fmt.Errorf("store outcome: %w", err)
+		}
+		return s.Audit.Write(ctx, tx, user, "job "+state, intent, map[string]string{"job": strconv.FormatUint(uint64(job), 10), "problem": text})
+	})
+	return errors.Join(err, answer)
+}
+
+// recover turns submissions that a dead process was sending into unknown ones.
+func (s *Service) recover(ctx context.Context) error {
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		_, err := store.Exec(ctx, tx, "UPDATE intents SET state = ? WHERE state = ?", intentUnknown, intentSending)
+		return err
+	})
+}
+
+func (s *Service) open(ctx context.Context) ([]intent, error) {
+	var list []intent
+	if err := store.One(ctx, s.DB.Read(), &list, "SELECT "+intentColumns+" FROM intents WHERE state = ? ORDER BY created LIMIT 100", intentUnknown); err != nil {
+		return nil, fmt.Errorf("read submissions: %w", err)
+	}
+	return list, nil
+}
+
+// resolve looks for the jobs of submissions whose answer was lost, by their
+// comment. It never submits.
+func (s *Service) resolve(ctx context.Context) error {
+	list, err := s.open(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := range list {
+		errs = append(errs, s.lookup(ctx, &list[i]))
+	}
+	return errors.Join(errs...)
+}
+
+func (s *Service) lookup(ctx context.Context, i *intent) error {
+	s.mu.Lock()
+	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
+	var ids []uint32
+	for id, row := range s.pic.rows {
+		if int64(row.UID) == i.UID {
+			ids = append(ids, id)
+		}
+	}
+	s.mu.Unlock()
+	if !healthy {
+		return nil // the queue is older than the question
+	}
+	slices.Sort(ids)
+	slices.Reverse(ids)
+	want := commentPrefix + i.ID
+	for _, id := range ids {
+		job, ok := s.known(ctx, id)
+		if !ok {
+			return nil // one that could not be read may be it
+		}
+		if job.Comment == want {
+			return s.settle(ctx, i, intentJob, id, "")
+		}
+	}
+	// slurmctld may forget a job that ended at once; the database may not.
+	past, err := s.Slurm.Recorded(ctx, i.UserName, time.UnixMicro(i.Created).Add(-time.Minute))
+	for _, p := range past {
+		if p.Comment == want {
+			return s.settle(ctx, i, intentJob, p.ID, "")
+		}
+	}
+	if err != nil {
+		s.Log.InfoContext(ctx, "slurm's database could not be asked", "err", err.Error())
+	}
+	// slurmctld works on what it accepted for at most its own time limit.
+	if s.Now().Sub(time.UnixMicro(i.Updated)) < max(2*s.Timeout, 2*pollEvery) {
+		return nil
+	}
+	return s.settle(ctx, i, intentFailed, 0, "Slurm never got the job. You may start it again.")
+}
+
+func (s *Service) settle(ctx context.Context, i *intent, state string, job uint32, text string) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		n, err := store.Exec(ctx, tx, "UPDATE intents SET state = ?, job = ?, problem = ?, updated = ? WHERE id = ? AND state = ?",
+			state, int64(job), text, s.Now().UnixMicro(), i.ID, intentUnknown)
+		if err != nil || n == 0 {
+			return err
+		}
+		return s.Audit.Write(ctx, tx, i.UserName, "job "+state+" after lookup", i.ID, map[string]string{"job": strconv.FormatUint(uint64(job), 10)})
+	})
+	s.Hub.bump(userKey(i.UserName))
+	return err
+}
+
+// Cancel cancels one of the user's jobs.
+func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) error {
+	j, err := s.find(ctx, sess, id)
+	if err != nil {
+		return err
+	}
+	if j.Stage == api.StageEnded || j.Stage == api.StageFailed {
+		return nil
+	}
+	n, ok := s.number(&j)
+	if !ok || j.ID == "" {
+		return problem.Conflict("Slurm has not answered yet whether it has the job; try again in a moment.")
+	}
+	err = s.DB.Write(ctx, func(tx store.Tx) error {
+		return s.Audit.Write(ctx, tx, sess.UserName, "job cancel", j.ID, map[string]string{"intent": j.Intent})
+	})
+	if err != nil {
+		return err
+	}
+	switch err := s.Slurm.Cancel(ctx, sess.UserName, n); {
+	case errors.Is(err, rest.ErrNotFound):
+	case errors.Is(err, rest.ErrUnavailable):
+		return problem.Unavailable("Slurm does not answer now; the job goes on. Try again in a minute.")
+	case err != nil:
+		return err
+	}
+	if err := s.Routes.EndInstance(ctx, n, ""); err != nil {
+		return err
+	}
+	if err := s.event(ctx, n, api.StageEnded, "Its owner stopped it."); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	delete(s.details, n)
+	s.mu.Unlock()
+	s.Hub.bump(userKey(sess.UserName))
+	s.pokeNow()
+	return nil
+}
+
+// as is the user with his or her numbers.
+func (s *Service) as(ctx context.Context, sess *auth.Session) (nodes.As, error) {
+	gids, err := s.Identity(ctx, sess.UserName)
+	if err != nil {
+		return nodes.As{}, err
+	}
+	return nodes.As{UID: sess.User().UID, GID: uint32(sess.GID), GIDs: gids}, nil //nolint:gosec // it came from a uint32
+}
+
+// Output is a part of the job's output, read on one of its nodes as the user.
+func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream string, offset int64) (api.Output, error) {
+	j, err := s.Get(ctx, sess, id)
+	if err != nil {
+		return api.Output{}, err
+	}
+	file := j.Detail.Output
+	if stream == "err" {
+		file = j.Detail.Error
+	}
+	none := func(text string) (api.Output, error) { return api.Output{Problem: text}, nil }
+	switch {
+	case file == "" || !path.IsAbs(file):
+		return none("There is no output yet.")
+	case j.Stage == api.StageQueued || j.Stage == api.StageSending || j.Stage == api.StageFailed:
+		return none("There is no output yet: the job has not started.")
+	}
+	node, ok := s.anyNode(j.Nodes)
+	if !ok {
+		return none("No agent answers that could read the output: " + file)
+	}
+	as, err := s.as(ctx, sess)
+	if err != nil {
+		return api.Output{}, err
+	}
+	t, err := s.Agents.Tail(ctx, node, as, file, offset, tailMax)
+	var refused nodes.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return none("The output cannot be read: " + refused.Text)
+	case err != nil:
+		s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error())
+		return none("The node does not answer; its file is " + file)
+	}
+	return api.Output{Text: strings.ToValidUTF8(string(t.Data), "\uFFFD"), Offset: t.Offset, Next: t.Offset + int64(len(t.Data)), Size: t.Size}, nil
+}
+
+// anyNode is the first of them whose agent was heard of, else any such node:
+// homes are the same everywhere.
+func (s *Service) anyNode(names []string) (string, bool) {
+	for _, n := range names {
+		if heard, _ := s.Nodes.Heard(n); heard {
+			return n, true
+		}
+	}
+	s.mu.Lock()
+	all := s.pic.nodes
+	s.mu.Unlock()
+	for _, n := range all {
+		if heard, _ := s.Nodes.Heard(n.Name); heard {
+			return n.Name, true
+		}
+	}
+	return "", false
+}
+
+// Metrics are the job's measurements.
+func (s *Service) Metrics(ctx context.Context, sess *auth.Session, id string) (api.Metrics, error) {
+	j, err := s.find(ctx, sess, id)
+	if err != nil {
+		return api.Metrics{}, err
+	}
+	n, ok := s.number(&j)
+	if !ok {
+		return api.Metrics{Times: []int64{}, Series: []api.Series{}}, nil
+	}
+	return s.Nodes.Metrics(ctx, n)
+}
+
+type homeState struct {
+	home api.Home
+	at   time.Time
+}
+
+// Home looks whether the user's home is there and has room, on one node.
+func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error) {
+	s.mu.Lock()
+	last, ok := s.homes[sess.UserName]
+	s.mu.Unlock()
+	if ok && s.Now().Sub(last.at) < homeFor {
+		return last.home, nil
+	}
+	s.Look(ctx, sess.User().UID)
+	node, ok := s.anyNode(nil)
+	if !ok {
+		return api.Home{OK: true}, nil // nobody can tell; Slurm will
+	}
+	as, err := s.as(ctx, sess)
+	if err != nil {
+		return api.Home{}, err
+	}
+	st, err := s.Agents.Home(ctx, node, as, sess.Home)
+	home := api.Home{OK: true, FreeMB: st.FreeMB, TotalMB: st.TotalMB}
+	var refused nodes.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		home.OK, home.Message = false, "Your home directory cannot be used: "+refused.Text
+	case err != nil:
+		s.Log.WarnContext(ctx, "home could not be looked at", "node", node, "err", err.Error())
+		return home, nil
+	case st.Problem != "":
+		home.OK, home.Message = false, "Your home directory cannot be used: "+st.Problem
+	case st.FreeMB < homeFewMB:
+		home.OK, home.Message = false, fmt.Sprintf("Your home directory has only %d MB left; remove something before you start.", st.FreeMB)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.homes == nil {
+		s.homes = map[string]homeState{}
+	}
+	s.homes[sess.UserName] = homeState{home, s.Now()}
+	return home, nil
+}

@@ -1,0 +1,450 @@
+package jobs
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"reflect"
+	"regexp"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/auth"
+	"github.com/carme-hpc/carme/portal/backend/problem"
+	"github.com/carme-hpc/carme/portal/backend/store"
+)
+
+const (
+	statePending = "PENDING"
+	// historyFor and historyMax bound which ended jobs of the portal are listed.
+	historyFor = 14 * 24 * time.Hour
+	historyMax = 50
+)
+
+// over says whether a state is a last one (squeue(1), JOB STATE CODES).
+func over(state string) bool {
+	switch state {
+	case "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "LAUNCH_FAILED":
+		return true
+	}
+	return false
+}
+
+func joinPort(addr, port string) string { return net.JoinHostPort(addr, port) }
+
+// gpuTRES is gres/gpu:a100=2 or gres/gpu=2, in TRES strings.
+var gpuTRES = regexp.MustCompile(`^gres/gpu(?::([A-Za-z0-9_.-]+))?[=:](\d+)$`)
+
+// gpusOf reads how many GPUs a TRES string has, by type. The count without type
+// includes those with one.
+func gpusOf(tres string) []api.JobGPUs {
+	counts := map[string]int{}
+	for part := range strings.SplitSeq(tres, ",") {
+		if m := gpuTRES.FindStringSubmatch(part); m != nil {
+			n, err := strconv.Atoi(m[2])
+			if err == nil {
+				counts[m[1]] += n
+			}
+		}
+	}
+	typed := 0
+	for kind, n := range counts {
+		if kind != "" {
+			typed += n
+		}
+	}
+	if counts[""] -= typed; counts[""] <= 0 {
+		delete(counts, "")
+	}
+	out := []api.JobGPUs{}
+	for kind, n := range counts {
+		out = append(out, api.JobGPUs{Type: kind, Count: n})
+	}
+	slices.SortFunc(out, func(a, b api.JobGPUs) int { return strings.Compare(a.Type, b.Type) })
+	return out
+}
+
+// intent is a row of a submission.
+type intent struct {
+	ID       string
+	UserName string
+	UID      int64
+	Body     string
+	State    string
+	Job      int64
+	Problem  string
+	Created  int64
+	Updated  int64
+	Final    string
+}
+
+const intentColumns = "id, user_name, uid, body, state, job, problem, created, updated, final"
+
+// States of an intent.
+const (
+	intentSending = "sending"
+	intentUnknown = "unknown"
+	intentJob     = "job"
+	intentFailed  = "failed"
+)
+
+func (i *intent) start() api.Start {
+	var in api.Start
+	_ = json.Unmarshal([]byte(i.Body), &in) // written by Start
+	return in
+}
+
+// asJob is a submission that Slurm does not have, or has forgotten.
+func (i *intent) asJob() api.Job {
+	var j api.Job
+	if i.Final != "" && json.Unmarshal([]byte(i.Final), &j) == nil {
+		return j
+	}
+	in := i.start()
+	j = api.Job{
+		Intent: i.ID, Name: in.Name, User: i.UserName, Partition: in.Partition, Account: in.Account, QOS: in.QOS, NodeCount: in.Nodes,
+		Minutes: in.Minutes, Carme: true, Image: in.Image, App: in.App, Submitted: time.UnixMicro(i.Created).UTC(), Nodes: []string{},
+		GPUs: []api.JobGPUs{},
+	}
+	if in.GPUs > 0 {
+		j.GPUs = append(j.GPUs, api.JobGPUs{Type: in.GPUType, Count: in.GPUs * max(1, in.Nodes)})
+	}
+	switch i.State {
+	case intentFailed:
+		j.Stage, j.State, j.End = api.StageFailed, "FAILED", i.Problem
+	case intentJob:
+		j.ID, j.Stage, j.State = strconv.FormatInt(i.Job, 10), api.StageEnded, "UNKNOWN"
+		j.End = "It has ended; Slurm no longer says how."
+	default:
+		j.Stage, j.State = api.StageSending, "SENDING"
+	}
+	return j
+}
+
+// List is the user's jobs, the newest first.
+func (s *Service) List(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
+	s.Look(ctx, uid)
+	return s.list(ctx, user, uid)
+}
+
+func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
+	hosts, err := s.Routes.Hosts(ctx, user)
+	if err != nil {
+		return api.Jobs{}, err
+	}
+	var intents []intent
+	if err := store.One(ctx, s.DB.Read(), &intents, "SELECT "+intentColumns+" FROM intents WHERE user_name = ? AND created > ? ORDER BY created DESC LIMIT ?",
+		user, s.Now().Add(-historyFor).UnixMicro(), historyMax); err != nil {
+		return api.Jobs{}, fmt.Errorf("read submissions: %w", err)
+	}
+	by := map[uint32]*intent{}
+	for i := range intents {
+		if intents[i].Job > 0 {
+			by[uint32(intents[i].Job)] = &intents[i] //nolint:gosec // Slurm's are 32 bits
+		}
+	}
+	s.mu.Lock()
+	out := api.Jobs{Jobs: []api.Job{}, Problem: s.pic.problem, Age: s.age()}
+	there := map[uint32]bool{}
+	for id, row := range s.pic.rows {
+		if row.UID == uid {
+			there[id] = true
+			out.Jobs = append(out.Jobs, s.assemble(row, s.details[id].job, user, by[id], hosts[id]))
+		}
+	}
+	for _, i := range intents {
+		id := uint32(i.Job) //nolint:gosec // as above
+		d, remembered := s.details[id]
+		switch {
+		case there[id] && i.Job > 0:
+		case i.Job > 0 && remembered && i.Final == "":
+			row := slurm.QueueRow{ID: id, Shown: strconv.FormatInt(i.Job, 10), State: d.state, UID: uid}
+			out.Jobs = append(out.Jobs, s.assemble(row, d.job, user, &i, hosts[id]))
+		default:
+			out.Jobs = append(out.Jobs, i.asJob())
+		}
+	}
+	s.mu.Unlock()
+	sort.SliceStable(out.Jobs, func(a, b int) bool { return newer(out.Jobs[a], out.Jobs[b]) })
+	return out, nil
+}
+
+func newer(a, b api.Job) bool {
+	if !a.Submitted.Equal(b.Submitted) {
+		return a.Submitted.After(b.Submitted)
+	}
+	return a.ID > b.ID
+}
+
+// age is that of the picture in seconds.
+func (s *Service) age() int {
+	if s.pic.at.IsZero() {
+		return 0
+	}
+	return max(0, int(s.Now().Sub(s.pic.at).Seconds()))
+}
+
+// assemble joins what Slurm, the submission and the nodes say of a job. The
+// caller holds the lock.
+func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *intent, host string) api.Job {
+	j := api.Job{
+		ID: row.Shown, Name: d.Name, User: user, State: row.State, Reason: d.Reason, Partition: row.Partition, Account: d.Account, QOS: d.QOS,
+		Nodes: slurm.Expand(d.Nodes), NodeCount: row.Nodes, CPUs: d.CPUs, MemoryMB: d.MemoryMB, GPUs: gpusOf(d.TRES), Submitted: d.Submitted,
+		Started: d.Started, Minutes: d.Minutes, ExitCode: d.ExitCode, Signal: d.Signal,
+	}
+	if j.Reason == "None" {
+		j.Reason = ""
+	}
+	if j.Nodes == nil {
+		j.Nodes = []string{}
+	}
+	if d.NodeCount > 0 {
+		j.NodeCount = d.NodeCount
+	}
+	if row.State == statePending { // Slurm's guess, not a time that has been
+		j.Started = time.Time{}
+	}
+	if i != nil {
+		in := i.start()
+		j.Intent, j.Image, j.App, j.Carme = i.ID, in.Image, in.App, true
+	}
+	j.Stage = s.stage(&j, row)
+	if over(row.State) {
+		j.Ended, j.End = d.Ended, s.reason(row.ID, row.State, d)
+		return j
+	}
+	j.Host = host
+	return j
+}
+
+// stage is how far a job has come; it fills in what its nodes say.
+func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
+	if over(row.State) {
+		return api.StageEnded
+	}
+	stage := api.StageQueued
+	switch row.State {
+	case statePending, "REQUEUED", "SPECIAL_EXIT", "REQUEUE_HOLD", "REQUEUE_FED":
+	default:
+		stage = api.StageAllocated
+	}
+	order := []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
+	for node, n := range s.Nodes.Find(row.ID) {
+		if n.UID != row.UID {
+			continue
+		}
+		j.Carme = true
+		if j.App == "" {
+			j.App = n.App
+		}
+		if j.Image == "" {
+			j.Image = n.Image
+		}
+		if slices.Index(order, n.Stage) > slices.Index(order, stage) {
+			stage = n.Stage
+		}
+		if heard, since := s.Nodes.Heard(node); !heard {
+			j.Problem = fmt.Sprintf("Nothing was heard of %s since %s; the job goes on, its session may not answer.", node, since.UTC().Format("15:04:05 MST"))
+		}
+	}
+	return stage
+}
+
+// reason says in words why a job ended.
+func (s *Service) reason(id uint32, state string, d rest.Job) string {
+	if _, oom := s.ended[id]; oom || state == "OUT_OF_MEMORY" {
+		return "It needed more memory than it asked for and was ended. Start it with more memory."
+	}
+	switch state {
+	case "COMPLETED":
+		return "It ended by itself."
+	case "CANCELLED":
+		return "It was cancelled."
+	case "TIMEOUT":
+		return "Its time was up. Start it with more minutes."
+	case "DEADLINE":
+		return "It could not have ended before its deadline."
+	case "PREEMPTED":
+		return "It had to make way for a job of higher priority."
+	case "NODE_FAIL":
+		return "Its node failed. Start it again."
+	case "BOOT_FAIL", "LAUNCH_FAILED":
+		return "Its node could not start it. Start it again; if that repeats, tell the administrators."
+	case "REVOKED":
+		return "Another cluster took it."
+	case "FAILED":
+		switch {
+		case d.Signal > 0:
+			return fmt.Sprintf("It was ended by signal %d. Its error output may say why.", d.Signal)
+		case d.ExitCode > 0:
+			return fmt.Sprintf("It ended with exit code %d. Its error output may say why.", d.ExitCode)
+		}
+		return "It failed. Its error output may say why."
+	}
+	return "It has ended."
+}
+
+// publish compares what users saw with what they would see now, tells them, and
+// keeps how submitted jobs ended.
+func (s *Service) publish(ctx context.Context) {
+	var users []struct {
+		Name string
+		UID  int64
+	}
+	if err := store.One(ctx, s.DB.Read(), &users, "SELECT DISTINCT u.name, u.uid FROM users u JOIN login_sessions l ON l.user_name = u.name WHERE l.state = ?", api.SessionFull); err != nil {
+		s.Log.ErrorContext(ctx, "live users could not be read", "err", err.Error())
+		return
+	}
+	for _, u := range users {
+		now, err := s.list(ctx, u.Name, uint32(u.UID)) //nolint:gosec // it came from a uint32
+		if err != nil {
+			s.Log.ErrorContext(ctx, "jobs could not be read", "err", err.Error())
+			continue
+		}
+		s.mu.Lock()
+		if s.shown == nil {
+			s.shown = map[string][]api.Job{}
+		}
+		same := reflect.DeepEqual(s.shown[u.Name], now.Jobs)
+		s.shown[u.Name] = now.Jobs
+		s.mu.Unlock()
+		if !same {
+			s.Hub.bump(userKey(u.Name))
+			s.finish(ctx, now.Jobs)
+		}
+	}
+}
+
+// finish stores how jobs of the portal ended: Slurm forgets it.
+func (s *Service) finish(ctx context.Context, list []api.Job) {
+	for _, j := range list {
+		if j.Intent == "" || j.Stage != api.StageEnded || j.Submitted.IsZero() {
+			continue
+		}
+		text, err := json.Marshal(j)
+		if err == nil {
+			err = s.DB.Write(ctx, func(tx store.Tx) error {
+				_, err := store.Exec(ctx, tx, "UPDATE intents SET final = ? WHERE id = ? AND final = ''", string(text), j.Intent)
+				return err
+			})
+		}
+		if err != nil {
+			s.Log.ErrorContext(ctx, "end of job could not be stored", "job", j.ID, "err", err.Error())
+		}
+	}
+}
+
+// find returns one of the user's jobs, by Slurm's id or the submission's. What is
+// somebody else's does not exist.
+func (s *Service) find(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
+	all, err := s.List(ctx, sess.UserName, sess.User().UID)
+	if err != nil {
+		return api.Job{}, err
+	}
+	for _, j := range all.Jobs {
+		if id != "" && (j.ID == id || j.Intent == id) {
+			return j, nil
+		}
+	}
+	return api.Job{}, problem.NotFound()
+}
+
+// number is the id under which Slurm knows a listed job.
+func (s *Service) number(j *api.Job) (uint32, bool) {
+	if n, err := strconv.ParseUint(j.ID, 10, 32); err == nil {
+		return uint32(n), true
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, row := range s.pic.rows {
+		if row.Shown == j.ID && j.ID != "" {
+			return id, true
+		}
+	}
+	return 0, false
+}
+
+// Get is one job with everything.
+func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
+	j, err := s.find(ctx, sess, id)
+	if err != nil {
+		return j, err
+	}
+	j.Detail = &api.JobDetail{Log: []api.Event{}, Devices: []api.Device{}}
+	n, ok := s.number(&j)
+	if !ok {
+		return j, nil
+	}
+	if d, ok := s.known(ctx, n); ok {
+		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
+	}
+	for node, nj := range s.Nodes.Find(n) {
+		if nj.UID != sess.User().UID {
+			continue
+		}
+		for _, dev := range nj.Devices {
+			dev.Node = node
+			j.Detail.Devices = append(j.Detail.Devices, dev)
+		}
+		if nj.Text != "" && nj.Stage != api.StageReady {
+			j.Detail.Log = append(j.Detail.Log, api.Event{Time: s.Now().UTC(), Stage: nj.Stage, Text: nj.Text})
+		}
+	}
+	slices.SortFunc(j.Detail.Devices, func(a, b api.Device) int { return strings.Compare(a.Node+a.UUID, b.Node+b.UUID) })
+	events, err := s.events(ctx, n, &j)
+	if err != nil {
+		return j, err
+	}
+	j.Detail.Log = append(events, j.Detail.Log...)
+	return j, nil
+}
+
+func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Event, error) {
+	var rows []struct {
+		At    int64
+		Stage string
+		Text  string
+	}
+	err := store.One(ctx, s.DB.Read(), &rows, "SELECT at, stage, text FROM job_events WHERE job = ? ORDER BY at LIMIT 200", int64(id))
+	if err != nil && !errors.Is(err, sql.ErrNoRows) {
+		return nil, fmt.Errorf("read events: %w", err)
+	}
+	log := []api.Event{}
+	if !j.Submitted.IsZero() {
+		log = append(log, api.Event{Time: j.Submitted, Stage: api.StageQueued, Text: "Slurm has the job."})
+	}
+	if !j.Started.IsZero() {
+		log = append(log, api.Event{Time: j.Started, Stage: api.StageAllocated, Text: "It has its nodes: " + strings.Join(j.Nodes, ", ") + "."})
+	}
+	for _, r := range rows {
+		if r.At >= j.Submitted.UnixMicro() { // Slurm's ids come round again
+			log = append(log, api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text})
+		}
+	}
+	if j.End != "" {
+		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End})
+	}
+	return log, nil
+}
+
+// expand fills in a path's patterns (sbatch(1), filename pattern).
+func (s *Service) expand(path string, d rest.Job) string {
+	if !strings.Contains(path, "%") {
+		return path
+	}
+	id := strconv.FormatUint(uint64(d.ID), 10)
+	master, task := id, "4294967294"
+	if a, t, ok := strings.Cut(d.Array, "_"); ok {
+		master, task = a, t
+	}
+	return strings.NewReplacer("%%", "%", "%j", id, "%A", master, "%a", task, "%u", d.User, "%x", d.Name, "%N", d.BatchHost, "%n", "0", "%t", "0", "%b", task).Replace(path)
+}

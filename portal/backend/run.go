@@ -1,0 +1,326 @@
+package backend
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/carme-hpc/carme/internal/clock"
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/daemon"
+	"github.com/carme-hpc/carme/internal/mtls"
+	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/portal/backend/api"
+	"github.com/carme-hpc/carme/portal/backend/audit"
+	"github.com/carme-hpc/carme/portal/backend/auth"
+	"github.com/carme-hpc/carme/portal/backend/auth/ldapauth"
+	"github.com/carme-hpc/carme/portal/backend/auth/totp"
+	"github.com/carme-hpc/carme/portal/backend/jobs"
+	"github.com/carme-hpc/carme/portal/backend/nodes"
+	"github.com/carme-hpc/carme/portal/backend/routes"
+	"github.com/carme-hpc/carme/portal/backend/signer"
+	"github.com/carme-hpc/carme/portal/backend/store"
+)
+
+const (
+	// loginFloor is longer than a directory takes, so that time tells nothing.
+	loginFloor = 700 * time.Millisecond
+	// stopWithin is how long requests may take to end.
+	stopWithin = 10 * time.Second
+	// renewEvery is how often the own certificate is looked at.
+	renewEvery = time.Hour
+)
+
+// parts is the daemon.
+type parts struct {
+	cfg     *Config
+	log     *slog.Logger
+	db      *store.DB
+	certs   *mtls.Store
+	auth    *auth.Service
+	jobs    *jobs.Service
+	server  *api.Server
+	metrics *prometheus.Registry
+}
+
+// build reads keys and files and puts the parts together.
+func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *parts, err error) {
+	dir, err := ldapauth.New(cfg.LDAP)
+	if err != nil {
+		return nil, err
+	}
+	seal, err := readSecret(cfg.file(factorKey), totp.KeySize)
+	if err != nil {
+		return nil, err
+	}
+	sealer, err := totp.NewSealer(seal, rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	key, keyID, public, err := routeKeys(cfg)
+	if err != nil {
+		return nil, err
+	}
+	db, err := store.Open(ctx, cfg.database())
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, db.Close())
+		}
+	}()
+	certs, err := mtls.Open(mtls.In(cfg.file(tlsDir)), func(err error) { log.Error("certificate cannot be used", "err", err.Error()) })
+	if err != nil {
+		return nil, fmt.Errorf("%w; run: carme-backend init", err)
+	}
+	sign := signer.NewClient(cfg.SignerSocket)
+	client, err := rest.New(cfg.Slurm.URL, cfg.slurmTimeout(), sign, clock.Real)
+	if err != nil {
+		return nil, err
+	}
+	p := &parts{cfg: cfg, log: log, db: db, certs: certs, metrics: prometheus.NewRegistry()}
+	records := &audit.Log{Now: clock.Real, Out: log}
+	feed := &routes.Feed{DB: db, Now: clock.Real}
+	p.auth = &auth.Service{
+		DB: db, Dir: dir, Sealer: sealer, Audit: records, Revoke: feed, Issuer: cfg.Issuer, Now: clock.Real, Random: rand.Reader,
+		Rules: auth.Rules{
+			SessionLife: time.Duration(cfg.Sessions.Hours) * time.Hour, IdleLife: time.Duration(cfg.Sessions.IdleMinutes) * time.Minute,
+			FactorEvery: time.Duration(cfg.Sessions.FactorHours) * time.Hour, Floor: loginFloor,
+		},
+	}
+	registry := &nodes.Registry{DB: db, Now: clock.Real, Log: log, RouteKeys: public}
+	control := &nodes.Control{Certs: certs}
+	ways := &routes.Service{
+		DB: db, Audit: records, Feed: feed, Sessions: p.auth, Now: clock.Real, Cluster: cfg.Cluster, KeyID: keyID, Key: key,
+	}
+	p.jobs = &jobs.Service{
+		DB: db, Audit: records, Log: log, Now: clock.Real, Slurm: client, Nodes: registry, Routes: ways, Agents: control,
+		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Catalogue: catalogue(root), Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
+		AgentPort: cfg.AgentPort, Timeout: cfg.slurmTimeout(),
+		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) { return slurm.Queue(ctx, slurm.Exec) },
+	}
+	registry.Changes, control.Addr, ways.Jobs = p.jobs, p.jobs.Addr, p.jobs
+	p.server = &api.Server{
+		DB: db, Auth: p.auth, Jobs: p.jobs, Routes: ways, Feed: feed, Nodes: registry, Audit: records, Log: log, Now: clock.Real, Metrics: p.metrics,
+		Enrol: &nodes.Enrolment{
+			DB: db, Audit: records, Signer: sign, Now: clock.Real, Addr: p.jobs.Addr, Unmunge: nodes.Unmunge, RouteKeys: public,
+			UID: uint32(os.Geteuid()), //nolint:gosec // it is one
+		},
+		Health: func(ctx context.Context) map[string]string {
+			return health(ctx, db, client, sign, cfg.Slurm.ServiceUser)
+		},
+	}
+	return p, nil
+}
+
+func boot() string {
+	b := make([]byte, 8)
+	_, _ = rand.Read(b) // never fails (crypto/rand)
+	return hex.EncodeToString(b)
+}
+
+// health is empty texts for what works.
+func health(ctx context.Context, db *store.DB, client *rest.Client, sign *signer.Client, user string) map[string]string {
+	say := func(err error) string {
+		if err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	var one int
+	_, _, err := sign.Token(ctx, user)
+	return map[string]string{
+		"database": say(store.One(ctx, db.Read(), &one, "SELECT 1")), "signer": say(err), "slurm": say(client.Ping(ctx, user)),
+	}
+}
+
+// catalogue reads images and apps anew after a while, and keeps the last good.
+func catalogue(root string) func() (*config.Config, error) {
+	const goodFor = 10 * time.Second
+	var mu sync.Mutex
+	var last *config.Config
+	var at time.Time
+	return func() (*config.Config, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if last != nil && time.Since(at) < goodFor {
+			return last, nil
+		}
+		src := config.Source{Root: root}
+		cfg, err := config.Load(src)
+		if err == nil {
+			cfg.Apps, err = config.LoadApps(src)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read catalogue: %w", err)
+		}
+		last, at = cfg, time.Now()
+		return cfg, nil
+	}
+}
+
+// identity asks NSS for the numeric groups of a user.
+func identity(ctx context.Context, user string) ([]uint32, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	out, err := slurm.Exec(ctx, "/usr/bin/id", "-G", "--", user)
+	if err != nil {
+		return nil, fmt.Errorf("look up groups of %s: %w", user, err)
+	}
+	var gids []uint32
+	for f := range strings.FieldsSeq(string(out)) {
+		n, err := strconv.ParseUint(f, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("look up groups of %s: %w", user, err)
+		}
+		gids = append(gids, uint32(n))
+	}
+	return gids, nil
+}
+
+// serve runs everything until ctx ends or a part fails.
+func (p *parts) serve(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, p.db.Close()) }()
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var conf net.ListenConfig
+	public, err := conf.Listen(ctx, "tcp", p.cfg.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %w", err)
+	}
+	own := uint32(os.Geteuid()) //nolint:gosec // it is one
+	admin, err := signer.Listen(ctx, p.cfg.AdminSocket, 0o600)
+	if err != nil {
+		return errors.Join(err, public.Close())
+	}
+	var wg sync.WaitGroup
+	part := func(name string, run func() error) {
+		wg.Go(func() {
+			if err := run(); err != nil && !errors.Is(err, http.ErrServerClosed) {
+				stop(fmt.Errorf("%s: %w", name, err))
+			}
+		})
+	}
+	servers := []*http.Server{p.server.HTTP(p.certs.OptionalServer([]string{"h2", "http/1.1"})), p.server.HTTP(nil)}
+	part("REST API", func() error { return servers[0].ServeTLS(public, "", "") })
+	part("admin socket", func() error {
+		return servers[1].Serve(signer.Peers(admin, func(uid uint32) bool { return uid == 0 || uid == own }, p.log))
+	})
+	if p.cfg.MetricsListen != "" {
+		l, err := conf.Listen(ctx, "tcp", p.cfg.MetricsListen)
+		if err != nil {
+			stop(fmt.Errorf("listen for metrics: %w", err))
+		} else {
+			p.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+			m := &http.Server{Handler: promhttp.HandlerFor(p.metrics, promhttp.HandlerOpts{}), ReadHeaderTimeout: 5 * time.Second}
+			servers = append(servers, m)
+			part("metrics", func() error { return m.Serve(l) })
+		}
+	}
+	wg.Go(func() { p.auth.Watch(ctx) })
+	wg.Go(func() { p.jobs.Run(ctx) })
+	wg.Go(func() { p.renew(ctx) })
+	wg.Go(func() {
+		daemon.OnHangup(ctx, func() {
+			if err := p.certs.Reload(); err != nil {
+				p.log.Error("certificate cannot be used", "err", err.Error())
+			}
+		})
+	})
+	p.log.Info("ready", "listen", public.Addr().String())
+	daemon.Notify(daemon.Ready)
+	<-ctx.Done()
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
+	defer cancel()
+	for _, s := range servers {
+		// Streams do not end by themselves: they are cut.
+		go func() { _ = s.Shutdown(end) }()
+	}
+	p.drain(end)
+	for _, s := range servers {
+		_ = s.Close() // what is left
+	}
+	wg.Wait()
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
+}
+
+// drain gives short requests a moment.
+func (p *parts) drain(ctx context.Context) {
+	const moment = 500 * time.Millisecond
+	select {
+	case <-time.After(moment):
+	case <-ctx.Done():
+	}
+}
+
+// renew keeps the own certificate good.
+func (p *parts) renew(ctx context.Context) {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			if err := renewOwn(ctx, p.cfg, clock.Real()); err != nil {
+				p.log.ErrorContext(ctx, "own certificate could not be renewed", "err", err.Error())
+			}
+		}
+	}
+}
+
+// runSigner is the other daemon.
+func runSigner(ctx context.Context, cfg *SignerConfig, log *slog.Logger) error {
+	account := signer.Getent(slurm.Exec)
+	backend, err := account(ctx, cfg.BackendUser)
+	if err != nil {
+		return fmt.Errorf("look up backend_user: %w", err)
+	}
+	s, err := signer.Load(cfg.State, cfg.SlurmKey, cfg.KeyID,
+		signer.Rules{MemberOf: cfg.MemberOf, SlurmUser: cfg.SlurmUser, ServiceUser: cfg.ServiceUser}, account, clock.Real, log)
+	if err != nil {
+		return err
+	}
+	const everybody = 0o666 // the peer's uid decides
+	l, err := signer.Listen(ctx, cfg.Socket, everybody)
+	if err != nil {
+		return err
+	}
+	log.Info("ready", "socket", cfg.Socket)
+	daemon.Notify(daemon.Ready)
+	return s.Serve(ctx, signer.Peers(l, func(uid uint32) bool { return uint64(uid) == backend.UID }, log))
+}
+
+func level(name string) slog.Level {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(name)); err != nil {
+		return slog.LevelInfo // checked when it was read
+	}
+	return l
+}
+
+func printProblems(w io.Writer, err error) {
+	for _, line := range config.Problems(err) {
+		fmt.Fprintln(w, "carme-backend: "+line)
+	}
+}

@@ -1,0 +1,55 @@
+// One terminal: xterm.js on one side, a websocket on the other. Messages to the
+// shell begin with "i" (input) or "r" (size, as JSON); what comes is output.
+"use strict";
+(() => {
+  const number = location.pathname.split("/")[2];
+  const state = document.getElementById("state");
+  document.getElementById("number").textContent = number;
+  document.getElementById("new").href = "/t/" + (Number(number) + 1);
+  document.title = "Terminal " + number;
+
+  const term = new Terminal({ cursorBlink: true, scrollback: 10000, screenReaderMode: false, theme: { background: "#10141a" } });
+  const fit = new FitAddon.FitAddon();
+  term.loadAddon(fit);
+  term.open(document.getElementById("terminal"));
+  fit.fit();
+  term.focus();
+
+  const encoder = new TextEncoder();
+  let socket = null;
+  let wait = 250;
+
+  const send = (kind, text) => {
+    if (socket && socket.readyState === WebSocket.OPEN) socket.send(encoder.encode(kind + text));
+  };
+  const size = () => send("r", JSON.stringify({ rows: term.rows, cols: term.cols }));
+
+  const connect = () => {
+    socket = new WebSocket(location.origin.replace(/^http/, "ws") + "/t/" + number + "/ws");
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      wait = 250;
+      state.textContent = "Connected";
+      term.reset(); // what is on the screen comes again
+      size();
+    };
+    socket.onmessage = (event) => term.write(new Uint8Array(event.data));
+    socket.onclose = (event) => {
+      if (event.reason === "ended") {
+        state.textContent = "The shell has ended. Press Enter for a new one.";
+        const again = term.onData((data) => {
+          if (data === "\r") { again.dispose(); connect(); }
+        });
+        return;
+      }
+      state.textContent = event.reason && event.reason !== "behind" ? event.reason : "Connection lost, trying again";
+      setTimeout(connect, wait);
+      wait = Math.min(wait * 2, 5000);
+    };
+  };
+
+  term.onData((data) => send("i", data));
+  term.onResize(size);
+  new ResizeObserver(() => fit.fit()).observe(document.getElementById("terminal"));
+  connect();
+})();
