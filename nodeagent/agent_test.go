@@ -27,11 +27,11 @@ import (
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/mtls/mtlstest"
 	"github.com/carme-hpc/carme/internal/token"
+	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/nodeagent/control"
 	"github.com/carme-hpc/carme/nodeagent/enrol"
 	"github.com/carme-hpc/carme/nodeagent/relay"
-	"github.com/carme-hpc/carme/nodeagent/session"
 	"github.com/carme-hpc/carme/nodeagent/session/sessiontest"
 )
 
@@ -75,6 +75,13 @@ func newBackend(t *testing.T) *backend {
 	return b
 }
 
+func reply(t *testing.T, w io.Writer, v any) {
+	t.Helper()
+	if err := json.NewEncoder(w).Encode(v); err != nil {
+		t.Log(err) // the agent was stopped
+	}
+}
+
 func (b *backend) keys() map[string][]byte {
 	return map[string][]byte{"k": b.key.Public().(ed25519.PublicKey)}
 }
@@ -100,7 +107,7 @@ func (b *backend) handler(t *testing.T) http.Handler {
 		}
 		if err != nil {
 			w.WriteHeader(http.StatusForbidden)
-			_ = json.NewEncoder(w).Encode(api.ErrorBody{Error: api.Error{Code: "forbidden", Message: err.Error()}})
+			reply(t, w, api.ErrorBody{Error: api.Error{Code: "forbidden", Message: err.Error()}})
 			return
 		}
 		id, err := mtls.NewIdentity(in.Role, in.Name)
@@ -109,7 +116,7 @@ func (b *backend) handler(t *testing.T) http.Handler {
 		}
 		template := mtlstest.Template(t, id.URI())
 		template.NotBefore, template.NotAfter = time.Now().Add(-time.Minute), time.Now().Add(life)
-		_ = json.NewEncoder(w).Encode(api.Enrolled{Certificate: b.ca.Sign(t, template, csr.PublicKey), CA: b.ca.PEM, RouteKeys: b.keys()})
+		reply(t, w, api.Enrolled{Certificate: b.ca.Sign(t, template, csr.PublicKey), CA: b.ca.PEM, RouteKeys: b.keys()})
 	}
 	mux.HandleFunc("POST /v1/agent/enrol", func(w http.ResponseWriter, r *http.Request) {
 		issue(w, r, func(_ api.Enrol, csr *x509.CertificateRequest) error { return b.dialBack(r.Context(), csr) })
@@ -142,7 +149,7 @@ func (b *backend) handler(t *testing.T) http.Handler {
 			return
 		}
 		b.reports = append(b.reports, report)
-		_ = json.NewEncoder(w).Encode(api.Reported{RouteKeys: b.keys(), Gone: b.gone, EverySeconds: 1})
+		reply(t, w, api.Reported{RouteKeys: b.keys(), Gone: b.gone, EverySeconds: 1})
 	})
 	return mux
 }
@@ -316,7 +323,7 @@ func echo(t *testing.T, c net.Conn) {
 func TestAgent_from_its_first_start_to_a_stream(t *testing.T) {
 	r := newRig(t)
 	r.start(t)
-	job := r.node.Add(t, 7, func(n *session.Notes) { n.Devices = []session.Device{{UUID: "GPU-1", Model: "X"}} })
+	job := r.node.Add(t, 7, func(n *wire.Session) { n.Devices = []wire.SessionDevice{{UUID: "GPU-1", Model: "X"}} })
 	job.Register(t)
 	r.reported(t, "image", hasJob(7, api.StageImage))
 	r.reported(t, "problem", func(rep api.Report) bool { return rep.Problem == "plugin: is absent; install it" })
