@@ -131,7 +131,7 @@ func (a *agent) build(ctx context.Context) error {
 	}
 	a.enrol, err = enrol.New(enrol.Options{
 		Node: a.Node, State: a.State, CA: a.CA, Address: a.Backend.Address, Backend: a.backend(),
-		JoinToken: a.JoinToken, Munge: enrol.Munge(a.Munge, a.Backend.UID), Keys: keys, Now: a.Now, Log: a.log,
+		JoinToken: a.JoinToken, BackendUID: a.Backend.UID, Munge: enrol.Munge(a.Munge), Keys: keys, Now: a.Now, Log: a.log,
 	})
 	if err != nil {
 		return err
