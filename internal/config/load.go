@@ -38,7 +38,7 @@ func Load(src Source) (*Config, error) {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
 	defer root.Close() //nolint:errcheck // nothing was written
-	l := loader{root: root, trustOwner: src.TrustOwner}
+	l := loader{root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)"}
 	cfg := &Config{Spank: Default()}
 	var spank *file
 	if data, ok := l.read(SpankFile); ok {
@@ -66,6 +66,7 @@ func Load(src Source) (*Config, error) {
 type loader struct {
 	root       *os.Root
 	trustOwner bool
+	manual     string // where its settings are explained
 	problems   ProblemsError
 }
 
@@ -313,7 +314,7 @@ func (f *file) failDecode(err error) {
 			text = m[2]
 		}
 		if m := unknownField.FindStringSubmatch(text); m != nil {
-			text = `there is no setting "` + m[1] + `"; see spank.yaml(5)`
+			text = `there is no setting "` + m[1] + `"; see ` + f.loader.manual
 		}
 		f.loader.fail(f.name, at, flat(text))
 	}

@@ -1,0 +1,3 @@
+// Package logx makes the log of Carme's daemons: JSON lines by log/slog, which
+// journald keeps.
+package logx

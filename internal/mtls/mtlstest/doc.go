@@ -1,0 +1,2 @@
+// Package mtlstest makes a CA and certificates for tests.
+package mtlstest
