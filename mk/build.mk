@@ -55,6 +55,22 @@ $(OUT)/carme: $(GO_SOURCES)
 	@mkdir -p $(@D)
 	CGO_ENABLED=1 go build -trimpath -ldflags '$(GO_LINK)' -o $@ ./cmd/carme
 
+# Style sheet, scripts and icons of the pages: made from npm's lock file, and
+# compiled into carme-portal, which does not start without them.
+WEB := portal/web/assets
+WEB_DIST := $(WEB)/dist/manifest.json
+
+.PHONY: web portal
+web: $(WEB_DIST) ## Make the pages' style sheet, scripts and icons (npm)
+portal: $(OUT)/carme-portal ## Compile carme-portal into OUT
+
+$(WEB_DIST): $(WEB)/package-lock.json $(WEB)/build.mjs $(wildcard $(WEB)/src/* portal/web/templates/* portal/web/*.go)
+	cd $(WEB) && npm ci --no-audit --no-fund --ignore-scripts && node build.mjs
+
+$(OUT)/carme-portal: $(GO_SOURCES) $(WEB_DIST)
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK)' -o $@ ./cmd/carme-portal
+
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/

@@ -85,7 +85,7 @@ const (
 
 // Run follows the backend's revocations until ctx ends, and then closes all
 // that is open.
-func (p *Proxy) Run(ctx context.Context) error {
+func (p *Proxy) Run(ctx context.Context) {
 	defer p.table.closeAll()
 	go p.follow(ctx)
 	sweep := time.NewTicker(sweepEvery)
@@ -93,7 +93,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-sweep.C:
 			p.table.sweep()
 		}

@@ -126,6 +126,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"percent":   percent,
 		"limit":     limit,
 		"gpus":      gpuText,
+		"upper":     strings.ToUpper,
 		"resources": func(j api.Job) string { return resources(texts, j) },
 		"stage":     func(v any) string { return stageText(texts, v) },
 		"stagekind": stageKind,

@@ -4,7 +4,7 @@ import "./morph.js";
 window.htmx = htmx;
 
 // Times are the server's in UTC until the browser says them in its own zone.
-const lang = document.documentElement.lang;
+const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
 const clock = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
 const short = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 function localise(within) {

@@ -8,6 +8,8 @@ const kinds = [
 ];
 const colours = ["#6d5ff5", "#0f9f8f", "#e07a1f", "#d6408f", "#3b82f6", "#8a9a1b", "#b45309", "#64748b"];
 const plots = new Map();
+const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
+const clock = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit" });
 
 function axis() {
   const style = getComputedStyle(document.documentElement);
@@ -36,7 +38,7 @@ function draw(data) {
       const plot = new uPlot({
         width: Math.max(240, frame.clientWidth), height: 150, legend: { show: series.length > 1 }, cursor: { y: false },
         scales: { y: { range: (_, low, high) => [0, unit === "%" ? Math.max(100, high) : Math.max(1, high * 1.1)] } },
-        axes: [axis(), { ...axis(), size: 56 }],
+        axes: [{ ...axis(), values: (_, splits) => splits.map((at) => clock.format(at * 1000)) }, { ...axis(), size: 56 }],
         series: [{}, ...series.map((one, at) => ({
           label: [one.node, one.device?.slice(0, 12)].filter(Boolean).join(" "), stroke: colours[at % colours.length], width: 1.75, spanGaps: false,
         }))],
