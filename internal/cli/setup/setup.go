@@ -147,6 +147,9 @@ func (o *Options) nameProblems(fail func(string, ...any)) {
 	if o.PortalHost == o.AppsDomain || strings.HasSuffix(o.PortalHost, "."+o.AppsDomain) {
 		fail("--portal-host=%s lies within --apps-domain=%s; an app could pose as the portal, choose another name", o.PortalHost, o.AppsDomain)
 	}
+	if strings.HasSuffix(o.AppsDomain, "."+o.PortalHost) {
+		fail("--apps-domain=%s lies within --portal-host=%s; an app could set cookies for the portal, choose another name", o.AppsDomain, o.PortalHost)
+	}
 	if o.PublicPort < 1 || o.PublicPort > 65535 {
 		fail("--public-port=%d is no port", o.PublicPort)
 	}

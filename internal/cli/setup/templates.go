@@ -43,19 +43,26 @@ member_of: [{{quote .Directory.LoginGroup}}]
 `
 
 const portalTemplate = `# carme-portal, written by carme setup. Manual: carme-portal(8).
+listen: ":{{.PublicPort}}"
 portal_host: {{.PortalHost}}
 # Each session has a name of its own below this one; DNS needs *.{{.AppsDomain}}.
 apps_domain: {{.AppsDomain}}
 public_port: {{.PublicPort}}
+# What browsers are shown; read again when the files change.
 tls:
   cert: ` + webCertFile + `
   key: ` + webKeyFile + `
 backend:
-  address: {{.Backend}}
+  url: https://{{.Backend}}
+  name: {{.BackendName}}
+  cert: ` + portalDir + `/tls/cert.pem
+  key: ` + portalDir + `/tls/key.pem
+  ca: ` + portalDir + `/tls/ca.pem
 `
 
 const agentTemplate = `# carme-agent, written by carme setup. Manual: carme-agent(8).
 cluster: {{.Cluster}}
 backend:
   address: {{.Backend}}
+  name: {{.BackendName}}
 `
