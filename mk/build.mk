@@ -17,10 +17,12 @@ C_PLUGIN := $(wildcard $(CSHIM)/*.c)
 C_ANCHOR := $(filter-out %/hold.c %/enter.c %/slurm.c,$(wildcard $(CSHIM)/anchor/*.c))
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 GO_LINK = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(VERSION) -extldflags "-Wl,-z,lazy"
+# Programs without cgo.
+GO_LINK_STATIC = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(VERSION)
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
-build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session ## Compile the product into OUT
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal ## Compile the product into OUT
 
 # Symbols are resolved when the plugin is loaded, not when a job needs them, and
 # none but SPANK's are exported into Slurm's programs.
@@ -58,13 +60,31 @@ $(OUT)/carme: $(GO_SOURCES)
 # Static because it runs inside whatever an image holds.
 $(OUT)/carme-session: $(GO_SOURCES) $(TERMINAL_ASSETS)/dist/xterm.js
 	@mkdir -p $(@D)
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $@ ./cmd/carme-session
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK_STATIC)' -o $@ ./cmd/carme-session
+
+# It does not start without what "make assets" makes.
+$(OUT)/carme-portal: $(GO_SOURCES) $(WEB_DIST)
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK_STATIC)' -o $@ ./cmd/carme-portal
+
+$(OUT)/carme-backend: $(GO_SOURCES)
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK_STATIC)' -o $@ ./cmd/carme-backend
+
+# With cgo for NVML, as carme itself.
+$(OUT)/carme-agent: $(GO_SOURCES)
+	@mkdir -p $(@D)
+	CGO_ENABLED=1 go build -trimpath -ldflags '$(GO_LINK)' -o $@ ./cmd/carme-agent
 
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
 	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
 	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
+	install -d $(DESTDIR)/usr/sbin $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/etc/carme/apps.d
+	install -m 755 $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal $(DESTDIR)/usr/sbin/
+	install -m 644 packaging/sysusers.d/carme.conf $(DESTDIR)/usr/lib/sysusers.d/
+	install -m 644 contrib/systemd/* $(DESTDIR)/usr/lib/systemd/system/
 	for page in docs/man/*.[1-8]; do install -D -m 644 $$page $(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}; done
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/
 

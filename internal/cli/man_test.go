@@ -58,7 +58,7 @@ func settings(typ reflect.Type) []string {
 
 func TestManualOfTheConfigurationIsComplete(t *testing.T) {
 	text := page(t, "spank.yaml.5")
-	for _, typ := range []reflect.Type{reflect.TypeFor[config.Spank](), reflect.TypeFor[config.Image]()} {
+	for _, typ := range []reflect.Type{reflect.TypeFor[config.Spank](), reflect.TypeFor[config.Image](), reflect.TypeFor[config.App]()} {
 		for _, name := range settings(typ) {
 			if name == "" || !strings.Contains(text, "Va "+name+"\n") && !strings.Contains(text, "Va "+name+" ") {
 				t.Errorf("%q is missing", name)
@@ -68,7 +68,7 @@ func TestManualOfTheConfigurationIsComplete(t *testing.T) {
 }
 
 func TestManualsOfTheCommandsAreComplete(t *testing.T) {
-	pages := map[string]string{"proof": "carme-proof.1", "doctor": "carme-doctor.8", "images": "carme.1", "version": "carme.1"}
+	pages := map[string]string{"proof": "carme-proof.1", "doctor": "carme-doctor.8", "setup": "carme-setup.8", "images": "carme.1", "version": "carme.1"}
 	root := machine(t, nil).command(io.Discard)
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {

@@ -99,7 +99,7 @@ func healthy(t *testing.T) *patient {
 	}
 	for _, name := range installed() {
 		p.write(t, name, "")
-		must(t, os.Chmod(filepath.Join(p.root, name), 0o755)) //nolint:gosec // as it is installed
+		must(t, os.Chmod(filepath.Join(p.root, name), 0o755))
 	}
 	return p
 }

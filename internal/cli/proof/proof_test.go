@@ -118,7 +118,7 @@ func write(t *testing.T, root, name, text string) {
 	t.Helper()
 	file := filepath.Join(root, name)
 	must(t, os.MkdirAll(filepath.Dir(file), 0o755))
-	must(t, os.WriteFile(file, []byte(text), 0o644)) //nolint:gosec // below t.TempDir
+	must(t, os.WriteFile(file, []byte(text), 0o644))
 }
 
 func must(t *testing.T, err error) {

@@ -1,0 +1,45 @@
+package setup
+
+import "fmt"
+
+// advise says what Carme never does by itself: to change Slurm's configuration
+// and the firewall's.
+func (s *setup) advise() {
+	p := func(format string, args ...any) { fmt.Fprintf(s.Out, format+"\n", args...) }
+	p("\nTo do by hand")
+	if s.head() {
+		s.adviseSlurm(p)
+	}
+	p("  Firewall:")
+	if s.head() {
+		p("    this host: let nodes and portals reach TCP 7443 (backend)")
+	}
+	if s.portal() {
+		p("    this host: let browsers reach TCP %d (portal); DNS: %s and *.%s lead here", s.PublicPort, s.PortalHost, s.AppsDomain)
+	}
+	p("    nodes: let portals and the backend reach TCP 7444 (agent)")
+	if s.portal() {
+		p("  Browsers must trust %s/ca.pem, or put a certificate for %s and *.%s of a public CA into %s and %s.",
+			webCADir, s.PortalHost, s.AppsDomain, webCertFile, webKeyFile)
+	}
+	if s.Role == RoleHead {
+		p("  Copy %s to the portal's host and to all nodes.", caFile)
+		p("  For a portal on another host: carme-backend token --role portal --name HOST, then there:")
+		p("    carme setup --role portal --portal-host HOST --apps-domain DOMAIN --backend %s --ca FILE --join-token-file FILE", s.Backend)
+	}
+	if s.head() {
+		p("  On each node: carme setup --role node --cluster %s --backend HOST:7443 --ca FILE", s.Cluster)
+	}
+}
+
+func (s *setup) adviseSlurm(p func(string, ...any)) {
+	p("  slurm.conf on the head node, then restart slurmctld:")
+	p("    AuthAltTypes=auth/jwt")
+	if s.SlurmKey == "" {
+		p("    AuthAltParameters=jwks=%s", jwksFile)
+	}
+	p("    PrologFlags=Contain")
+	p("    JobSubmitPlugins=lua               # contrib/slurm/job_submit.lua")
+	p("  slurmdbd.conf: nothing; slurm.conf: AccountingStoreFlags=job_comment   # lost submissions are found again")
+	p("  slurmrestd must run as a user that is neither root nor SlurmUser, at %s.", s.Slurmrestd)
+}

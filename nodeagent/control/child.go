@@ -1,0 +1,149 @@
+package control
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Child answers one request from in on out. It is called in a process of the
+// user's, and does what the user may do.
+func Child(in io.Reader, out io.Writer) error {
+	var req Request
+	if err := json.NewDecoder(io.LimitReader(in, lineMax)).Decode(&req); err != nil {
+		return fmt.Errorf("read request: %w", err)
+	}
+	answer := Answer{Error: "this is not a request"}
+	switch req.Op {
+	case "tail":
+		answer = tail(req)
+	case "home":
+		answer = home(req.Path)
+	}
+	if err := json.NewEncoder(out).Encode(answer); err != nil {
+		return fmt.Errorf("write answer: %w", err)
+	}
+	return nil
+}
+
+// explain is an error in words for the owner of the file.
+func explain(what string, err error) string {
+	switch {
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+		return what + " does not exist"
+	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
+		return what + " may not be opened by you"
+	case errors.Is(err, unix.EDQUOT):
+		return what + " is full: your quota is used up"
+	case errors.Is(err, unix.ENOSPC):
+		return what + " is full: its file system has no space left"
+	case errors.Is(err, unix.EROFS):
+		return what + " is read-only"
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTDOWN):
+		return what + " cannot be reached: its file server does not answer"
+	}
+	if errno, ok := errors.AsType[unix.Errno](err); ok {
+		return what + ": " + errno.Error()
+	}
+	return what + " cannot be used"
+}
+
+func tail(req Request) Answer {
+	const what = "the file"
+	// A FIFO would be waited for, a terminal would become ours.
+	fd, err := unix.Open(req.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return Answer{Error: explain(what, err)}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Answer{Error: explain(what, err)}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return Answer{Error: "the path is not a file"}
+	}
+	offset := req.Offset
+	if offset < 0 {
+		offset = max(0, st.Size+offset)
+	}
+	offset = min(offset, st.Size)
+	size := req.Max
+	if size <= 0 || size > dataMax {
+		size = dataMax
+	}
+	data := make([]byte, size)
+	n := 0
+	for n < size {
+		got, err := unix.Pread(fd, data[n:], offset+int64(n))
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return Answer{Error: explain(what, err)}
+		}
+		if got == 0 {
+			break
+		}
+		n += got
+	}
+	return Answer{OK: true, Offset: offset, Size: st.Size, Data: data[:n]}
+}
+
+func home(path string) Answer {
+	const what = "your home directory"
+	answer := Answer{OK: true}
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		answer.Problem = explain(what, err)
+		return answer
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil {
+		answer.Problem = explain(what, err)
+		return answer
+	}
+	const mb = 1 << 20
+	block := uint64(st.Bsize)                      //nolint:gosec // G115: the kernel's block size is positive
+	answer.FreeMB = int64(st.Bavail * block / mb)  //nolint:gosec // G115: megabytes of a file system
+	answer.TotalMB = int64(st.Blocks * block / mb) //nolint:gosec // G115: megabytes of a file system
+	// Quotas show only when something is written.
+	if err := tryWrite(path); err != nil {
+		answer.Problem = explain(what, err)
+	}
+	return answer
+}
+
+// tryWrite writes a page to a file without a name, or with one that is gone at
+// once.
+func tryWrite(dir string) error {
+	fd, err := unix.Open(dir, unix.O_WRONLY|unix.O_TMPFILE|unix.O_CLOEXEC, 0o600)
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EISDIR) || errors.Is(err, unix.EINVAL) {
+		var random [8]byte
+		_, _ = rand.Read(random[:]) // never fails (crypto/rand)
+		name := filepath.Join(dir, ".carme-"+hex.EncodeToString(random[:]))
+		if fd, err = unix.Open(name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600); err == nil {
+			defer os.Remove(name) //nolint:errcheck // the user can too
+		}
+	}
+	if err != nil {
+		return err
+	}
+	_, err = unix.Write(fd, make([]byte, 4096))
+	if err == nil {
+		err = unix.Fsync(fd)
+	}
+	// File servers tell of a full disk at last when the file is closed.
+	if closeErr := unix.Close(fd); err == nil {
+		err = closeErr
+	}
+	return err
+}

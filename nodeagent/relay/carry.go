@@ -1,0 +1,171 @@
+package relay
+
+import (
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// bufferSize is that of the largest TLS record.
+	bufferSize = 16 << 10
+	// recordSize is how much goes into one record while a stream is
+	// interactive: the reader's crypto/tls keeps a buffer of the largest
+	// record it ever got.
+	recordSize = 4 << 10
+	// bulk is after how many full buffers in a row a stream is a transfer,
+	// which is faster in large records.
+	bulk = 4
+	// lingerTime is how long a client may go on after its app has closed.
+	lingerTime = 10 * time.Second
+)
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }} //nolint:gochecknoglobals // a pool is one
+
+// carry copies both ways until both have ended, or one has failed. It returns
+// at once: two new goroutines need less stack than one that made a handshake.
+func (r *Relay) carry(conn *Conn, s *stream) {
+	conn.lazy.lazy = true
+	var ended atomic.Int32
+	half := func(run func(*Conn, *stream) error) {
+		if err := run(conn, s); err != nil {
+			s.close()
+		}
+		if ended.Add(1) == 2 {
+			s.close()
+			r.unregister(s)
+		}
+	}
+	go half(r.toApp)
+	go half(r.fromApp)
+}
+
+// errClient is that the client has closed, not only its half.
+var errClient = errors.New("client has gone")
+
+// toApp copies until the client ends its half, and passes that on.
+func (r *Relay) toApp(conn *Conn, s *stream) error {
+	for {
+		// First what crypto/tls holds already: the kernel knows nothing of it.
+		err := r.drain(conn, s)
+		if errors.Is(err, io.EOF) {
+			// An app that has gone already cannot be told.
+			_ = s.app.CloseWrite()
+			if s.halves.Add(1) == 2 {
+				return nil
+			}
+			return awaitEnd(conn)
+		}
+		if err != nil {
+			return err
+		}
+		if err := conn.lazy.wait(); err != nil {
+			return err
+		}
+	}
+}
+
+// awaitEnd returns when a client that ended its half closes the connection. An
+// app that does not care for a half that ended would hold it for ever.
+func awaitEnd(conn *Conn) error {
+	for {
+		if err := conn.lazy.wait(); err != nil {
+			return err
+		}
+		// After the farewell nothing may come but the end.
+		if _, err := conn.lazy.Read(make([]byte, 1)); !errors.Is(err, wouldBlockError{}) {
+			return errClient
+		}
+	}
+}
+
+// drain copies what has come, nil when there is no more.
+func (r *Relay) drain(conn *Conn, s *stream) error {
+	buf := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buf)
+	for {
+		n, err := conn.tls.Read(buf[:])
+		if n > 0 && !s.deaf {
+			r.ToApps.Add(int64(n))
+			if _, err := s.app.Write(buf[:n]); err != nil {
+				// The app has said all, and does not listen any more. To close
+				// now could destroy what the client has not read of it.
+				s.deaf = true
+				if err := conn.tcp.SetReadDeadline(time.Now().Add(lingerTime)); err != nil {
+					return err
+				}
+			}
+		}
+		if errors.Is(err, wouldBlockError{}) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// fromApp copies until the app ends its half, and passes that on.
+func (r *Relay) fromApp(conn *Conn, s *stream) error {
+	raw, err := s.app.SyscallConn()
+	if err != nil {
+		return err
+	}
+	full := 0
+	for {
+		var buf *[bufferSize]byte
+		n, readErr := 0, error(nil)
+		err := raw.Read(func(fd uintptr) bool {
+			buf = buffers.Get().(*[bufferSize]byte)
+			n, readErr = tryRead(int(fd), buf[:])
+			if errors.Is(readErr, wouldBlockError{}) {
+				buffers.Put(buf)
+				buf = nil
+				return false
+			}
+			return true
+		})
+		if err == nil && readErr == nil {
+			if full++; n < bufferSize {
+				full = 0
+			}
+			err = write(conn, buf[:n], full >= bulk)
+			r.FromApps.Add(int64(n))
+		}
+		if buf != nil {
+			buffers.Put(buf)
+		}
+		switch {
+		case err != nil:
+			return err
+		case errors.Is(readErr, io.EOF), errors.Is(readErr, unix.ECONNRESET):
+			// A reset is that the app did not read all; what it said came first.
+			err := conn.tls.CloseWrite()
+			if s.halves.Add(1) == 2 {
+				s.close() // toApp awaits the end
+			}
+			return err
+		case readErr != nil:
+			return readErr
+		}
+	}
+}
+
+func write(conn *Conn, data []byte, large bool) error {
+	if large {
+		_, err := conn.tls.Write(data)
+		return err
+	}
+	for len(data) > 0 {
+		n := min(len(data), recordSize)
+		if _, err := conn.tls.Write(data[:n]); err != nil {
+			return err
+		}
+		data = data[n:]
+	}
+	return nil
+}

@@ -1,0 +1,101 @@
+package relay
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Conn is a TLS connection that can be read without waiting.
+type Conn struct {
+	tcp  *net.TCPConn
+	tls  *tls.Conn
+	lazy *lazyConn
+}
+
+// NewConn puts TLS on a connection. The handshake is the caller's.
+func NewConn(tcp *net.TCPConn, cfg *tls.Config) (*Conn, error) {
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	lazy := &lazyConn{TCPConn: tcp, raw: raw}
+	return &Conn{tcp: tcp, tls: tls.Server(lazy, cfg), lazy: lazy}, nil
+}
+
+// TLS is the connection with TLS.
+func (c *Conn) TLS() *tls.Conn { return c.tls }
+
+// TCP is the connection below it.
+func (c *Conn) TCP() *net.TCPConn { return c.tcp }
+
+// wouldBlockError is what a read without data returns. It is temporary, so that
+// crypto/tls keeps its state and goes on with the next call.
+type wouldBlockError struct{}
+
+func (wouldBlockError) Error() string   { return "nothing to read now" }
+func (wouldBlockError) Timeout() bool   { return true }
+func (wouldBlockError) Temporary() bool { return true }
+
+// lazyConn is a TCP connection whose Read does not wait once lazy is set. So
+// no buffer of ours or of crypto/tls is held while nothing comes.
+type lazyConn struct {
+	*net.TCPConn
+
+	raw  syscall.RawConn
+	lazy bool // set before the goroutine that reads starts
+}
+
+// Read reads what is there.
+func (c *lazyConn) Read(p []byte) (int, error) {
+	if !c.lazy {
+		return c.TCPConn.Read(p)
+	}
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, readErr := 0, error(nil)
+	if err := c.raw.Read(func(fd uintptr) bool {
+		n, readErr = tryRead(int(fd), p)
+		return true
+	}); err != nil {
+		return 0, err
+	}
+	return n, readErr
+}
+
+// tryRead reads without waiting; nothing there is wouldBlockError.
+func tryRead(fd int, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(fd, p)
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.EAGAIN):
+			return 0, wouldBlockError{}
+		case err != nil:
+			return 0, os.NewSyscallError("read", err)
+		case n == 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// wait returns when there is something to read, or the connection has ended.
+func (c *lazyConn) wait() error {
+	var one [1]byte
+	return c.raw.Read(func(fd uintptr) bool {
+		for {
+			_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+			if !errors.Is(err, unix.EINTR) {
+				return !errors.Is(err, unix.EAGAIN)
+			}
+		}
+	})
+}

@@ -1,0 +1,2 @@
+// Package upstream asks the backend's REST API.
+package upstream

@@ -1,0 +1,245 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httputil"
+	"strconv"
+	"sync"
+	"time"
+)
+
+const copySize = 32 << 10
+
+var (
+	copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
+	writers     = sync.Pool{New: func() any { return bufio.NewWriterSize(nil, 4<<10) }}
+)
+
+// forward sends a request to the app and its answer to the browser.
+func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, rt *route) {
+	for attempt := 0; ; attempt++ {
+		up, err := p.stream(r.Context(), rt, attempt > 0)
+		if err != nil {
+			p.noStream(w, r, rt, err)
+			return
+		}
+		if p.exchange(w, r, rt, up) {
+			return
+		}
+		// A connection that had waited was closed by the app as the request
+		// was sent. Only what can be sent twice comes here, and only once.
+	}
+}
+
+// stream is an idle connection or a new one.
+func (p *Proxy) stream(ctx context.Context, rt *route, fresh bool) (*upstream, error) {
+	if !fresh {
+		if up, err := rt.take(); up != nil || err != nil {
+			return up, err
+		}
+	}
+	up, err := p.dial(ctx, rt)
+	if refusal, ok := errors.AsType[relayError](err); ok && refusal.status == statusToken {
+		// The token ran out on its way, or the agent has new keys.
+		if _, err := p.table.ask(ctx, rt.key); err != nil {
+			return nil, err
+		}
+		return p.dial(ctx, rt)
+	}
+	return up, err
+}
+
+// exchange carries one request and its answer. It returns false if nothing has
+// happened and the request can be sent again.
+func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *upstream) (done bool) {
+	stop := context.AfterFunc(r.Context(), up.close)
+	defer stop()
+	again := up.used && safe(r.Method) && r.ContentLength == 0
+	up.used = true
+	sent, err := p.send(w, r, rt, up)
+	var answer *http.Response
+	if err == nil {
+		answer, err = readAnswer(up, r)
+	}
+	if err != nil {
+		up.end()
+		settle(w, sent)
+		if r.Context().Err() != nil {
+			return true
+		}
+		if again {
+			return false
+		}
+		p.log.InfoContext(r.Context(), "app: no answer", "job", rt.grant.Load().Job, "error", err)
+		p.problem(w, r, pageBroken)
+		return true
+	}
+	copyAnswer(w.Header(), answer.Header, r.Host)
+	w.WriteHeader(answer.StatusCode)
+	err = copyBody(w, answer)
+	_ = answer.Body.Close() // it was read, or the connection goes
+	whole := false
+	select {
+	case sendErr := <-sent:
+		whole = sendErr == nil
+	default: // the app has answered before it had everything
+		up.close()
+		settle(w, sent)
+	}
+	if err == nil && whole && !answer.Close && up.reader.Buffered() == 0 && stop() {
+		rt.put(up, p.now())
+		return true
+	}
+	up.end()
+	if err != nil {
+		panic(http.ErrAbortHandler) // the browser must see that the answer is cut
+	}
+	return true
+}
+
+// settle ends the sending of a body that nobody waits for any more.
+func settle(w http.ResponseWriter, sent <-chan error) {
+	select {
+	case <-sent:
+		return
+	default:
+	}
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // wakes the reader of the body
+	<-sent
+}
+
+// send writes the request. The channel yields once its body has been sent.
+func (p *Proxy) send(w http.ResponseWriter, r *http.Request, rt *route, up *upstream) (<-chan error, error) {
+	sent := make(chan error, 1)
+	out := writers.Get().(*bufio.Writer)
+	out.Reset(up.conn)
+	release := func(err error) {
+		out.Reset(nil)
+		writers.Put(out)
+		sent <- err
+	}
+	_ = up.conn.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
+	writeHead(out, r, rt.grant.Load())
+	if r.ContentLength == 0 || r.Body == nil || r.Body == http.NoBody {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			field(out, "Content-Length", "0")
+		}
+		out.WriteString("\r\n")
+		err := out.Flush()
+		release(err)
+		return sent, err
+	}
+	control := http.NewResponseController(w)
+	_ = control.EnableFullDuplex() // HTTP/2 always is
+	var to io.Writer = out
+	if r.ContentLength > 0 {
+		field(out, "Content-Length", strconv.FormatInt(r.ContentLength, 10))
+	} else {
+		field(out, "Transfer-Encoding", "chunked")
+		to = httputil.NewChunkedWriter(out)
+	}
+	out.WriteString("\r\n")
+	go func() {
+		err := sendBody(control, to, out, r, up)
+		if err != nil {
+			up.close() // or the app would wait for the rest
+		}
+		release(err)
+	}()
+	return sent, nil
+}
+
+func sendBody(control *http.ResponseController, to io.Writer, out *bufio.Writer, r *http.Request, up *upstream) error {
+	buffer := copyBuffers.Get().(*[copySize]byte)
+	defer copyBuffers.Put(buffer)
+	for {
+		_ = control.SetReadDeadline(time.Now().Add(writePatience)) // a body that drips does not hold a stream for ever
+		n, err := r.Body.Read(buffer[:])
+		if n > 0 {
+			_ = up.conn.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
+			if _, err := to.Write(buffer[:n]); err != nil {
+				return err
+			}
+			if err := out.Flush(); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	_ = control.SetReadDeadline(time.Time{}) // the connection's next request has its own
+	if chunks, ok := to.(io.Closer); ok {
+		if err := chunks.Close(); err != nil {
+			return err
+		}
+		out.WriteString("\r\n") // no trailers
+	}
+	return out.Flush()
+}
+
+// readAnswer reads the head of the app's answer, past provisional ones.
+func readAnswer(up *upstream, r *http.Request) (*http.Response, error) {
+	up.meter.bound()
+	for range 8 {
+		answer, err := http.ReadResponse(up.reader, r)
+		if err != nil {
+			return nil, err
+		}
+		if answer.StatusCode >= 200 || answer.StatusCode == http.StatusSwitchingProtocols && isUpgrade(r) {
+			up.meter.unbound()
+			return answer, nil
+		}
+		if answer.StatusCode == http.StatusSwitchingProtocols {
+			break
+		}
+	}
+	return nil, errors.New("the app's answer is none")
+}
+
+// copyBody passes an answer on as it comes.
+func copyBody(w http.ResponseWriter, answer *http.Response) error {
+	if answer.Body == http.NoBody {
+		return nil
+	}
+	buffer := copyBuffers.Get().(*[copySize]byte)
+	defer copyBuffers.Put(buffer)
+	control := http.NewResponseController(w)
+	left := answer.ContentLength
+	timed := false
+	defer func() {
+		if timed {
+			_ = control.SetWriteDeadline(time.Time{}) // for the connection's next request
+		}
+	}()
+	for {
+		n, err := answer.Body.Read(buffer[:])
+		if n > 0 {
+			if n != int(left) {
+				timed = true
+				_ = control.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
+			}
+			if _, err := w.Write(buffer[:n]); err != nil {
+				return err
+			}
+			if left -= int64(n); left != 0 { // more may take its time
+				if err := control.Flush(); err != nil {
+					return err
+				}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}

@@ -1,0 +1,70 @@
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+)
+
+// listener gives out TLS connections that can be made quiet.
+type listener struct {
+	net.Listener
+	config *tls.Config
+}
+
+// Accept implements net.Listener. The handshake is the server's, which has a
+// deadline for it.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		quiet, err := newQuiet(conn)
+		if err != nil {
+			_ = conn.Close() // it is of no use
+			continue
+		}
+		return tls.Server(quiet, l.config), nil
+	}
+}
+
+const (
+	headPatience = 10 * time.Second
+	idlePatience = 2 * time.Minute
+	headBytes    = 1 << 20
+	drainFor     = 20 * time.Second
+)
+
+// Serve serves the handler over TLS, HTTP/2 and 1.1, on the listener until ctx
+// ends; then it takes no more requests, and finishes those under way.
+func Serve(ctx context.Context, tcp net.Listener, certificate *tls.Config, handler http.Handler, log *slog.Logger) error {
+	config := certificate.Clone()
+	config.NextProtos = []string{"h2", "http/1.1"}
+	config.MinVersion = tls.VersionTLS12
+	server := &http.Server{
+		Handler: handler, TLSConfig: config, ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience, MaxHeaderBytes: headBytes,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: writePatience,
+		},
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- server.Serve(&listener{tcp, config}) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainFor)
+	defer cancel()
+	err := server.Shutdown(late)
+	if errors.Is(err, context.DeadlineExceeded) {
+		return server.Close() // long polls and event streams: browsers come again
+	}
+	return err
+}

@@ -1,0 +1,95 @@
+package proxy
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+const (
+	labelPrefix = "s-"
+	labelLen    = len(labelPrefix) + 26 // 128 bits in base32
+)
+
+// Names are the hosts that are answered for, in lower case.
+type Names struct {
+	Portal string // portal.carme.example
+	Apps   string // apps.carme.example: sessions are one label below it
+	Port   int    // as browsers see it
+}
+
+func (n Names) authority(host string) string {
+	if n.Port == 443 {
+		return host
+	}
+	return host + ":" + strconv.Itoa(n.Port)
+}
+
+// PortalOrigin is the origin of the pages.
+func (n Names) PortalOrigin() string { return "https://" + n.authority(n.Portal) }
+
+// AppOrigin is the origin of a session's host.
+func (n Names) AppOrigin(label string) string { return "https://" + n.authority(label+"."+n.Apps) }
+
+// AppsPattern is every origin of a session, as a Content-Security-Policy has it.
+func (n Names) AppsPattern() string { return n.AppOrigin("*") }
+
+// Label is the label of a session's host, given exactly as browsers send it:
+// in lower case, with the port, without a dot at the end.
+func (n Names) Label(host string) (string, bool) {
+	label, ok := strings.CutSuffix(host, "."+n.authority(n.Apps))
+	if !ok || !ValidLabel(label) {
+		return "", false
+	}
+	return label, true
+}
+
+// ValidLabel says whether a label has the form of those that the backend makes.
+func ValidLabel(label string) bool {
+	if len(label) != labelLen || !strings.HasPrefix(label, labelPrefix) {
+		return false
+	}
+	for _, c := range []byte(label[len(labelPrefix):]) {
+		if (c < 'a' || c > 'z') && (c < '2' || c > '7') {
+			return false
+		}
+	}
+	return true
+}
+
+// Dispatch sends a request to the handler of its host. Neither the name in the
+// TLS handshake nor the connection counts: browsers use one connection for all
+// names of a certificate.
+func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
+	own := n.authority(n.Portal)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !wellFormed(r) {
+			http.Error(w, "malformed request", http.StatusBadRequest)
+			return
+		}
+		if r.Host == own {
+			portal.ServeHTTP(w, r)
+			return
+		}
+		if _, ok := n.Label(r.Host); ok {
+			apps.ServeHTTP(w, r)
+			return
+		}
+		http.Error(w, "no such host here", http.StatusMisdirectedRequest)
+	})
+}
+
+// wellFormed refuses what could be read in two ways further on: a target that
+// is not a path, and bytes in it that HTTP/2 lets through but that would end a
+// request line of HTTP/1.
+func wellFormed(r *http.Request) bool {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !strings.HasPrefix(r.RequestURI, "/") {
+		return false
+	}
+	for _, c := range []byte(r.RequestURI) {
+		if c <= ' ' || c >= 0x7f {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,97 @@
+package proxy
+
+import (
+	"errors"
+	"net"
+	"sync/atomic"
+	"syscall"
+)
+
+// quietConn is a TCP connection below TLS. Once it is quiet, a read with
+// nothing there returns at once, so that no buffer is held while a websocket
+// says nothing for hours; wait then waits without one. crypto/tls keeps its
+// state over such an error, because it is temporary.
+type quietConn struct {
+	net.Conn
+	raw   syscall.RawConn
+	quiet atomic.Bool
+}
+
+func newQuiet(conn net.Conn) (*quietConn, error) {
+	q := &quietConn{Conn: conn}
+	sys, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.New("connection has no descriptor")
+	}
+	raw, err := sys.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	q.raw = raw
+	return q, nil
+}
+
+// blockError is what a quiet read returns when nothing is there.
+type blockError struct{}
+
+func (blockError) Error() string   { return "nothing to read" }
+func (blockError) Timeout() bool   { return false }
+func (blockError) Temporary() bool { return true }
+
+func wouldBlock(err error) bool {
+	_, ok := errors.AsType[blockError](err)
+	return ok
+}
+
+// Read implements net.Conn.
+func (q *quietConn) Read(p []byte) (n int, err error) {
+	if !q.quiet.Load() {
+		return q.Conn.Read(p)
+	}
+	failed := q.raw.Read(func(fd uintptr) bool {
+		for {
+			n, err = syscall.Read(int(fd), p) //nolint:gosec // a descriptor fits
+			if !errors.Is(err, syscall.EINTR) {
+				return true
+			}
+		}
+	})
+	switch {
+	case failed != nil:
+		return 0, failed
+	case errors.Is(err, syscall.EAGAIN):
+		return 0, blockError{}
+	case err != nil:
+		return 0, err
+	case n == 0 && len(p) > 0:
+		return 0, errEOF
+	}
+	return n, nil
+}
+
+// wait returns when something can be read, the connection is closed, or its
+// read deadline has passed. What crypto/tls has read already must be drained
+// before, or it waits for ever.
+func (q *quietConn) wait() error {
+	var one [1]byte
+	return q.raw.Read(func(fd uintptr) bool { return !empty(fd, one[:]) })
+}
+
+// readable says whether something is there to read now, be it the end.
+func (q *quietConn) readable() bool {
+	var one [1]byte
+	there := true
+	if q.raw.Control(func(fd uintptr) { there = !empty(fd, one[:]) }) != nil {
+		return true
+	}
+	return there
+}
+
+func empty(fd uintptr, one []byte) bool {
+	for {
+		_, _, err := syscall.Recvfrom(int(fd), one, syscall.MSG_PEEK|syscall.MSG_DONTWAIT) //nolint:gosec // a descriptor fits
+		if !errors.Is(err, syscall.EINTR) {
+			return errors.Is(err, syscall.EAGAIN)
+		}
+	}
+}

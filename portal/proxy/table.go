@@ -1,0 +1,373 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+)
+
+const (
+	// leaseNew is how long after the backend's last sign of life new ways to
+	// apps are still asked for, leaseOpen how long what is open stays open.
+	leaseNew  = 5 * time.Second
+	leaseOpen = 60 * time.Second
+	// grantPatience is how long the backend may take to give a grant.
+	grantPatience = 10 * time.Second
+	// asking is how many grants are asked for at once.
+	asking = 64
+	// remember is how long revocations are kept, for grants that were under way
+	// when they came.
+	remember = time.Minute
+	// streamsMax is how many connections one viewer has to one app.
+	streamsMax = 256
+	idleMax    = 16               // of them waiting for the next request
+	idleFor    = 30 * time.Second // at most
+)
+
+var (
+	errAway  = errors.New("the backend gives no sign of life")
+	errEnded = errors.New("the session was ended")
+	errFull  = errors.New("too many connections to one app")
+)
+
+// key is what a browser shows: a host, and the token of the cookie for it.
+type key struct{ host, token string }
+
+// mark is one property of a grant that a revocation can name.
+type mark struct{ kind, value string }
+
+func marks(host string, g *api.Grant) [4]mark {
+	return [4]mark{{api.RevokeSession, g.Session}, {api.RevokeUser, g.User}, {api.RevokeJob, g.Job}, {api.RevokeHost, host}}
+}
+
+// route is one viewer's way to one app, with every connection that is open on
+// it. All that is on it closes when it is killed, by whatever cause.
+type route struct {
+	key      key
+	grant    atomic.Pointer[api.Grant]
+	used     atomic.Int64 // unix seconds
+	renewing atomic.Bool
+
+	mu      sync.Mutex
+	dead    bool
+	streams map[*stream]struct{}
+	idle    []*upstream // the last one is used next
+}
+
+// register puts a stream under the route before it is dialled: one that a
+// revocation does not find would stay open for ever.
+func (r *route) register(s *stream) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.dead {
+		return errEnded
+	}
+	if len(r.streams) >= streamsMax {
+		return errFull
+	}
+	r.streams[s] = struct{}{}
+	return nil
+}
+
+func (r *route) forget(s *stream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.streams, s)
+}
+
+// kill closes all that is open and lets nothing new begin.
+func (r *route) kill() {
+	r.mu.Lock()
+	streams := r.streams
+	r.dead, r.streams, r.idle = true, map[*stream]struct{}{}, nil
+	r.mu.Unlock()
+	for s := range streams {
+		s.close()
+	}
+}
+
+// take returns an idle connection, nil if there is none.
+func (r *route) take() (*upstream, error) {
+	for {
+		r.mu.Lock()
+		if r.dead {
+			r.mu.Unlock()
+			return nil, errEnded
+		}
+		last := len(r.idle) - 1
+		if last < 0 {
+			r.mu.Unlock()
+			return nil, nil //nolint:nilnil // none is no error
+		}
+		up := r.idle[last]
+		r.idle[last] = nil
+		r.idle = r.idle[:last]
+		r.mu.Unlock()
+		if !up.quiet.readable() { // it would be the app's farewell
+			return up, nil
+		}
+		up.end()
+	}
+}
+
+// put makes a connection idle, or closes it.
+func (r *route) put(up *upstream, now time.Time) {
+	r.mu.Lock()
+	keep := !r.dead && len(r.idle) < idleMax
+	if keep {
+		up.since = now
+		r.idle = append(r.idle, up)
+	}
+	r.mu.Unlock()
+	if !keep {
+		up.end()
+	}
+}
+
+// prune closes what was idle for too long and says how many streams are left.
+func (r *route) prune(now time.Time) int {
+	r.mu.Lock()
+	var old []*upstream
+	r.idle = slices.DeleteFunc(r.idle, func(up *upstream) bool {
+		stale := now.Sub(up.since) > idleFor
+		if stale {
+			old = append(old, up)
+		}
+		return stale
+	})
+	left := len(r.streams)
+	r.mu.Unlock()
+	for _, up := range old {
+		up.end()
+	}
+	return left - len(old)
+}
+
+// table has all routes, and what the backend takes back.
+type table struct {
+	backend Backend
+	now     func() time.Time
+	routes  sync.Map     // of key to *route: read on every request
+	beat    atomic.Int64 // unix nanoseconds of the backend's last sign of life
+	slots   chan struct{}
+
+	mu      sync.Mutex
+	index   map[mark]map[*route]struct{}
+	flights map[key]*flight
+	recent  []revoked // oldest first
+}
+
+type revoked struct {
+	mark mark
+	at   time.Time
+}
+
+// flight is a grant that is being asked for, by several requests at once.
+type flight struct {
+	done  chan struct{}
+	route *route
+	err   error
+}
+
+func newTable(backend Backend, now func() time.Time) *table {
+	return &table{
+		backend: backend, now: now, slots: make(chan struct{}, asking),
+		index: map[mark]map[*route]struct{}{}, flights: map[key]*flight{},
+	}
+}
+
+// find returns the route of a key, asking the backend if it is not known or
+// its grant has run out.
+func (t *table) find(ctx context.Context, k key) (*route, error) {
+	if found, ok := t.routes.Load(k); ok {
+		r := found.(*route)
+		now := t.now()
+		if g := r.grant.Load(); now.Before(g.Expires) && now.Before(g.End) {
+			r.used.Store(now.Unix())
+			if now.After(half(g)) && r.renewing.CompareAndSwap(false, true) {
+				go t.renew(r)
+			}
+			return r, nil
+		}
+	}
+	return t.ask(ctx, k)
+}
+
+// half is when a grant should be renewed: it is good for at most 120 s, and the
+// portal does not know since when.
+func half(g *api.Grant) time.Time { return g.Expires.Add(-time.Minute) }
+
+func (t *table) renew(r *route) {
+	defer r.renewing.Store(false)
+	ctx, cancel := context.WithTimeout(context.Background(), grantPatience)
+	defer cancel()
+	_, _ = t.ask(ctx, r.key) // a refusal has killed the route; silence leaves it its time
+}
+
+// ask asks the backend for a grant, once for all requests that want the same.
+func (t *table) ask(ctx context.Context, k key) (*route, error) {
+	t.mu.Lock()
+	f := t.flights[k]
+	if f == nil {
+		f = &flight{done: make(chan struct{})}
+		t.flights[k] = f
+		go t.fly(k, f)
+	}
+	t.mu.Unlock()
+	select {
+	case <-f.done:
+		return f.route, f.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (t *table) fly(k key, f *flight) {
+	t.slots <- struct{}{}
+	f.route, f.err = t.request(k)
+	<-t.slots
+	t.mu.Lock()
+	delete(t.flights, k)
+	t.mu.Unlock()
+	close(f.done)
+}
+
+func (t *table) request(k key) (*route, error) {
+	started := t.now()
+	if started.Sub(time.Unix(0, t.beat.Load())) > leaseNew {
+		return nil, errAway
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), grantPatience)
+	defer cancel()
+	g, err := t.backend.Grant(ctx, api.GrantRequest{Host: k.host, Token: k.token})
+	if err != nil {
+		if refused(err) {
+			t.drop(k)
+		}
+		return nil, err
+	}
+	return t.insert(k, &g, started)
+}
+
+// insert makes a grant known, unless it was revoked while it was under way.
+func (t *table) insert(k key, g *api.Grant, started time.Time) (*route, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	own := marks(k.host, g)
+	for _, one := range slices.Backward(t.recent) {
+		if one.at.Before(started) {
+			break
+		}
+		if slices.Contains(own[:], one.mark) {
+			return nil, errEnded
+		}
+	}
+	if found, ok := t.routes.Load(k); ok {
+		r := found.(*route)
+		if marks(k.host, r.grant.Load()) == own {
+			r.grant.Store(g)
+			r.used.Store(started.Unix())
+			return r, nil
+		}
+		t.remove(r)
+		go r.kill() // another job has taken the place: not the way it was
+	}
+	r := &route{key: k, streams: map[*stream]struct{}{}}
+	r.grant.Store(g)
+	r.used.Store(started.Unix())
+	for _, m := range own {
+		if t.index[m] == nil {
+			t.index[m] = map[*route]struct{}{}
+		}
+		t.index[m][r] = struct{}{}
+	}
+	t.routes.Store(k, r)
+	return r, nil
+}
+
+// remove takes a route out of the maps. The caller holds the lock, and kills it.
+func (t *table) remove(r *route) {
+	t.routes.CompareAndDelete(r.key, r)
+	for _, m := range marks(r.key.host, r.grant.Load()) {
+		delete(t.index[m], r)
+		if len(t.index[m]) == 0 {
+			delete(t.index, m)
+		}
+	}
+}
+
+func (t *table) drop(k key) {
+	if found, ok := t.routes.Load(k); ok {
+		t.end(found.(*route))
+	}
+}
+
+func (t *table) end(r *route) {
+	t.mu.Lock()
+	t.remove(r)
+	t.mu.Unlock()
+	r.kill()
+}
+
+// revoke ends every route with the mark.
+func (t *table) revoke(m mark) {
+	now := t.now()
+	t.mu.Lock()
+	t.recent = append(t.recent, revoked{m, now})
+	for len(t.recent) > 0 && now.Sub(t.recent[0].at) > remember {
+		t.recent = t.recent[1:]
+	}
+	var hit []*route
+	for r := range t.index[m] {
+		hit = append(hit, r)
+	}
+	for _, r := range hit {
+		t.remove(r)
+	}
+	t.mu.Unlock()
+	for _, r := range hit {
+		r.kill()
+	}
+}
+
+// sweep closes what has run its time. It is called every few seconds.
+func (t *table) sweep() {
+	now := t.now()
+	lost := now.Sub(time.Unix(0, t.beat.Load())) > leaseOpen
+	for _, found := range t.routes.Range {
+		r := found.(*route)
+		g := r.grant.Load()
+		streams := r.prune(now)
+		switch {
+		case lost, !now.Before(g.End):
+			t.end(r)
+		case streams == 0 && !now.Before(g.Expires):
+			t.end(r) // nobody was here for two minutes
+		case streams > 0 && now.After(half(g)) && r.renewing.CompareAndSwap(false, true):
+			go t.renew(r) // an open websocket asks the backend too
+		}
+	}
+}
+
+// review asks for every grant again: revocations may have been missed.
+func (t *table) review() {
+	for _, found := range t.routes.Range {
+		if r := found.(*route); r.renewing.CompareAndSwap(false, true) {
+			go t.renew(r)
+		}
+	}
+}
+
+// heartbeat notes a sign of life.
+func (t *table) heartbeat() { t.beat.Store(t.now().UnixNano()) }
+
+func (t *table) closeAll() {
+	for _, found := range t.routes.Range {
+		t.end(found.(*route))
+	}
+}

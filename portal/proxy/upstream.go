@@ -1,0 +1,187 @@
+package proxy
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+)
+
+// RelayProtocol is the ALPN name of what agents speak to portals.
+const RelayProtocol = "carme-relay/1"
+
+const (
+	dialPatience = 5 * time.Second
+	// writePatience is how long one piece of data may wait for its reader.
+	writePatience = 60 * time.Second
+	// answerHeadMax bounds the head of an app's answer, in bytes.
+	answerHeadMax = 256 << 10
+)
+
+var errEOF = io.EOF
+
+// status is the byte that an agent answers a route token with.
+type status byte
+
+const (
+	statusOK status = iota
+	statusToken
+	statusNoJob
+	statusNotListening
+	statusNotOwner
+	statusBusy
+	statusNode
+)
+
+// relayError is an agent's refusal to lead to an app.
+type relayError struct{ status status }
+
+func (e relayError) Error() string {
+	return fmt.Sprintf("agent refuses the stream with status %d", e.status)
+}
+
+// stream is one connection to an app, and what hangs on it.
+type stream struct {
+	route *route
+
+	mu     sync.Mutex
+	closed bool
+	held   []io.Closer
+}
+
+// hold adds what must be closed with the stream, and closes it if it is late.
+func (s *stream) hold(c io.Closer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = c.Close() // the stream is closed, nobody asks how
+		return errEnded
+	}
+	s.held = append(s.held, c)
+	return nil
+}
+
+// close closes everything that is held, by the connections below TLS: a
+// farewell could wait for a reader that is stuck.
+func (s *stream) close() {
+	s.mu.Lock()
+	held := s.held
+	s.closed, s.held = true, nil
+	s.mu.Unlock()
+	for _, c := range held {
+		_ = c.Close() // nobody asks how
+	}
+}
+
+// end closes the stream and takes it off its route.
+func (s *stream) end() {
+	s.close()
+	s.route.forget(s)
+}
+
+type closerFunc func()
+
+func (f closerFunc) Close() error {
+	f()
+	return nil
+}
+
+// upstream is a stream whose way to the app is open.
+type upstream struct {
+	*stream
+	conn   *tls.Conn
+	quiet  *quietConn
+	meter  *meter
+	reader *bufio.Reader
+	since  time.Time // idle since
+	used   bool      // has carried a request
+}
+
+// meter bounds how much of an answer's head is read.
+type meter struct {
+	io.Reader
+	left int64
+}
+
+func (m *meter) Read(p []byte) (int, error) {
+	if m.left <= 0 {
+		return 0, errors.New("the app's answer has too long a head")
+	}
+	n, err := m.Reader.Read(p)
+	m.left -= int64(n)
+	return n, err
+}
+
+func (m *meter) bound()   { m.left = answerHeadMax }
+func (m *meter) unbound() { m.left = math.MaxInt64 }
+
+// dial opens a stream to the route's app.
+func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
+	g := r.grant.Load()
+	s := &stream{route: r}
+	if err := r.register(s); err != nil {
+		return nil, err
+	}
+	up, err := p.connect(ctx, s, g)
+	if err != nil {
+		s.end()
+		return nil, err
+	}
+	return up, nil
+}
+
+func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	if err := s.hold(closerFunc(cancel)); err != nil {
+		return nil, err
+	}
+	conn, err := p.dialer.DialContext(ctx, "tcp", g.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
+	}
+	if err := s.hold(conn); err != nil {
+		return nil, err
+	}
+	quiet, err := newQuiet(conn)
+	if err != nil {
+		return nil, fmt.Errorf("use connection to %s: %w", g.Node, err)
+	}
+	secure := tls.Client(quiet, p.agentTLS(g.Node))
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("shake hands with agent of %s: %w", g.Node, err)
+	}
+	if err := introduce(secure, g.Token); err != nil {
+		return nil, fmt.Errorf("ask agent of %s: %w", g.Node, err)
+	}
+	m := &meter{Reader: secure}
+	return &upstream{stream: s, conn: secure, quiet: quiet, meter: m, reader: bufio.NewReaderSize(m, 4<<10)}, nil
+}
+
+// introduce shows the agent the route token.
+func introduce(conn net.Conn, token []byte) error {
+	if err := conn.SetDeadline(time.Now().Add(dialPatience)); err != nil {
+		return err
+	}
+	frame := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(token)), uint16(len(token))) //nolint:gosec // at most 2 KiB
+	if _, err := conn.Write(append(frame, token...)); err != nil {
+		return err
+	}
+	var said [1]byte
+	if _, err := io.ReadFull(conn, said[:]); err != nil {
+		return err
+	}
+	if status(said[0]) != statusOK {
+		return relayError{status(said[0])}
+	}
+	return conn.SetDeadline(time.Time{})
+}

@@ -1,0 +1,144 @@
+import htmx from "htmx.org";
+import "./morph.js";
+
+window.htmx = htmx;
+
+// Times are the server's in UTC until the browser says them in its own zone.
+const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
+const clock = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
+const short = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+function localise(within) {
+  for (const one of within.querySelectorAll("time[datetime]")) {
+    const when = new Date(one.getAttribute("datetime"));
+    if (!Number.isNaN(when.getTime())) one.textContent = (one.dataset.short === undefined ? clock : short).format(when);
+  }
+}
+localise(document);
+document.addEventListener("htmx:afterSwap", (event) => localise(event.detail.target.isConnected ? event.detail.target : document));
+document.addEventListener("htmx:afterSettle", () => localise(document));
+
+// One stream says that something changed; fragments fetch what it was.
+const banner = document.getElementById("offline");
+function offline(is) {
+  if (banner) banner.hidden = !is;
+}
+function follow() {
+  const source = new EventSource("/events");
+  source.addEventListener("open", () => offline(false));
+  source.addEventListener("change", (event) => {
+    const topic = event.data.split(" ")[0].split(":")[0];
+    setTimeout(() => htmx.trigger(document.body, topic === "cluster" ? "carme:cluster" : "carme:jobs"), Math.random() * 300);
+  });
+  source.addEventListener("logout", () => {
+    source.close();
+    location.assign("/login?ended=1");
+  });
+  source.addEventListener("error", () => {
+    offline(true);
+    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
+  });
+}
+if (document.body.dataset.events !== undefined) follow();
+
+// A page that is left must not leave its stream behind: browsers keep it in
+// their back-forward cache otherwise.
+document.addEventListener("submit", (event) => {
+  const form = event.target;
+  if (form.dataset.once !== undefined) {
+    if (form.dataset.sent) {
+      event.preventDefault();
+      return;
+    }
+    form.dataset.sent = "1";
+    for (const button of form.querySelectorAll("button[type=submit]")) button.classList.add("btn-loading");
+  }
+});
+window.addEventListener("pageshow", () => {
+  for (const form of document.querySelectorAll("form[data-once]")) {
+    delete form.dataset.sent;
+    for (const button of form.querySelectorAll(".btn-loading")) button.classList.remove("btn-loading");
+  }
+});
+
+// The start form: apps of the image, GPUs of the type, the button's text.
+const start = document.getElementById("start");
+if (start) {
+  const offer = JSON.parse(document.getElementById("offer").textContent);
+  const image = start.elements.image;
+  const type = start.elements.gpu_type;
+  const number = start.elements.gpus;
+  const update = () => {
+    const known = offer.images.find((one) => one.name === image.value);
+    const apps = known && known.apps ? known.apps : [];
+    let chosen = false;
+    for (const radio of start.querySelectorAll("input[name=app]")) {
+      radio.disabled = !apps.includes(radio.value);
+      if (radio.disabled) radio.checked = false;
+      chosen = chosen || radio.checked;
+    }
+    const first = start.querySelector("input[name=app]:not(:disabled)");
+    if (!chosen && first) first.checked = true;
+    const gpu = offer.gpus.find((one) => one.type === type?.value);
+    const most = gpu ? gpu.per_node : Math.max(0, ...offer.gpus.map((one) => one.per_node));
+    for (const option of number ? number.options : []) {
+      option.disabled = Number(option.value) > most;
+      if (option.disabled && option.selected) number.value = String(most);
+    }
+    const app = start.querySelector("input[name=app]:checked");
+    const label = start.querySelector("[data-start]");
+    if (app && label) label.textContent = label.dataset.start.replace("{0}", app.dataset.title);
+    const text = document.getElementById("image-text");
+    if (text && known) text.textContent = known.description;
+  };
+  start.addEventListener("change", update);
+  update();
+}
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", async () => {
+    const from = document.getElementById(button.dataset.copy);
+    await navigator.clipboard.writeText(from.innerText.trim());
+    const said = button.querySelector("[data-done]");
+    const before = said.textContent;
+    said.textContent = said.dataset.done;
+    setTimeout(() => { said.textContent = before; }, 2000);
+  });
+}
+document.addEventListener("htmx:afterSwap", () => {
+  for (const button of document.querySelectorAll("[data-copy][hidden]")) button.hidden = false;
+});
+for (const button of document.querySelectorAll("[data-print]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => window.print());
+}
+
+// Output of a job: what was added since, as long as it runs.
+const output = document.getElementById("output");
+if (output && output.dataset.url) {
+  let next = Number(output.dataset.next);
+  const more = async () => {
+    if (!document.hidden) {
+      try {
+        const answer = await fetch(`${output.dataset.url}&offset=${next}`, { headers: { Accept: "application/json" } });
+        if (answer.ok) {
+          const part = await answer.json();
+          if (part.text) {
+            const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
+            if (part.offset < next) output.textContent = "";
+            output.append(part.text);
+            if (output.textContent.length > 400000) output.textContent = output.textContent.slice(-300000);
+            if (atEnd) output.scrollTop = output.scrollHeight;
+            output.hidden = false;
+            const none = document.getElementById("output-none");
+            if (none) none.hidden = true;
+          }
+          if (!part.problem) next = part.next;
+        }
+      } catch { /* the banner says so */ }
+    }
+    setTimeout(more, document.getElementById("job-live") ? 2000 : 15000);
+  };
+  output.scrollTop = output.scrollHeight;
+  setTimeout(more, 2000);
+}

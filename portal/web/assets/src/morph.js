@@ -1,0 +1,14 @@
+// Fragments are merged into the page, so that focus and open details stay.
+import htmx from "htmx.org";
+import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
+
+const kept = {
+  beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
+};
+htmx.defineExtension("morph", {
+  isInlineSwap: (style) => style === "morph",
+  handleSwap: (style, target, fragment) => {
+    if (style !== "morph") return false;
+    return Idiomorph.morph(target, fragment.children, { morphStyle: "outerHTML", callbacks: kept });
+  },
+});

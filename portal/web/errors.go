@@ -1,0 +1,84 @@
+package web
+
+import (
+	"errors"
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/client"
+)
+
+const codeForeign = "foreign_form"
+
+var (
+	notFound    = api.Error{Code: client.CodeNotFound}
+	foreignForm = api.Error{Code: codeForeign}
+)
+
+type errorData struct {
+	Title, Text, Again string
+	Away               bool
+}
+
+// fail answers with what went wrong, and lets no further handler answer.
+func (s *Server) fail(c *gin.Context, err error) {
+	defer c.Abort()
+	code := client.Code(err)
+	texts := s.texts[chooseLanguage(c.Request)]
+	data := errorData{Again: "/"}
+	status := http.StatusInternalServerError
+	switch code {
+	case client.CodeNoSession:
+		s.cookie(c, cookieSession, "", 0)
+		s.toLogin(c)
+		return
+	case client.CodeNotFound:
+		status = http.StatusNotFound
+		data.Title, data.Text = texts.text("error.notfound"), texts.text("error.notfound.text")
+	case client.CodeForbidden:
+		status = http.StatusForbidden
+		data.Title, data.Text = texts.text("error.forbidden"), texts.text("error.forbidden.text")
+	case codeForeign:
+		status = http.StatusForbidden
+		data.Title, data.Text = texts.text("error.foreign"), texts.text("error.foreign.text")
+	case client.CodeUnavailable:
+		status = http.StatusServiceUnavailable
+		data.Title, data.Text, data.Away = texts.text("error.away"), texts.text("error.away.text"), true
+		if c.Request.Method == http.MethodGet {
+			data.Again = c.Request.URL.RequestURI()
+		}
+		c.Header("Retry-After", "5")
+	default:
+		data.Title, data.Text = texts.text("error.internal"), s.say(c, err)
+		data.Away = true
+		if known, ok := errors.AsType[*client.RefusedError](err); ok && known.Status >= 400 && known.Status < 500 {
+			status = http.StatusUnprocessableEntity
+		}
+	}
+	if status >= http.StatusInternalServerError {
+		s.log.WarnContext(c.Request.Context(), "page: failed", "path", c.FullPath(), "error", err)
+	}
+	s.page(c, status, "error", view{Title: data.Title, Me: me(c), Data: data})
+}
+
+// say is an error as a person reads it: in their language if it is a known one,
+// else as the backend says it.
+func (s *Server) say(c *gin.Context, err error) string {
+	texts := s.texts[chooseLanguage(c.Request)]
+	known, ok := errors.AsType[*client.RefusedError](err)
+	if !ok {
+		return texts.text("say.internal")
+	}
+	if known.What.Code == client.CodeSlowDown {
+		return texts.number("say.slow_down", max(1, known.What.RetryAfter))
+	}
+	if text, ok := texts["say."+known.What.Code]; ok {
+		return text
+	}
+	if known.What.Message == "" {
+		return texts.text("say.internal")
+	}
+	return known.What.Message
+}

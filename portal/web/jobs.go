@@ -1,0 +1,372 @@
+package web
+
+import (
+	"cmp"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/client"
+)
+
+type homeData struct {
+	Offer       api.Offer
+	Home        api.Home
+	Cluster     *api.Cluster
+	Sessions    []api.Job
+	Stale       string
+	Form        api.Start
+	Problems    map[string]string
+	Advanced    bool
+	GPUChoices  []int
+	TimeChoices []int
+	MaxNodes    int
+	ImageText   string
+	AppTitle    string
+	Blocked     string
+}
+
+// dashboard shows the running sessions, the form for another, and the cluster.
+func (s *Server) dashboard(c *gin.Context) {
+	s.showHome(c, http.StatusOK, nil, nil)
+}
+
+// showHome shows the dashboard; form is what was sent if it was refused.
+func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal error) {
+	ctx, own := c.Request.Context(), token(c)
+	var (
+		data            homeData
+		jobs            api.Jobs
+		cluster         api.Cluster
+		offerErr, jobsE error
+		homeErr, cluErr error
+		all             sync.WaitGroup
+	)
+	all.Go(func() { data.Offer, offerErr = s.backend.Offer(ctx, own) })
+	all.Go(func() { jobs, jobsE = s.backend.Jobs(ctx, own) })
+	all.Go(func() { data.Home, homeErr = s.backend.Home(ctx, own) })
+	all.Go(func() { cluster, cluErr = s.backend.Cluster(ctx, own) })
+	all.Wait()
+	if err := cmp.Or(offerErr, jobsE); err != nil {
+		s.fail(c, err)
+		return
+	}
+	if homeErr != nil {
+		data.Home = api.Home{OK: true} // not knowing is no reason to warn
+	}
+	if cluErr == nil {
+		data.Cluster = &cluster
+	}
+	texts := s.texts[chooseLanguage(c.Request)]
+	data.Sessions, data.Stale = liveSessions(jobs.Jobs), stale(texts, jobs)
+	data.fill(texts, form)
+	v := view{Title: texts.text("nav.home"), Nav: "home", Me: me(c)}
+	if refusal != nil {
+		v.Notice = s.bad(c, refusal)
+		if known, ok := errors.AsType[*client.RefusedError](refusal); ok {
+			data.Problems = known.What.Fields
+		}
+	}
+	v.Data = data
+	s.page(c, status, "dashboard", v)
+}
+
+// fill prepares the form's choices out of the offer.
+func (d *homeData) fill(texts catalogue, sent *api.Start) {
+	d.Form = d.Offer.Default
+	if sent != nil {
+		d.Form = *sent
+		def := d.Offer.Default
+		d.Advanced = sent.Nodes > 1 || sent.CPUs > 0 || sent.MemoryMB > 0 || sent.Partition != def.Partition || sent.Account != "" || sent.QOS != "" || sent.Name != ""
+	}
+	if d.Form.ID == "" {
+		d.Form.ID = newUUID()
+	}
+	d.Form.Nodes = max(1, d.Form.Nodes)
+	most := 0
+	for _, g := range d.Offer.GPUs {
+		most = max(most, g.PerNode)
+	}
+	limits := d.Offer.Limits
+	if limits.GPUs > 0 {
+		most = min(most, limits.GPUs)
+	}
+	for n := range most + 1 {
+		if n <= 8 || n%4 == 0 {
+			d.GPUChoices = append(d.GPUChoices, n)
+		}
+	}
+	for _, n := range []int{30, 60, 120, 240, 480, 720, 1440, 2880, 4320, 10080, d.Form.Minutes} {
+		if n > 0 && (limits.Minutes == 0 || n <= limits.Minutes || n == d.Form.Minutes) && !slices.Contains(d.TimeChoices, n) {
+			d.TimeChoices = append(d.TimeChoices, n)
+		}
+	}
+	slices.Sort(d.TimeChoices)
+	d.MaxNodes = limits.Nodes
+	if d.MaxNodes == 0 {
+		d.MaxNodes = 1024
+	}
+	for _, image := range d.Offer.Images {
+		if image.Name == d.Form.Image {
+			d.ImageText = image.Description
+		}
+	}
+	d.AppTitle = appTitle(d.Form.App)
+	for _, app := range d.Offer.Apps {
+		if app.Name == d.Form.App {
+			d.AppTitle = app.Title
+		}
+	}
+	if limits.Running > 0 && d.Offer.Used.Running >= limits.Running {
+		d.Blocked = texts.number("start.toomany", limits.Running)
+	}
+}
+
+func newUUID() string {
+	b := make([]byte, 16)
+	_, _ = rand.Read(b) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}
+
+// liveSessions are the jobs with an app that have not ended.
+func liveSessions(jobs []api.Job) []api.Job {
+	var live []api.Job
+	for _, job := range jobs {
+		if job.Carme && job.App != "" && alive(job) {
+			live = append(live, job)
+		}
+	}
+	return live
+}
+
+// staleAfter is the age in seconds from which on a picture is called old.
+const staleAfter = 20
+
+func stale(texts catalogue, jobs api.Jobs) string {
+	switch {
+	case jobs.Problem != "":
+		return jobs.Problem
+	case jobs.Age > staleAfter:
+		return texts.text("stale", jobs.Age)
+	}
+	return ""
+}
+
+// readForm is the start form as it was sent.
+func readForm(c *gin.Context) (api.Start, map[string]string) {
+	problems := map[string]string{}
+	number := func(name string, least int) int {
+		text := strings.TrimSpace(c.PostForm(name))
+		if text == "" {
+			return least
+		}
+		n, err := strconv.Atoi(text)
+		if err != nil || n < least || n > 1<<20 {
+			problems[name] = name
+			return least
+		}
+		return n
+	}
+	return api.Start{
+		ID: c.PostForm("id"), Image: c.PostForm("image"), App: c.PostForm("app"), GPUType: c.PostForm("gpu_type"),
+		GPUs: number("gpus", 0), Nodes: number("nodes", 1), Minutes: number("minutes", 0), Name: strings.TrimSpace(c.PostForm("name")),
+		Partition: c.PostForm("partition"), Account: strings.TrimSpace(c.PostForm("account")), QOS: strings.TrimSpace(c.PostForm("qos")),
+		CPUs: number("cpus", 0), MemoryMB: int64(number("memory", 0)) * 1024,
+	}, problems
+}
+
+func (s *Server) start(c *gin.Context) {
+	in, wrong := readForm(c)
+	if len(wrong) > 0 {
+		fields := map[string]string{}
+		for name := range wrong {
+			fields[name] = s.text(c, "start.nonumber")
+		}
+		s.showHome(c, http.StatusUnprocessableEntity, &in, &client.RefusedError{What: api.Error{Code: client.CodeInvalid, Message: s.text(c, "start.nonumber"), Fields: fields}})
+		return
+	}
+	job, err := s.backend.Start(c.Request.Context(), token(c), in)
+	switch client.Code(err) {
+	case "":
+		c.Redirect(http.StatusSeeOther, "/jobs/"+cmp.Or(job.Intent, job.ID))
+	case client.CodeInvalid, client.CodeLimit, client.CodeConflict:
+		in.ID = "" // another try is another job
+		s.showHome(c, http.StatusUnprocessableEntity, &in, err)
+	case client.CodeUnavailable:
+		// The same form, with the same id: sent again it is the same job.
+		s.showHome(c, http.StatusServiceUnavailable, &in, err)
+	default:
+		s.fail(c, err)
+	}
+}
+
+type scriptData struct{ Script string }
+
+func (s *Server) script(c *gin.Context) {
+	in, _ := readForm(c)
+	script, err := s.backend.Script(c.Request.Context(), token(c), in)
+	if err != nil {
+		if c.GetHeader("HX-Request") != "" && client.Code(err) != client.CodeNoSession {
+			script.Script = "# " + s.say(c, err)
+		} else {
+			s.fail(c, err)
+			return
+		}
+	}
+	v := view{Title: s.text(c, "start.script"), Nav: "home", Me: me(c), Data: scriptData(script)}
+	if c.GetHeader("HX-Request") != "" {
+		s.fragment(c, "script", "script", v)
+		return
+	}
+	s.page(c, http.StatusOK, "script", v)
+}
+
+type jobsData struct {
+	Jobs     []api.Job
+	Sessions []api.Job
+	Stale    string
+}
+
+// listed is all of the user's jobs, nil if an error was answered.
+func (s *Server) listed(c *gin.Context) *jobsData {
+	jobs, err := s.backend.Jobs(c.Request.Context(), token(c))
+	if err != nil {
+		s.fail(c, err)
+		return nil
+	}
+	return &jobsData{Jobs: jobs.Jobs, Sessions: liveSessions(jobs.Jobs), Stale: stale(s.texts[chooseLanguage(c.Request)], jobs)}
+}
+
+func (s *Server) jobs(c *gin.Context) {
+	if data := s.listed(c); data != nil {
+		s.page(c, http.StatusOK, "jobs", view{Title: s.text(c, "jobs.title"), Nav: "jobs", Me: me(c), Data: *data})
+	}
+}
+
+func (s *Server) jobsFragment(c *gin.Context) {
+	if data := s.listed(c); data != nil {
+		s.fragment(c, "jobs", "jobtable", view{Data: *data})
+	}
+}
+
+func (s *Server) sessionsFragment(c *gin.Context) {
+	if data := s.listed(c); data != nil {
+		s.fragment(c, "dashboard", "sessions", view{Data: *data})
+	}
+}
+
+func (s *Server) clusterFragment(c *gin.Context) {
+	cluster, err := s.backend.Cluster(c.Request.Context(), token(c))
+	if err != nil {
+		s.fail(c, err)
+		return
+	}
+	s.fragment(c, "dashboard", "cluster", view{Data: homeData{Cluster: &cluster}})
+}
+
+type jobData struct {
+	Job       api.Job
+	Stale     string
+	Stream    string
+	Output    api.Output
+	Plots     bool
+	PlotNames map[string]string
+}
+
+func (s *Server) oneJob(c *gin.Context) (api.Job, bool) {
+	job, err := s.backend.Job(c.Request.Context(), token(c), c.Param("id"))
+	if err != nil {
+		s.fail(c, err)
+		return job, false
+	}
+	return job, true
+}
+
+// tail is how much of an output a job's page begins with, in bytes.
+const tail = 64 << 10
+
+func (s *Server) job(c *gin.Context) {
+	job, ok := s.oneJob(c)
+	if !ok {
+		return
+	}
+	texts := s.texts[chooseLanguage(c.Request)]
+	data := jobData{Job: job, Stream: streamName(c), Plots: !job.Started.IsZero(), PlotNames: map[string]string{}}
+	for _, name := range []string{"cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb", "gpu_power_w", "io_read_mbps", "io_write_mbps"} {
+		data.PlotNames[name] = texts.text("plot." + name)
+	}
+	if job.ID != "" {
+		output, err := s.backend.Output(c.Request.Context(), token(c), job.ID, data.Stream, -tail)
+		if err != nil {
+			output.Problem = s.say(c, err)
+		}
+		data.Output = output
+	}
+	s.page(c, http.StatusOK, "job", view{Title: jobName(texts, job), Nav: "jobs", Me: me(c), Data: data})
+}
+
+func (s *Server) jobFragment(c *gin.Context) {
+	if job, ok := s.oneJob(c); ok {
+		s.fragment(c, "job", "jobhead", view{Data: jobData{Job: job}})
+	}
+}
+
+func streamName(c *gin.Context) string {
+	if c.Query("stream") == "err" {
+		return "err"
+	}
+	return "out"
+}
+
+func (s *Server) output(c *gin.Context) {
+	offset, err := strconv.ParseInt(c.Query("offset"), 10, 64)
+	if err != nil {
+		c.AbortWithStatus(http.StatusBadRequest)
+		return
+	}
+	output, err := s.backend.Output(c.Request.Context(), token(c), c.Param("id"), streamName(c), offset)
+	s.json(c, output, err)
+}
+
+func (s *Server) metrics(c *gin.Context) {
+	metrics, err := s.backend.Metrics(c.Request.Context(), token(c), c.Param("id"))
+	s.json(c, metrics, err)
+}
+
+func (s *Server) json(c *gin.Context, v any, err error) {
+	switch client.Code(err) {
+	case "":
+		c.JSON(http.StatusOK, v)
+	case client.CodeNoSession:
+		c.AbortWithStatus(http.StatusUnauthorized)
+	case client.CodeNotFound:
+		c.AbortWithStatus(http.StatusNotFound)
+	default:
+		c.AbortWithStatus(http.StatusServiceUnavailable)
+	}
+}
+
+type stopData struct{ Job api.Job }
+
+func (s *Server) stopPage(c *gin.Context) {
+	if job, ok := s.oneJob(c); ok {
+		s.page(c, http.StatusOK, "stop", view{Title: s.text(c, "stop"), Nav: "jobs", Me: me(c), Data: stopData{job}})
+	}
+}
+
+func (s *Server) stop(c *gin.Context) {
+	if err := s.backend.Stop(c.Request.Context(), token(c), c.Param("id")); err != nil {
+		s.fail(c, err)
+		return
+	}
+	c.Redirect(http.StatusSeeOther, "/jobs/"+c.Param("id"))
+}

@@ -1,0 +1,410 @@
+package web
+
+import (
+	"bytes"
+	"cmp"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/carme-hpc/carme/internal/version"
+	"github.com/carme-hpc/carme/internal/wire/api"
+)
+
+//go:embed templates/*.html
+var templateFiles embed.FS
+
+// view is what every template gets.
+type view struct {
+	Lang, Theme, CSRF, Title, Nav, Here, Version string
+	Wide                                         bool
+	Me                                           *api.Me
+	Notice                                       *notice
+	Data                                         any
+}
+
+// notice is one line above a page's content.
+type notice struct {
+	Kind string // ok, busy, bad
+	Text string
+}
+
+// loadTemplates parses each page with the shared ones, once per language.
+func (s *Server) loadTemplates() error {
+	s.pages = map[string]*template.Template{}
+	names, err := fs.Glob(templateFiles, "templates/*.html")
+	if err != nil {
+		return fmt.Errorf("list templates: %w", err)
+	}
+	for lang, texts := range s.texts {
+		for _, name := range names {
+			page := strings.TrimSuffix(strings.TrimPrefix(name, "templates/"), ".html")
+			if page == "layout" || page == "fragments" {
+				continue
+			}
+			parsed, err := template.New(page).Funcs(s.functions(texts)).
+				ParseFS(templateFiles, "templates/layout.html", "templates/fragments.html", name)
+			if err != nil {
+				return fmt.Errorf("parse template: %w", err)
+			}
+			s.pages[lang+"/"+page] = parsed
+		}
+	}
+	return nil
+}
+
+// page answers with a whole page.
+func (s *Server) page(c *gin.Context, status int, name string, v view) {
+	s.render(c, status, name, "main", v)
+}
+
+// fragment answers with a part of a page, which a browser that has it already
+// is not sent again.
+func (s *Server) fragment(c *gin.Context, page, name string, v view) {
+	s.render(c, http.StatusOK, page, name, v)
+}
+
+func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
+	r := c.Request
+	v.Lang, v.Theme, v.Version = chooseLanguage(r), theme(r), version.String()
+	v.CSRF = csrfToken(c)
+	v.Here = here(r)
+	var out bytes.Buffer
+	if err := s.pages[v.Lang+"/"+page].ExecuteTemplate(&out, name, v); err != nil {
+		s.log.ErrorContext(r.Context(), "page: cannot be made", "page", page, "error", err)
+		c.AbortWithStatus(http.StatusInternalServerError)
+		return
+	}
+	h := c.Writer.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	if name != "main" && status == http.StatusOK {
+		sum := sha256.Sum256(out.Bytes())
+		tag := `"` + hex.EncodeToString(sum[:12]) + `"`
+		h.Set("Cache-Control", "private, no-cache")
+		h.Set("Vary", "Cookie, Accept-Language")
+		h.Set("ETag", tag)
+		if r.Header.Get("If-None-Match") == tag {
+			c.Status(http.StatusNotModified)
+			c.Writer.WriteHeaderNow()
+			return
+		}
+	}
+	c.Status(status)
+	_, _ = c.Writer.Write(out.Bytes()) // the browser is gone or not
+}
+
+// here is the page to come back to after a choice of language or colours.
+func here(r *http.Request) string {
+	if r.Method != http.MethodGet {
+		return "/"
+	}
+	return r.URL.RequestURI()
+}
+
+func (s *Server) functions(texts catalogue) template.FuncMap {
+	t := texts.text
+	return template.FuncMap{
+		"t":         t,
+		"asset":     s.assets.url,
+		"icon":      s.icon,
+		"appicon":   s.appIcon,
+		"time":      func(at time.Time) template.HTML { return timeTag(at, false) },
+		"shorttime": func(at time.Time) template.HTML { return timeTag(at, true) },
+		"minutes":   func(n int) string { return minutes(texts, n) },
+		"megabytes": megabytes,
+		"gigabytes": func(mb int64) int64 { return mb / 1024 },
+		"percent":   percent,
+		"limit":     limit,
+		"gpus":      gpuText,
+		"upper":     strings.ToUpper,
+		"resources": func(j api.Job) string { return resources(texts, j) },
+		"stage":     func(v any) string { return stageText(texts, v) },
+		"stagekind": stageKind,
+		"steps":     func(j api.Job) []step { return steps(texts, j) },
+		"alive":     alive,
+		"failed":    failed,
+		"jobref":    jobRef,
+		"jobname":   func(j api.Job) string { return jobName(texts, j) },
+		"appurl":    s.appURL,
+		"apptitle":  appTitle,
+		"nodesup":   nodesUp,
+		"reason":    func(r string) string { return reason(texts, r) },
+		"browser":   func(agent string) string { return browserName(texts, agent) },
+	}
+}
+
+// icon is one of the icons that build.mjs collected; its content is from the
+// build, not from anybody's input.
+func (s *Server) icon(name string) template.HTML {
+	return template.HTML(`<svg class="icon" viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-linecap="round" stroke-linejoin="round" aria-hidden="true">` + s.assets.icons[name] + `</svg>`) //nolint:gosec // as above
+}
+
+// appIcon is the icon of an app by the name in its description.
+func (s *Server) appIcon(name string) template.HTML {
+	for _, known := range appIcons {
+		if strings.Contains(strings.ToLower(name), known.part) {
+			return s.icon(known.icon)
+		}
+	}
+	return s.icon("app-window")
+}
+
+// appIcons are named here as build.mjs looks for them: icon "notebook",
+// icon "code", icon "terminal-2", icon "chart-line", icon "app-window".
+var appIcons = []struct{ part, icon string }{
+	{"jupyter", "notebook"}, {"notebook", "notebook"}, {"code", "code"}, {"terminal", "terminal-2"}, {"board", "chart-line"}, {"plot", "chart-line"},
+}
+
+func timeTag(at time.Time, short bool) template.HTML {
+	if at.IsZero() {
+		return "–"
+	}
+	at = at.UTC()
+	kind, text := "", at.Format("2006-01-02 15:04 UTC")
+	if short {
+		kind, text = " data-short", at.Format("15:04:05")
+	}
+	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + text + `</time>`) //nolint:gosec // digits only
+}
+
+func minutes(texts catalogue, n int) string {
+	switch {
+	case n >= 24*60 && n%(24*60) == 0:
+		return texts.number("time.days", n/(24*60))
+	case n >= 60 && n%60 == 0:
+		return texts.number("time.hours", n/60)
+	case n > 60:
+		return texts.number("time.hours", n/60) + " " + texts.number("time.minutes", n%60)
+	}
+	return texts.number("time.minutes", n)
+}
+
+func megabytes(mb int64) string {
+	switch {
+	case mb >= 10<<20:
+		return fmt.Sprintf("%.0f TB", float64(mb)/(1<<20))
+	case mb >= 1<<20:
+		return fmt.Sprintf("%.1f TB", float64(mb)/(1<<20))
+	case mb >= 1<<10:
+		return fmt.Sprintf("%.0f GB", float64(mb)/(1<<10))
+	}
+	return fmt.Sprintf("%d MB", mb)
+}
+
+func percent(part, whole int) int {
+	if whole <= 0 {
+		return 0
+	}
+	return int(math.Round(100 * float64(min(part, whole)) / float64(whole)))
+}
+
+func limit(used, most int) string {
+	if most == 0 {
+		return fmt.Sprint(used)
+	}
+	return fmt.Sprintf("%d / %d", used, most)
+}
+
+func gpuText(gpus []api.JobGPUs) string {
+	var parts []string
+	for _, g := range gpus {
+		if g.Count > 0 {
+			parts = append(parts, fmt.Sprintf("%d × %s", g.Count, cmp.Or(strings.ToUpper(g.Type), "GPU")))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func resources(texts catalogue, j api.Job) string {
+	parts := []string{}
+	if text := gpuText(j.GPUs); text != "" {
+		parts = append(parts, text)
+	}
+	if j.NodeCount > 1 {
+		parts = append(parts, texts.number("nodes", j.NodeCount))
+	}
+	if j.CPUs > 0 {
+		parts = append(parts, texts.number("cpus", j.CPUs))
+	}
+	if j.MemoryMB > 0 {
+		parts = append(parts, megabytes(j.MemoryMB))
+	}
+	return strings.Join(parts, ", ")
+}
+
+var stageOrder = []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
+
+// stageOf is the stage to show: a job that is no session has two.
+func stageOf(v any) (stage, state string, carme bool) {
+	switch j := v.(type) {
+	case api.Job:
+		return j.Stage, j.State, j.Carme
+	case *api.Job:
+		return j.Stage, j.State, j.Carme
+	}
+	return "", "", false
+}
+
+func stageText(texts catalogue, v any) string {
+	stage, state, carme := stageOf(v)
+	switch {
+	case stage == api.StageEnded && (state == "FAILED" || state == "TIMEOUT" || state == "CANCELLED" || state == "OUT_OF_MEMORY" || state == "NODE_FAIL" || state == "PREEMPTED"):
+		return texts.text("state." + strings.ToLower(state))
+	case !carme && state == "RUNNING":
+		return texts.text("state.running")
+	case stage == "":
+		return state
+	}
+	return texts.text("stage." + stage)
+}
+
+func stageKind(v any) string {
+	stage, state, carme := stageOf(v)
+	switch stage {
+	case api.StageReady:
+		return "ok"
+	case api.StageFailed:
+		return "bad"
+	case api.StageEnded:
+		if state == "FAILED" || state == "TIMEOUT" || state == "OUT_OF_MEMORY" || state == "NODE_FAIL" {
+			return "bad"
+		}
+		return "over"
+	}
+	if !carme && state == "RUNNING" {
+		return "ok"
+	}
+	return "busy"
+}
+
+// step is one of a session's way to its app.
+type step struct{ Text, Kind string }
+
+func steps(texts catalogue, j api.Job) []step {
+	at := slices.Index(stageOrder, j.Stage)
+	over := j.Stage == api.StageEnded || j.Stage == api.StageFailed
+	if over {
+		at = reached(j)
+	}
+	all := make([]step, 0, len(stageOrder))
+	for i, stage := range stageOrder {
+		one := step{Text: texts.text("stage." + stage), Kind: "next"}
+		switch {
+		case i < at, i == at && (over || stage == api.StageReady):
+			one.Kind = "done"
+		case i == at:
+			one.Kind = "now"
+		}
+		all = append(all, one)
+	}
+	return all
+}
+
+// reached is the last stage in an ended job's log.
+func reached(j api.Job) int {
+	last := -1
+	if j.Detail != nil {
+		for _, one := range j.Detail.Log {
+			last = max(last, slices.Index(stageOrder, one.Stage))
+		}
+	}
+	return last
+}
+
+func alive(j api.Job) bool { return j.Stage != api.StageEnded && j.Stage != api.StageFailed }
+
+func failed(j api.Job) bool { return stageKind(j) == "bad" }
+
+// jobRef is how a URL names a job: by Slurm's id, or by its intent as long as
+// it has none.
+func jobRef(j api.Job) string {
+	if j.ID == "" {
+		return j.Intent
+	}
+	return j.ID
+}
+
+func jobName(texts catalogue, j api.Job) string {
+	switch {
+	case j.Name != "":
+		return j.Name
+	case j.App != "":
+		return appTitle(j.App)
+	}
+	return texts.text("job.number", j.ID)
+}
+
+// appURL is where a session is entered, empty as long as it cannot be.
+func (s *Server) appURL(j api.Job) string {
+	if j.Host == "" || j.Stage != api.StageReady {
+		return ""
+	}
+	origin, ok := s.appOrigin(j.Host)
+	if !ok {
+		return ""
+	}
+	return origin + "/"
+}
+
+// appTitle is an app's name as people write it.
+func appTitle(name string) string {
+	switch name {
+	case "jupyterlab":
+		return "JupyterLab"
+	case "tensorboard":
+		return "TensorBoard"
+	case "":
+		return ""
+	}
+	return strings.ToUpper(name[:1]) + name[1:]
+}
+
+func nodesUp(nodes []api.ClusterNode) int {
+	up := 0
+	for _, node := range nodes {
+		state := strings.ToUpper(node.State)
+		if !strings.Contains(state, "DOWN") && !strings.Contains(state, "DRAIN") && !strings.Contains(state, "FAIL") {
+			up++
+		}
+	}
+	return up
+}
+
+// reason is why a job waits: Slurm's word, and what it means if that is known.
+func reason(texts catalogue, slurm string) string {
+	if text, ok := texts["reason."+slurm]; ok {
+		return text
+	}
+	return texts.text("reason", slurm)
+}
+
+// browserName is what a person calls the browser with this User-Agent.
+func browserName(texts catalogue, agent string) string {
+	find := func(parts [][2]string) string {
+		for _, part := range parts {
+			if strings.Contains(agent, part[0]) {
+				return part[1]
+			}
+		}
+		return ""
+	}
+	browser := find([][2]string{{"Edg/", "Edge"}, {"OPR/", "Opera"}, {"Firefox/", "Firefox"}, {"Chrome/", "Chrome"}, {"Safari/", "Safari"}})
+	system := find([][2]string{{"Android", "Android"}, {"iPhone", "iPhone"}, {"iPad", "iPad"}, {"Windows", "Windows"}, {"Mac OS", "macOS"}, {"Linux", "Linux"}})
+	switch {
+	case browser == "":
+		return texts.text("browser.unknown")
+	case system == "":
+		return browser
+	}
+	return texts.text("browser", browser, system)
+}
