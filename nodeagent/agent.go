@@ -13,12 +13,15 @@ import (
 	"sync"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/cli/doctor"
 	"github.com/carme-hpc/carme/internal/daemon"
 	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/nodeagent/control"
 	"github.com/carme-hpc/carme/nodeagent/enrol"
+	"github.com/carme-hpc/carme/nodeagent/metrics"
+	"github.com/carme-hpc/carme/nodeagent/reconcile"
 	"github.com/carme-hpc/carme/nodeagent/relay"
 	"github.com/carme-hpc/carme/nodeagent/report"
 	"github.com/carme-hpc/carme/nodeagent/session"
@@ -28,6 +31,7 @@ import (
 // Names of what the program does besides being the daemon: its first argument.
 const (
 	ControlChild = "control-child"
+	GPUChild     = "gpu-child"
 )
 
 const (
@@ -35,10 +39,32 @@ const (
 	socket   = "/run/carme/agent.sock"
 	itself   = "/proc/self/exe"
 	homeTime = 5 * time.Second
+
+	// measureEvery is how often jobs and GPUs are measured.
+	measureEvery = 5 * time.Second
+	// gpuSilence is how long NVML may take: without the persistence daemon it
+	// starts the driver first.
+	gpuSilence = 30 * time.Second
+	gpuAgain   = time.Minute
+	// cleanEvery is how often what ended jobs left is looked for.
+	cleanEvery = 10 * time.Second
+	// testEvery is how often the node examines itself, testTime how long it may
+	// take (doctor.Doctor.Examine).
+	testEvery = time.Minute
+	testTime  = 90 * time.Second
 )
+
+// pluginFiles are where what a job needs is installed and configured.
+func pluginFiles() []string {
+	return []string{
+		"/usr/lib/carme", "/usr/libexec/carme", "/etc/carme", "/etc/carme/plugstack.d", "/etc/carme/images.d", "/etc/carme/apps.d",
+	}
+}
 
 // Machine is what the agent takes from its surroundings; tests give others.
 type Machine struct {
+	// Root is the root of the file system.
+	Root    string
 	JobsDir string
 	Socket  string
 	// Owner is who the plugin is: root.
@@ -55,7 +81,7 @@ type Machine struct {
 // Real is the machine itself.
 func Real() Machine {
 	return Machine{
-		JobsDir: jobsDir, Socket: socket, IsAnchor: session.IsAnchor, Self: itself, Now: time.Now, Log: os.Stderr,
+		Root: "/", JobsDir: jobsDir, Socket: socket, IsAnchor: session.IsAnchor, Self: itself, Now: time.Now, Log: os.Stderr,
 	}
 }
 
@@ -75,7 +101,11 @@ type agent struct {
 	relay    *relay.Relay
 	enrol    *enrol.Enroller
 	ledger   *report.Ledger
+	sampler  *metrics.Sampler
+	gpus     *metrics.GPUs
+	selfTest *reconcile.SelfTest
 	listener *net.TCPListener
+	news     chan struct{} // for the backend
 }
 
 // Run is the daemon, until ctx ends.
@@ -84,7 +114,7 @@ func Run(ctx context.Context, cfg Config, m Machine) error {
 	if err != nil {
 		return fmt.Errorf("read log_level: %w", err)
 	}
-	a := &agent{Config: cfg, Machine: m, log: logx.New(m.Log, lvl)}
+	a := &agent{Config: cfg, Machine: m, log: logx.New(m.Log, lvl), news: make(chan struct{}, 1)}
 	if err := a.build(ctx); err != nil {
 		return err
 	}
@@ -101,7 +131,7 @@ func (a *agent) build(ctx context.Context) error {
 	}
 	a.enrol, err = enrol.New(enrol.Options{
 		Node: a.Node, State: a.State, CA: a.CA, Address: a.Backend.Address, Backend: a.backend(),
-		JoinToken: a.JoinToken, Munge: enrol.Munge(a.Munge, a.Backend.UID), Keys: keys, Now: a.Now, Log: a.log,
+		JoinToken: a.JoinToken, BackendUID: a.Backend.UID, Munge: enrol.Munge(a.Munge), Keys: keys, Now: a.Now, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -111,6 +141,11 @@ func (a *agent) build(ctx context.Context) error {
 	}
 	if a.ledger, err = report.OpenLedger(a.State); err != nil {
 		return err
+	}
+	a.gpus = &metrics.GPUs{Program: a.Self, Args: []string{GPUChild}, Silence: gpuSilence, Again: gpuAgain, Log: a.log}
+	a.sampler = &metrics.Sampler{Jobs: a.running, GPU: a.gpus.Get, Now: a.Now}
+	a.selfTest = &reconcile.SelfTest{
+		Carme: a.Carme, Every: testEvery, Limit: testTime, Files: pluginFiles(), Changed: a.tell, Log: a.log,
 	}
 	a.jobs, err = session.Open(session.Options{
 		Dir: a.JobsDir, Socket: a.Socket, Owner: a.Owner, IsAnchor: a.IsAnchor, Now: a.Now, Log: a.log, Ended: a.ended,
@@ -137,8 +172,30 @@ func (a *agent) backend() mtls.Identity {
 // ended is told of the end of a job.
 func (a *agent) ended(j *session.Job, at time.Time) {
 	a.relay.EndJob(j)
-	if err := a.ledger.End(api.NodeEnd{Job: j.Job, Instance: j.Instance, Time: at.UTC()}); err != nil {
+	if err := a.ledger.End(api.NodeEnd{Job: j.Job, Instance: j.Instance, Time: at.UTC(), OOM: a.sampler.OOM(j)}); err != nil {
 		a.log.Error("end of a job cannot be kept; it is lost if the agent stops now", "job", j.Job, "error", err)
+	}
+}
+
+func (a *agent) running() []*session.Job { return a.jobs.All() }
+
+// tell makes the next report come at once.
+func (a *agent) tell() {
+	select {
+	case a.news <- struct{}{}:
+	default:
+	}
+}
+
+// pass makes news of the changes of jobs.
+func (a *agent) pass(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.jobs.Changed():
+			a.tell()
+		}
 	}
 }
 
@@ -146,7 +203,7 @@ func (a *agent) run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var parts sync.WaitGroup
-	failed := make(chan error, 4)
+	failed := make(chan error, 8)
 	start := func(part func(context.Context) error) {
 		parts.Go(func() {
 			if err := part(ctx); err != nil {
@@ -155,12 +212,22 @@ func (a *agent) run(ctx context.Context) error {
 			}
 		})
 	}
-	srv := a.server()
+	always := func(part func(context.Context)) {
+		start(func(ctx context.Context) error { part(ctx); return nil })
+	}
 	start(a.jobs.Run)
-	start(srv.run)
-	start(func(ctx context.Context) error { a.enrol.Run(ctx); return nil })
-	start(func(ctx context.Context) error { a.report(ctx); return nil })
-	start(func(ctx context.Context) error { daemon.OnHangup(ctx, a.reload); return nil })
+	start(a.server().run)
+	if a.MetricsListen != "" {
+		start(func(ctx context.Context) error { return a.sources().Serve(ctx, a.MetricsListen) })
+	}
+	always(a.enrol.Run)
+	always(a.report)
+	always(a.pass)
+	always(a.gpus.Run)
+	always(func(ctx context.Context) { a.sampler.Run(ctx, measureEvery) })
+	always(a.selfTest.Run)
+	always((&reconcile.Leftovers{Clean: a.doctor().Clean, Every: cleanEvery, Log: a.log}).Run)
+	always(func(ctx context.Context) { daemon.OnHangup(ctx, a.reload) })
 	if a.Listening != nil {
 		a.Listening(a.listener.Addr())
 	}
@@ -188,6 +255,26 @@ func (a *agent) server() *server {
 	}
 }
 
+func (a *agent) doctor() doctor.Doctor {
+	return doctor.Doctor{Root: a.Root, Node: a.Node, Now: a.Now}
+}
+
+func (a *agent) sources() metrics.Sources {
+	return metrics.Sources{
+		Jobs: a.jobs.All, Samples: a.sampler.Last, GPUs: a.gpus.All, Problem: a.selfTest.Problem,
+		Streams: func() (open int, answered map[string]int64, to, from int64) {
+			open, answered = a.relay.Counts()
+			return open, answered, a.relay.ToApps.Load(), a.relay.FromApps.Load()
+		},
+		Expires: func() time.Time {
+			if store := a.enrol.Store(); store != nil {
+				return store.Leaf().NotAfter
+			}
+			return time.Time{}
+		},
+	}
+}
+
 func (a *agent) reload() {
 	if store := a.enrol.Store(); store != nil {
 		if err := store.Reload(); err != nil {
@@ -207,8 +294,7 @@ func (a *agent) report(ctx context.Context) {
 	defer client.Close()
 	r := &report.Reporter{
 		Boot: boot(), Node: a.Node, Backend: client, Ledger: a.ledger, Jobs: a.jobs.All,
-		Samples: func() []api.NodeSample { return nil }, Problem: func() string { return "" },
-		Answered: a.answered, Changed: a.jobs.Changed(), Log: a.log,
+		Samples: a.sampler, Problem: a.selfTest.Problem, Answered: a.answered, Changed: a.news, Log: a.log,
 	}
 	r.Run(ctx)
 }

@@ -25,7 +25,7 @@ type Config struct {
 	Listen  string  `yaml:"listen"`
 	Backend Backend `yaml:"backend"`
 	CA      string  `yaml:"ca"`
-	State   string  `yaml:"state_dir"`
+	State   string  `yaml:"state"`
 	// MetricsListen is where Prometheus may ask, empty for nowhere.
 	MetricsListen string       `yaml:"metrics_listen"`
 	Munge         string       `yaml:"munge"`
@@ -98,7 +98,7 @@ func (c *Config) check(fail config.Fail) {
 		fail("must be [ADDRESS]:PORT, or empty", "metrics_listen")
 	}
 	for _, f := range []struct{ key, path string }{
-		{"ca", c.CA}, {"state_dir", c.State}, {"munge", c.Munge}, {"join_token_file", c.JoinToken}, {"carme", c.Carme},
+		{"ca", c.CA}, {"state", c.State}, {"munge", c.Munge}, {"join_token_file", c.JoinToken}, {"carme", c.Carme},
 	} {
 		if !filepath.IsAbs(f.path) || filepath.Clean(f.path) != f.path {
 			fail("must be an absolute path", f.key)

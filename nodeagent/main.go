@@ -6,16 +6,22 @@ import (
 	"fmt"
 	"io"
 
+	"github.com/NVIDIA/go-nvml/pkg/nvml"
+
 	"github.com/carme-hpc/carme/internal/config"
 	"github.com/carme-hpc/carme/internal/daemon"
 	"github.com/carme-hpc/carme/internal/version"
 	"github.com/carme-hpc/carme/nodeagent/control"
+	"github.com/carme-hpc/carme/nodeagent/metrics"
 )
 
 // Main runs the program with its arguments and returns its exit status.
 func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer) int {
 	if len(args) > 0 && args[0] == ControlChild {
 		return status(control.Child(in, out), errOut)
+	}
+	if len(args) > 0 && args[0] == GPUChild {
+		return status(metrics.Child(ctx, nvml.New(), measureEvery, out), errOut)
 	}
 	flags := flag.NewFlagSet("carme-agent", flag.ContinueOnError)
 	flags.SetOutput(errOut)

@@ -40,6 +40,8 @@ func (e *Enroller) Server() (*tls.Config, error) {
 // challenge is what the backend sends.
 type challenge struct {
 	Nonce string `json:"nonce"`
+	// UID is the backend's: only that user will be able to read the credential.
+	UID uint32 `json:"uid"`
 }
 
 // proof is what it gets.
@@ -84,13 +86,18 @@ func (e *Enroller) prove(ctx context.Context, line []byte) (string, error) {
 	if cert == nil {
 		return "", errors.New("nobody asked to enrol")
 	}
-	return e.Munge(ctx, payload(c.Nonce, cert.Leaf, e.Node))
+	uid := e.BackendUID
+	if uid == 0 {
+		uid = c.UID
+	}
+	return e.Munge(ctx, payload(c.Nonce, cert.Leaf, e.Node), uid)
 }
 
 // Munge returns a function that makes credentials by munge(1). Only uid can
-// read them, unless it is 0 for not known: they protect nothing but themselves.
-func Munge(program string, uid uint32) func(context.Context, string) (string, error) {
-	return func(ctx context.Context, text string) (string, error) {
+// read them, unless it is 0 for not known. Whoever asks may name it: a
+// credential is about this key and the asker's own nonce, and good for no other.
+func Munge(program string) func(ctx context.Context, payload string, uid uint32) (string, error) {
+	return func(ctx context.Context, text string, uid uint32) (string, error) {
 		var args []string // the payload comes by standard input
 		if uid != 0 {
 			args = append(args, "--restrict-uid="+strconv.FormatUint(uint64(uid), 10))

@@ -42,8 +42,10 @@ type Options struct {
 	Backend mtls.Identity
 	// JoinToken is a file that may have a join token.
 	JoinToken string
-	// Munge makes a credential over a payload.
-	Munge func(ctx context.Context, payload string) (string, error)
+	// BackendUID is who may read the credential; 0: whom the backend names.
+	BackendUID uint32
+	// Munge makes a credential over a payload that uid can read.
+	Munge func(ctx context.Context, payload string, uid uint32) (string, error)
 	Keys  *Keys
 	Now   func() time.Time
 	Log   *slog.Logger

@@ -16,6 +16,7 @@ import (
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
 
+	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/nodeagent/session"
 )
@@ -93,6 +94,7 @@ func (d fakeDevice) GetUUID() (string, nvml.Return) {
 	return "GPU-" + string(rune('0'+d.i)), nvml.SUCCESS
 }
 
+//nolint:misspell // NVIDIA's names
 func (d fakeDevice) GetUtilizationRates() (nvml.Utilization, nvml.Return) {
 	return nvml.Utilization{Gpu: 42}, nvml.SUCCESS
 }
@@ -162,7 +164,7 @@ func TestSampler_makes_rates(t *testing.T) {
 	dir := t.TempDir()
 	v2(t, dir)
 	now := time.Unix(1000, 0)
-	job := &session.Job{Notes: session.Notes{Job: 7, Cgroups: []string{dir}, Devices: []session.Device{{UUID: "GPU-1"}, {UUID: "MIG-x"}}}}
+	job := &session.Job{Session: wire.Session{Job: 7, Cgroups: []string{dir}, Devices: []wire.SessionDevice{{UUID: "GPU-1"}, {UUID: "MIG-x"}}}}
 	s := &Sampler{
 		Jobs: func() []*session.Job { return []*session.Job{job} }, Now: func() time.Time { return now },
 		GPU: func(uuid string) (api.GPUSample, bool) { return api.GPUSample{UUID: uuid, Percent: 9}, uuid == "GPU-1" },
@@ -261,7 +263,7 @@ func TestChild_leaves_lost_GPUs_out(t *testing.T) {
 
 func TestSources_answer_Prometheus(t *testing.T) {
 	s := Sources{
-		Jobs:    func() []*session.Job { return []*session.Job{{Notes: session.Notes{Job: 7, UID: 10001}}} },
+		Jobs:    func() []*session.Job { return []*session.Job{{Session: wire.Session{Job: 7, UID: 10001}}} },
 		Samples: func() []api.NodeSample { return []api.NodeSample{{Job: 7, CPU: 50, MemoryMB: 1}} },
 		GPUs:    func() []api.GPUSample { return []api.GPUSample{{UUID: "GPU-1", PowerW: 70}} },
 		Streams: func() (int, map[string]int64, int64, int64) { return 3, map[string]int64{"ok": 9}, 10, 20 },

@@ -28,6 +28,12 @@ type Poster interface {
 	Post(ctx context.Context, limit time.Duration, path string, in, out any) error
 }
 
+// Samples are measurements that wait to be told.
+type Samples interface {
+	Take() []api.NodeSample
+	PutBack(samples []api.NodeSample)
+}
+
 // Reporter reports.
 type Reporter struct {
 	// Boot is a random value of this life of the agent.
@@ -36,9 +42,8 @@ type Reporter struct {
 	Backend Poster
 	Ledger  *Ledger
 	// Jobs are those that run.
-	Jobs func() []*session.Job
-	// Samples are the measurements since the last call.
-	Samples func() []api.NodeSample
+	Jobs    func() []*session.Job
+	Samples Samples
 	// Problem is what the self-test found.
 	Problem func() string
 	// Answered is told what the backend answered about these jobs.
@@ -116,10 +121,11 @@ func (r *Reporter) once(ctx context.Context) (api.Reported, error) {
 	// The ends after the jobs: a job is in neither list only if it started in
 	// between, and then there is news.
 	report := api.Report{
-		Boot: r.Boot, Seq: r.seq, Ended: r.Ledger.Ended(), Jobs: r.describe(jobs), Samples: r.Samples(), Problem: r.Problem(),
+		Boot: r.Boot, Seq: r.seq, Ended: r.Ledger.Ended(), Jobs: r.describe(jobs), Samples: r.Samples.Take(), Problem: r.Problem(),
 	}
 	var answer api.Reported
 	if err := r.Backend.Post(ctx, postTime, "/v1/agent/report", report, &answer); err != nil {
+		r.Samples.PutBack(report.Samples)
 		return answer, err
 	}
 	if err := r.Ledger.Told(report.Ended); err != nil {

@@ -10,10 +10,11 @@ import (
 	"regexp"
 	"strings"
 	"sync"
-	"time"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/wire"
 )
 
 // Stages of a job, as internal/wire/api has them.
@@ -23,39 +24,12 @@ const (
 	StageReady = "ready" // the app listens
 )
 
-// Device is a GPU of a job, as the plugin noted it.
-type Device struct {
-	Path  string `json:"path"`
-	Minor uint32 `json:"minor"`
-	UUID  string `json:"uuid"`
-	Model string `json:"model"`
-}
-
-// Notes are the content of session.json, which the plugin's core writes when a
-// job is set up.
-type Notes struct {
-	Job      uint32    `json:"job"`
-	UID      uint32    `json:"uid"`
-	GID      uint32    `json:"gid"`
-	User     string    `json:"user"`
-	Instance string    `json:"instance"` // 128 random bits in hex: a requeued job has others
-	Node     string    `json:"node"`
-	App      string    `json:"app"`    // empty without one
-	Socket   string    `json:"socket"` // name in the sessions directory
-	Image    string    `json:"image"`
-	Net      string    `json:"net"`
-	Anchor   int       `json:"anchor"`  // its process id
-	Cgroups  []string  `json:"cgroups"` // absolute directories of the job
-	Devices  []Device  `json:"devices"`
-	Started  time.Time `json:"started"`
-}
-
 var (
 	instancePattern = regexp.MustCompile(`^[0-9a-f]{32}$`)
 	socketPattern   = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$`)
 )
 
-func (n Notes) check(id uint32) error {
+func check(n wire.Session, id uint32) error {
 	switch {
 	case n.Job != id:
 		return fmt.Errorf("it is of job %d", n.Job)
@@ -71,7 +45,7 @@ func (n Notes) check(id uint32) error {
 
 // Job is a sealed job on this node.
 type Job struct {
-	Notes
+	wire.Session
 
 	sess *os.File // O_PATH of the sessions directory, nil without one
 	done chan struct{}
@@ -151,7 +125,7 @@ func (j *Job) look() bool {
 		word, said, ok := j.status()
 		if ok {
 			stage, text = StageApp, said
-			if word == "ready" && j.listens() {
+			if word == wire.AppReady && j.listens() {
 				stage = StageReady
 			}
 		}
@@ -166,11 +140,11 @@ func (j *Job) look() bool {
 // status reads the user's status file: a word, and a line for people.
 func (j *Job) status() (word, text string, ok bool) {
 	// A FIFO, or a lease of the user's on the file, must not stop us.
-	fd, err := openBelow(j.sess, "status", unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
+	fd, err := openBelow(j.sess, wire.StatusFile, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY)
 	if err != nil {
 		return "", "", false
 	}
-	file := os.NewFile(uintptr(fd), "status")
+	file := os.NewFile(uintptr(fd), wire.StatusFile)
 	defer file.Close() //nolint:errcheck // nothing was written
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG || st.Uid != j.UID {
@@ -211,11 +185,11 @@ func (j *Job) listens() bool {
 	return true
 }
 
-// decode reads session.json.
-func decode(data []byte, id uint32) (Notes, error) {
-	var n Notes
+// decode reads a wire.SessionFile.
+func decode(data []byte, id uint32) (wire.Session, error) {
+	var n wire.Session
 	if err := json.Unmarshal(data, &n); err != nil {
-		return Notes{}, err
+		return wire.Session{}, err
 	}
-	return n, n.check(id)
+	return n, check(n, id)
 }

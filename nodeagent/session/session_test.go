@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/nodeagent/session"
 	"github.com/carme-hpc/carme/nodeagent/session/sessiontest"
 )
@@ -92,7 +93,7 @@ func TestTable_notices_the_end(t *testing.T) {
 
 func requeue(t *testing.T, j *sessiontest.Job) {
 	t.Helper()
-	notes := j.Notes
+	notes := j.Session
 	notes.Instance = sessiontest.Instance("b")
 	data, err := json.Marshal(notes)
 	if err != nil {
@@ -146,7 +147,7 @@ func TestTable_does_not_take(t *testing.T) {
 			node := sessiontest.New(t)
 			spoil(t, node.Add(t, 7, nil))
 			if all := node.Open(t, nil).All(); len(all) != 0 {
-				t.Errorf("took %+v", all[0].Notes)
+				t.Errorf("took %+v", all[0].Session)
 			}
 		})
 	}
@@ -305,7 +306,7 @@ func TestDial_refuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			node := sessiontest.New(t)
-			job := node.Add(t, 7, func(n *session.Notes) { n.UID += c.uid })
+			job := node.Add(t, 7, func(n *wire.Session) { n.UID += c.uid })
 			c.make(t, job)
 			conn, err := get(t, node.Open(t, nil), 7).Dial(t.Context())
 			if conn != nil || !errors.Is(err, c.want) {

@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/nodeagent/watch"
 )
 
@@ -417,21 +418,21 @@ func (t *Table) readNote(dir *os.File, name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, noteMax))
 }
 
-func (t *Table) notes(dir *os.File, id uint32) (Notes, error) {
-	data, err := t.readNote(dir, "session.json")
+func (t *Table) notes(dir *os.File, id uint32) (wire.Session, error) {
+	data, err := t.readNote(dir, wire.SessionFile)
 	if err != nil {
-		return Notes{}, err
+		return wire.Session{}, err
 	}
 	n, err := decode(data, id)
 	if err != nil {
-		return Notes{}, fmt.Errorf("read session.json: %w", err)
+		return wire.Session{}, fmt.Errorf("read %s: %w", wire.SessionFile, err)
 	}
 	return n, nil
 }
 
 // add takes a job whose processes run.
-func (t *Table) add(dir *os.File, notes Notes) error {
-	e := &entry{job: &Job{Notes: notes, done: make(chan struct{})}, sess: -1}
+func (t *Table) add(dir *os.File, notes wire.Session) error {
+	e := &entry{job: &Job{Session: notes, done: make(chan struct{})}, sess: -1}
 	anchor, err := openProcess(notes.Anchor, t.IsAnchor)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/wire"
 	"github.com/carme-hpc/carme/nodeagent/session"
 )
 
@@ -68,7 +69,7 @@ func (n Node) Open(tb testing.TB, change func(*session.Options)) *session.Table 
 
 // Job is one job.
 type Job struct {
-	session.Notes
+	wire.Session
 
 	Dir string
 	// Kill ends its anchor.
@@ -80,7 +81,7 @@ type Job struct {
 func Instance(digit string) string { return strings.Repeat(digit, 32) }
 
 // Add makes a job with the app "web" on app.sock.
-func (n Node) Add(tb testing.TB, id uint32, change func(*session.Notes)) *Job {
+func (n Node) Add(tb testing.TB, id uint32, change func(*wire.Session)) *Job {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	anchor := exec.CommandContext(ctx, "sleep", "600")
@@ -93,23 +94,23 @@ func (n Node) Add(tb testing.TB, id uint32, change func(*session.Notes)) *Job {
 	}
 	tb.Cleanup(kill)
 	j := &Job{
-		Notes: session.Notes{
+		Session: wire.Session{
 			Job: id, UID: uint32(os.Getuid()), GID: uint32(os.Getgid()), Instance: Instance("a"), //nolint:gosec // G115: ids
 			App: "web", Socket: "app.sock", Anchor: anchor.Process.Pid, Started: time.Now(),
 		},
 		Dir: filepath.Join(n.Dir, strconv.FormatUint(uint64(id), 10)), Kill: kill, node: n,
 	}
 	if change != nil {
-		change(&j.Notes)
+		change(&j.Session)
 	}
 	if err := os.MkdirAll(filepath.Join(j.Dir, "sess"), 0o700); err != nil {
 		tb.Fatal(err)
 	}
-	data, err := json.Marshal(j.Notes)
+	data, err := json.Marshal(j.Session)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	j.write(tb, "session.json", string(data))
+	j.write(tb, wire.SessionFile, string(data))
 	return j
 }
 

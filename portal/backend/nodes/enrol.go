@@ -130,7 +130,8 @@ func (e *Enrolment) challenge(ctx context.Context, addr, node string, spki []byt
 		return err
 	}
 	nonce := hex.EncodeToString(raw)
-	if err := json.NewEncoder(conn).Encode(map[string]string{"nonce": nonce}); err != nil {
+	// The node does not know for whom to make the credential.
+	if err := json.NewEncoder(conn).Encode(map[string]any{"nonce": nonce, "uid": e.UID}); err != nil {
 		return fmt.Errorf("send challenge: %w", err)
 	}
 	const lineMax = 16 << 10

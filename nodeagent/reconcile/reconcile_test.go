@@ -1,0 +1,151 @@
+package reconcile
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/cli/doctor"
+)
+
+// program writes a stand-in for carme.
+func program(t *testing.T, script string) *SelfTest {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "carme")
+	if err := os.WriteFile(file, []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return &SelfTest{Carme: file, Every: time.Hour, Limit: 10 * time.Second, Log: slog.New(slog.DiscardHandler)}
+}
+
+func TestSelfTest_takes_what_the_doctor_says(t *testing.T) {
+	for name, c := range map[string]struct{ script, want string }{
+		"a healthy node": {`[ "$*" = "doctor --json --feature" ] && echo '{"ok":true,"findings":[]}'`, ""},
+		"a sick node": {
+			`echo '{"ok":false,"findings":[{"name":"a","status":"ok"},{"name":"plugin","status":"fail","detail":"is absent","mend":"install it"}]}'; exit 1`,
+			"plugin: is absent; install it",
+		},
+		"no answer":  {`echo "carme: no slurmctld" >&2; exit 1`, "exit status 1: carme: no slurmctld"},
+		"odd answer": {`echo '{"ok":false}'`, "run: carme doctor"},
+		"a flood":    {`head -c 3000000 /dev/zero`, "has failed"},
+		"not there":  {"", "has failed"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := program(t, c.script)
+			told := 0
+			s.Changed = func() { told++ }
+			s.Test(t.Context())
+			s.Test(t.Context())
+			got := s.Problem()
+			if !strings.Contains(got, c.want) || (got == "") != (c.want == "") || strings.Contains(got, "\n") {
+				t.Errorf("problem is %q", got)
+			}
+			if want := min(1, len(c.want)); told != want {
+				t.Errorf("told %d times", told)
+			}
+		})
+	}
+}
+
+func TestSelfTest_that_hangs_is_not_waited_for_nor_repeated(t *testing.T) {
+	s := program(t, "exec sleep 600")
+	s.Limit = 100 * time.Millisecond
+	began := time.Now()
+	s.Test(t.Context())
+	if !strings.Contains(s.Problem(), "has not ended") || time.Since(began) > 5*time.Second {
+		t.Errorf("problem is %q after %s", s.Problem(), time.Since(began))
+	}
+	s.enter() // as if not even SIGKILL had ended it
+	s.Test(t.Context())
+	if !strings.Contains(s.Problem(), "before has not ended") {
+		t.Errorf("problem is %q", s.Problem())
+	}
+}
+
+func TestSelfTest_runs_when_files_change(t *testing.T) {
+	dir := t.TempDir()
+	s := program(t, `[ -e `+dir+`/plugin ] && echo '{"ok":true}' || echo '{"ok":false}'`)
+	s.Files = []string{dir, "/nowhere"}
+	outcome := make(chan string, 10)
+	s.Changed = func() { outcome <- s.Problem() }
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(ctx)
+	}()
+	if first := <-outcome; first == "" {
+		t.Error("healthy without a plugin")
+	}
+	if err := os.WriteFile(filepath.Join(dir, "plugin"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case second := <-outcome:
+		if second != "" {
+			t.Errorf("problem is %q", second)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the change was not noticed")
+	}
+	cancel()
+	<-done
+}
+
+func TestLeftovers_are_removed_and_problems_told_once(t *testing.T) {
+	var out bytes.Buffer
+	var calls atomic.Int32
+	l := &Leftovers{Every: time.Millisecond, Log: slog.New(slog.NewTextHandler(&out, nil))}
+	ctx, cancel := context.WithCancel(t.Context())
+	l.Clean = func() ([]string, error) {
+		if calls.Add(1) == 3 {
+			cancel()
+		}
+		return []string{"7"}, errors.New("something is mounted")
+	}
+	l.Run(ctx)
+	if strings.Count(out.String(), "mounted") != 1 || !strings.Contains(out.String(), "jobs=7") {
+		t.Errorf("logged %s", out.String())
+	}
+}
+
+// What the doctor cleans is what a lost epilog leaves: also a user's directory
+// full of links, of which none is followed.
+func TestLeftovers_of_a_user_lead_nowhere(t *testing.T) {
+	root := t.TempDir()
+	outside := t.TempDir()
+	precious := filepath.Join(outside, "precious")
+	sess := filepath.Join(root, "run/carme/jobs/7/sess")
+	for _, err := range []error{
+		os.WriteFile(precious, nil, 0o600),
+		os.MkdirAll(filepath.Join(sess, "deep/er"), 0o700),
+		os.Symlink(outside, filepath.Join(sess, "link")),
+		os.Symlink(precious, filepath.Join(sess, "deep/er/link")),
+		os.MkdirAll(filepath.Join(root, "proc/self"), 0o700),
+		os.WriteFile(filepath.Join(root, "proc/self/mountinfo"), nil, 0o600),
+		os.WriteFile(filepath.Join(root, "run/carme/jobs/7/extern"), []byte("4242 1\n"), 0o600),
+		os.MkdirAll(filepath.Join(root, "run/carme/jobs/8"), 0o700),
+		os.WriteFile(filepath.Join(root, "run/carme/jobs/8/extern"), []byte("77 99\n"), 0o600),
+		os.MkdirAll(filepath.Join(root, "proc/77"), 0o700),
+		os.WriteFile(filepath.Join(root, "proc/77/stat"), []byte("77 (slurmstepd) S"+strings.Repeat(" 0", 18)+" 99 0\n"), 0o600),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	removed, err := doctor.Doctor{Root: root, Now: time.Now}.Clean()
+	if err != nil || len(removed) != 1 || removed[0] != strconv.Itoa(7) {
+		t.Errorf("removed %v, %v", removed, err)
+	}
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
+	}
+}

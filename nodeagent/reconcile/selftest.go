@@ -1,0 +1,197 @@
+package reconcile
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os/exec"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/cli/doctor"
+	"github.com/carme-hpc/carme/nodeagent/watch"
+)
+
+const (
+	// settle is how long changes are gathered: a package writes many files.
+	settle = time.Second
+	// outputMax is how much the self-test may say, in bytes.
+	outputMax = 1 << 20
+)
+
+// SelfTest runs the installed `carme doctor`, in a process of its own: it asks
+// Slurm and NVML, which may hang.
+type SelfTest struct {
+	// Carme is the program.
+	Carme string
+	// Every is how often it runs without a reason, Limit how long it may take.
+	Every time.Duration
+	Limit time.Duration
+	// Files are directories whose changes are a reason.
+	Files []string
+	// Changed is called when the outcome is another; may be nil.
+	Changed func()
+	Log     *slog.Logger
+
+	mu      sync.Mutex
+	problem string
+	running bool // one that hangs counts until it ends
+}
+
+// Problem is what keeps the node from taking jobs, one line, empty for nothing.
+func (s *SelfTest) Problem() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.problem
+}
+
+// Run tests at once, regularly, and when files change, until ctx ends.
+func (s *SelfTest) Run(ctx context.Context) {
+	changed := make(chan struct{}, 1)
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	watching.Go(func() { s.watch(ctx, changed) })
+	for {
+		s.Test(ctx)
+		timer := time.NewTimer(s.Every)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+			continue
+		case <-changed:
+		}
+		timer.Reset(settle)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+	}
+}
+
+// watch tells of changes of the files. Directories that come later are seen by
+// the regular test.
+func (s *SelfTest) watch(ctx context.Context, changed chan<- struct{}) {
+	w, err := watch.New()
+	if err != nil {
+		s.Log.Warn("changes of the plugin's files are not noticed at once", "error", err)
+		return
+	}
+	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
+	defer stop()
+	for _, dir := range s.Files {
+		if _, err := w.AddPath(dir, watch.Names); err != nil {
+			s.Log.Debug("directory is not watched", "error", err)
+		}
+	}
+	for {
+		if _, err := w.Read(); err != nil {
+			return
+		}
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// Test runs the self-test once, and takes its outcome.
+func (s *SelfTest) Test(ctx context.Context) {
+	problem := ""
+	if err := s.doctor(ctx); err != nil {
+		problem = err.Error()
+	}
+	if ctx.Err() != nil {
+		return
+	}
+	s.mu.Lock()
+	before := s.problem
+	s.problem = problem
+	s.mu.Unlock()
+	if problem == before {
+		return
+	}
+	if problem != "" {
+		s.Log.Warn("node cannot take jobs with --carme", "problem", problem)
+	} else {
+		s.Log.Info("node can take jobs with --carme")
+	}
+	if s.Changed != nil {
+		s.Changed()
+	}
+}
+
+func (s *SelfTest) enter() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.running
+	s.running = true
+	return !was
+}
+
+func (s *SelfTest) leave() {
+	s.mu.Lock()
+	s.running = false
+	s.mu.Unlock()
+}
+
+// doctor examines the node and keeps its feature.
+func (s *SelfTest) doctor(ctx context.Context) error {
+	if !s.enter() {
+		return errors.New("the self-test before has not ended; run: carme doctor")
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.Limit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, s.Carme, "doctor", "--json", "--feature") //nolint:gosec // G204: the admin's setting
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
+	cmd.Dir = "/"
+	cmd.WaitDelay = time.Second
+	var out, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = limited{&out}, limited{&stderr}
+	done := make(chan error, 1)
+	go func() {
+		err := cmd.Run()
+		s.leave()
+		done <- err
+	}()
+	var runErr error
+	select {
+	case runErr = <-done:
+	case <-ctx.Done():
+		// It may hang where no signal reaches it.
+		return fmt.Errorf("the self-test has not ended after %s; run: carme doctor", s.Limit)
+	}
+	var report doctor.Report
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
+		return fmt.Errorf("the self-test has failed: %w: %s", errors.Join(runErr), line)
+	}
+	if report.OK {
+		return nil
+	}
+	i := slices.IndexFunc(report.Findings, func(f doctor.Finding) bool { return f.Status == doctor.Fail })
+	if i < 0 {
+		return errors.New("the self-test found something; run: carme doctor")
+	}
+	f := report.Findings[i]
+	return fmt.Errorf("%s: %s; %s", f.Name, f.Detail, f.Mend)
+}
+
+// limited is a buffer that does not grow without end.
+type limited struct{ *bytes.Buffer }
+
+func (l limited) Write(p []byte) (int, error) {
+	if l.Len()+len(p) > outputMax {
+		return 0, io.ErrShortWrite
+	}
+	return l.Buffer.Write(p)
+}
