@@ -190,6 +190,7 @@ type Node struct {
 	Name, Address  string
 	States         []string
 	CPUs, CPUsUsed int
+	MemoryMB       int64
 	Gres, GresUsed string
 	Features       []string
 	Partitions     []string
@@ -209,6 +210,7 @@ func (c *Client) Nodes(ctx context.Context, user string) ([]Node, error) {
 				State      []string `json:"state"`
 				CPUs       int      `json:"cpus"`
 				AllocCPUs  int      `json:"alloc_cpus"`
+				RealMemory int64    `json:"real_memory"`
 				Gres       string   `json:"gres"`
 				GresUsed   string   `json:"gres_used"`
 				Features   []string `json:"active_features"`
@@ -226,7 +228,7 @@ func (c *Client) Nodes(ctx context.Context, user string) ([]Node, error) {
 		}
 		for _, n := range got.Nodes {
 			out = append(out, Node{
-				Name: n.Name, Address: n.Address, States: n.State, CPUs: n.CPUs, CPUsUsed: n.AllocCPUs, Gres: n.Gres, GresUsed: n.GresUsed,
+				Name: n.Name, Address: n.Address, States: n.State, CPUs: n.CPUs, CPUsUsed: n.AllocCPUs, MemoryMB: n.RealMemory, Gres: n.Gres, GresUsed: n.GresUsed,
 				Features: n.Features, Partitions: n.Partitions, Reason: n.Reason,
 			})
 		}

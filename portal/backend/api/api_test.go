@@ -127,7 +127,7 @@ func (c *cluster) Recorded(context.Context, string, time.Time) ([]rest.Past, err
 
 func (c *cluster) Nodes(context.Context, string) ([]rest.Node, error) {
 	return []rest.Node{{
-		Name: "n1", Address: "127.0.0.1", States: []string{"IDLE"}, CPUs: 8, Gres: "gpu:a100:2(S:0),gpu:l40s:1", GresUsed: "gpu:a100:1(IDX:0),gpu:l40s:0(IDX:N/A)",
+		Name: "n1", Address: "127.0.0.1", States: []string{"IDLE"}, CPUs: 8, MemoryMB: 9000, Gres: "gpu:a100:2(S:0),gpu:l40s:1", GresUsed: "gpu:a100:1(IDX:0),gpu:l40s:0(IDX:N/A)",
 		Features: []string{"carme"},
 	}}, nil
 }

@@ -96,6 +96,7 @@ func (s *Service) check(ctx context.Context, sess *auth.Session, in api.Start) (
 	if len(over) > 0 {
 		return checked{}, problem.Limit("That is more than you may have; see the marked fields.", over)
 	}
+	s.derive(&in)
 	return checked{in: in, app: app}, nil
 }
 

@@ -25,6 +25,8 @@ import (
 
 const (
 	statePending = "PENDING"
+	// stateCompleting is after the end, while Slurm cleans up.
+	stateCompleting = "COMPLETING"
 	// historyFor and historyMax bound which ended jobs of the portal are listed.
 	historyFor = 14 * 24 * time.Hour
 	historyMax = 50
@@ -218,8 +220,12 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 		j.Intent, j.Image, j.App, j.Carme = i.ID, in.Image, in.App, true
 	}
 	j.Stage = s.stage(&j, row)
-	if over(row.State) {
+	switch {
+	case over(row.State):
 		j.Ended, j.End = d.Ended, s.reason(row.ID, row.State, d)
+		return j
+	case row.State == stateCompleting:
+		j.Stage, j.End = api.StageEnded, "It is ending."
 		return j
 	}
 	j.Host = host
@@ -327,7 +333,7 @@ func (s *Service) publish(ctx context.Context) {
 // finish stores how jobs of the portal ended: Slurm forgets it.
 func (s *Service) finish(ctx context.Context, list []api.Job) {
 	for _, j := range list {
-		if j.Intent == "" || j.Stage != api.StageEnded || j.Submitted.IsZero() {
+		if j.Intent == "" || !over(j.State) || j.Submitted.IsZero() {
 			continue
 		}
 		text, err := json.Marshal(j)
@@ -405,6 +411,7 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 		return j, err
 	}
 	j.Detail.Log = append(events, j.Detail.Log...)
+	slices.SortStableFunc(j.Detail.Log, func(a, b api.Event) int { return a.Time.Compare(b.Time) })
 	return j, nil
 }
 
@@ -430,7 +437,7 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 			log = append(log, api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text})
 		}
 	}
-	if j.End != "" {
+	if over(j.State) {
 		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End})
 	}
 	return log, nil
