@@ -157,11 +157,9 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 	s.mu.Lock()
 	out := api.Jobs{Jobs: []api.Job{}, Problem: s.pic.problem, Age: s.age()}
 	there := map[uint32]bool{}
-	for id, row := range s.pic.rows {
-		if row.UID == uid {
-			there[id] = true
-			out.Jobs = append(out.Jobs, s.assemble(row, s.details[id].job, user, by[id], hosts[id]))
-		}
+	for _, id := range s.pic.byUID[uid] {
+		there[id] = true
+		out.Jobs = append(out.Jobs, s.assemble(s.pic.rows[id], s.details[id].job, user, by[id], hosts[id]))
 	}
 	for _, i := range intents {
 		id := uint32(i.Job) //nolint:gosec // as above
