@@ -581,3 +581,10 @@ func (s *Service) Touch(uid uint32) {
 	s.mu.Unlock()
 	s.pokeNow()
 }
+
+// PictureAge is how old the picture of Slurm is.
+func (s *Service) PictureAge() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Now().Sub(s.pic.at)
+}

@@ -243,7 +243,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 	}
 	order := []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
 	for node, n := range s.Nodes.Find(row.ID) {
-		if n.UID != row.UID {
+		if n.UID != row.UID || !slices.Contains(j.Nodes, node) { // a node speaks of its own jobs only
 			continue
 		}
 		j.Carme = true
@@ -392,7 +392,7 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
 	}
 	for node, nj := range s.Nodes.Find(n) {
-		if nj.UID != sess.User().UID {
+		if nj.UID != sess.User().UID || !slices.Contains(j.Nodes, node) {
 			continue
 		}
 		for _, dev := range nj.Devices {

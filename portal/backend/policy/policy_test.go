@@ -13,7 +13,7 @@ func TestFor_gives_the_widest_of_the_roles(t *testing.T) {
 	}{
 		"a user":         {[]string{"user"}, l["user"]},
 		"both":           {[]string{"user", "admin"}, Limit{Nodes: 8, GPUs: 4, Images: []string{"a", "b"}}},
-		"without a role": {nil, Limit{}},
+		"without a role": {nil, l["user"]},
 	} {
 		if got := l.For(c.roles); !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v", name, got)
