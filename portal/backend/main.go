@@ -37,7 +37,7 @@ var errUsage = errors.New("wrong command line")
 // Main runs carme-backend and returns its exit status: 0, 1 for an error, 2 for a
 // wrong command line.
 func Main(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	err := command(ctx, args, stdout, stderr)
+	err := command(ctx, config.Source{Root: "/"}, args, stdout, stderr)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprint(stdout, usage)
@@ -59,10 +59,10 @@ type options struct {
 	src   config.Source
 }
 
-func command(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+func command(ctx context.Context, src config.Source, args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("carme-backend", flag.ContinueOnError)
 	flags.SetOutput(io.Discard)
-	o := options{src: config.Source{Root: "/"}}
+	o := options{src: src}
 	flags.StringVar(&o.file, "config", "", "")
 	flags.BoolVar(&o.check, "check", false, "")
 	show := flags.Bool("version", false, "")

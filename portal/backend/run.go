@@ -234,6 +234,7 @@ func (p *parts) serve(ctx context.Context) (err error) {
 			part("metrics", func() error { return m.Serve(l) })
 		}
 	}
+	p.gauges()
 	wg.Go(func() { p.auth.Watch(ctx) })
 	wg.Go(func() { p.jobs.Run(ctx) })
 	wg.Go(func() { p.renew(ctx) })
@@ -262,6 +263,21 @@ func (p *parts) serve(ctx context.Context) (err error) {
 		return cause
 	}
 	return nil
+}
+
+// gauges are measurements of the state, beside those of requests.
+func (p *parts) gauges() {
+	for name, g := range map[string]struct {
+		help  string
+		value func() float64
+	}{
+		"carme_backend_event_streams": {"Browsers that wait for events.", func() float64 { return float64(p.jobs.Hub.Watching()) }},
+		"carme_backend_picture_seconds": {"Age of what is known of Slurm; it grows while nobody looks.", func() float64 {
+			return p.jobs.PictureAge().Seconds()
+		}},
+	} {
+		p.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: g.help}, g.value))
+	}
 }
 
 // drain gives short requests a moment.

@@ -2,7 +2,6 @@ package rest
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -264,20 +263,6 @@ func first(texts ...string) string {
 	return texts[i]
 }
 
-func when(v *v0042.V0042Uint64NoValStruct) time.Time {
-	if v == nil || val(v.Number) <= 0 || val(v.Infinite) {
-		return time.Time{}
-	}
-	return time.Unix(val(v.Number), 0).UTC()
-}
-
-func small(v *v0042.V0042Uint32NoValStruct) int {
-	if v == nil || val(v.Infinite) {
-		return 0
-	}
-	return int(val(v.Number))
-}
-
 // Ping asks whether slurmctld answers.
 func (c *Client) Ping(ctx context.Context, user string) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
@@ -364,31 +349,30 @@ func (c *Client) Submit(ctx context.Context, user string, s Submission) (uint32,
 			return err
 		}
 		sent = true
-		res, err := c.api.SlurmV0042PostJobSubmitWithResponse(ctx, s.body(), as)
-		var op *net.OpError
-		switch {
-		case errors.As(err, &op) && op.Op == "dial":
+		var got struct {
+			answer
+
+			JobID uint32 `json:"job_id"`
+			User  string `json:"job_submit_user_msg"`
+		}
+		res, err := c.api.SlurmV0042PostJobSubmit(ctx, s.body(), as)
+		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 			sent = false
 			return err
-		case err != nil:
+		}
+		status, err := read(res, err, &got)
+		if err != nil {
+			sent = status == 0 || status < http.StatusBadRequest || status >= http.StatusInternalServerError
 			return err
 		}
-		answer := res.JSON200
-		if answer == nil {
-			answer = res.JSONDefault
-		}
 		// A job that is held or over a limit comes with an error and an id.
-		if answer != nil && val(answer.JobId) > 0 {
-			id = uint32(val(answer.JobId)) //nolint:gosec // positive
+		if id = got.JobID; id > 0 {
 			return nil
 		}
-		sent = res.StatusCode() >= http.StatusInternalServerError || answer == nil && res.StatusCode() < http.StatusBadRequest
-		if answer == nil {
-			return fmt.Errorf("%w: status %d: %s", ErrUnavailable, res.StatusCode(), oneLine(res.Body))
-		}
-		err = judge(res.StatusCode(), answer.Errors)
-		if text := val(answer.JobSubmitUserMsg); text != "" && errors.As(err, new(RefusedError)) {
-			err = RefusedError{oneLine([]byte(text))}
+		sent = status < http.StatusBadRequest || status >= http.StatusInternalServerError
+		err = judge(status, got.Errors)
+		if _, refused := errors.AsType[RefusedError](err); refused && got.User != "" {
+			err = RefusedError{oneLine([]byte(got.User))}
 		}
 		return err
 	})
@@ -416,24 +400,20 @@ func oneLine(b []byte) string {
 // Cancel cancels a job as the user. A job that has ended is no error.
 func (c *Client) Cancel(ctx context.Context, user string, id uint32) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
-		res, err := c.api.SlurmV0042DeleteJobWithResponse(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
-		if err != nil {
+		var got answer
+		res, err := c.api.SlurmV0042DeleteJob(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
+		status, err := read(res, err, &got)
+		switch {
+		case err != nil:
 			return err
-		}
-		var answer struct {
-			Errors *v0042.V0042OpenapiErrors `json:"errors"`
-		}
-		if err := json.Unmarshal(res.Body, &answer); err != nil {
-			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
-		}
-		if !failure(answer.Errors) && res.StatusCode() < http.StatusBadRequest {
+		case !failure(got.Errors) && status < http.StatusBadRequest:
 			return nil
 		}
-		for _, e := range val(answer.Errors) {
+		for _, e := range val(got.Errors) {
 			if val(e.ErrorNumber) == errAlreadyDone {
 				return nil
 			}
 		}
-		return judge(res.StatusCode(), answer.Errors)
+		return judge(status, got.Errors)
 	})
 }

@@ -2,13 +2,99 @@ package rest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	v0042 "github.com/SlinkyProject/slurm-client/api/v0042"
 )
+
+// number is a value that may be missing or without end. The library's types hold
+// 32 bits with a sign, which a priority of 4294901757 does not fit into, and one
+// such field makes a whole answer unreadable: so answers are read into the types
+// here, which have only what is used.
+type number struct {
+	Set      bool    `json:"set"`
+	Infinite bool    `json:"infinite"`
+	Number   float64 `json:"number"`
+}
+
+func (n *number) int() int64 {
+	if n == nil || n.Infinite || n.Number < 0 || n.Number >= 1<<32-2 && !n.Set {
+		return 0
+	}
+	return int64(n.Number)
+}
+
+func (n *number) time() time.Time {
+	if n.int() <= 0 {
+		return time.Time{}
+	}
+	return time.Unix(n.int(), 0).UTC()
+}
+
+// answer is what every answer may have.
+type answer struct {
+	Errors *v0042.V0042OpenapiErrors `json:"errors"`
+}
+
+// read decodes an answer of any status and closes it.
+func read(res *http.Response, err error, v any) (status int, _ error) {
+	if err != nil {
+		return 0, err
+	}
+	defer res.Body.Close() //nolint:errcheck // nothing was written
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		return res.StatusCode, err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return res.StatusCode, fmt.Errorf("%w: status %d: %s", ErrUnavailable, res.StatusCode, oneLine(raw))
+	}
+	return res.StatusCode, nil
+}
+
+type jobInfo struct {
+	JobID        uint32   `json:"job_id"`
+	Name         string   `json:"name"`
+	Comment      string   `json:"comment"`
+	UserName     string   `json:"user_name"`
+	UserID       uint32   `json:"user_id"`
+	JobState     []string `json:"job_state"`
+	StateReason  string   `json:"state_reason"`
+	Partition    string   `json:"partition"`
+	Account      string   `json:"account"`
+	QOS          string   `json:"qos"`
+	Nodes        string   `json:"nodes"`
+	BatchHost    string   `json:"batch_host"`
+	NodeCount    *number  `json:"node_count"`
+	CPUs         *number  `json:"cpus"`
+	TRESAlloc    string   `json:"tres_alloc_str"`
+	TRESReq      string   `json:"tres_req_str"`
+	SubmitTime   *number  `json:"submit_time"`
+	StartTime    *number  `json:"start_time"`
+	EndTime      *number  `json:"end_time"`
+	EligibleTime *number  `json:"eligible_time"`
+	PreemptTime  *number  `json:"preempt_time"`
+	TimeLimit    *number  `json:"time_limit"`
+	WorkDir      string   `json:"current_working_directory"`
+	Stdout       string   `json:"standard_output"`
+	Stderr       string   `json:"standard_error"`
+	Features     string   `json:"features"`
+	ArrayJobID   *number  `json:"array_job_id"`
+	ArrayTaskID  *number  `json:"array_task_id"`
+	ExitCode     struct {
+		ReturnCode *number `json:"return_code"`
+		Signal     struct {
+			ID *number `json:"id"`
+		} `json:"signal"`
+	} `json:"exit_code"`
+}
 
 // Job is what Slurm knows of a job. Name, comment and paths are the user's text.
 type Job struct {
@@ -36,56 +122,44 @@ type Job struct {
 func (c *Client) Job(ctx context.Context, user string, id uint32) (Job, error) {
 	var out Job
 	err := c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
-		res, err := c.api.SlurmV0042GetJobWithResponse(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
+		var got struct {
+			answer
+
+			Jobs []jobInfo `json:"jobs"`
+		}
+		res, err := c.api.SlurmV0042GetJob(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
+		status, err := read(res, err, &got)
 		if err != nil {
 			return err
 		}
-		answer := res.JSON200
-		if answer == nil {
-			answer = res.JSONDefault
-		}
-		if answer == nil {
-			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
-		}
-		for i := range answer.Jobs {
-			if j := job(&answer.Jobs[i]); j.ID == id || len(answer.Jobs) == 1 {
-				out = j
+		for i := range got.Jobs {
+			if got.Jobs[i].JobID == id || len(got.Jobs) == 1 {
+				out = got.Jobs[i].job()
 				return nil
 			}
 		}
-		if !failure(answer.Errors) {
+		if !failure(got.Errors) && status == http.StatusOK {
 			return ErrNotFound
 		}
-		return judge(res.StatusCode(), answer.Errors)
+		return judge(status, got.Errors)
 	})
 	return out, err
 }
 
-func job(in *v0042.V0042JobInfo) Job {
+func (in *jobInfo) job() Job {
 	j := Job{
-		ID: uint32(val(in.JobId)), Name: val(in.Name), Comment: val(in.Comment), User: val(in.UserName), //nolint:gosec // Slurm's are positive
-		UID: uint32(val(in.UserId)), Reason: val(in.StateReason), Partition: val(in.Partition), Account: val(in.Account), //nolint:gosec // bits of a uint32
-		QOS: val(in.Qos), Nodes: val(in.Nodes), BatchHost: val(in.BatchHost), NodeCount: small(in.NodeCount), CPUs: small(in.Cpus),
-		TRES: first(val(in.TresAllocStr), val(in.TresReqStr)), Submitted: when(in.SubmitTime), Started: when(in.StartTime),
-		Ended: when(in.EndTime), Eligible: when(in.EligibleTime), Minutes: small(in.TimeLimit), WorkDir: val(in.CurrentWorkingDirectory),
-		Stdout: val(in.StandardOutput), Stderr: val(in.StandardError), Features: val(in.Features),
-		Preempted: !when(in.PreemptTime).IsZero(),
+		ID: in.JobID, Name: in.Name, Comment: in.Comment, User: in.UserName, UID: in.UserID, Reason: in.StateReason, Partition: in.Partition,
+		Account: in.Account, QOS: in.QOS, Nodes: in.Nodes, BatchHost: in.BatchHost, NodeCount: int(in.NodeCount.int()), CPUs: int(in.CPUs.int()),
+		TRES: first(in.TRESAlloc, in.TRESReq), Submitted: in.SubmitTime.time(), Started: in.StartTime.time(), Ended: in.EndTime.time(),
+		Eligible: in.EligibleTime.time(), Minutes: int(in.TimeLimit.int()), WorkDir: in.WorkDir, Stdout: in.Stdout, Stderr: in.Stderr,
+		Features: in.Features, Preempted: !in.PreemptTime.time().IsZero(), ExitCode: int(in.ExitCode.ReturnCode.int()),
+		Signal: int(in.ExitCode.Signal.ID.int()),
 	}
-	if task := in.ArrayTaskId; task != nil && val(task.Set) && small(in.ArrayJobId) > 0 {
-		j.Array = fmt.Sprintf("%d_%d", small(in.ArrayJobId), val(task.Number))
+	if in.ArrayTaskID != nil && in.ArrayTaskID.Set && in.ArrayJobID.int() > 0 {
+		j.Array = fmt.Sprintf("%d_%d", in.ArrayJobID.int(), in.ArrayTaskID.int())
 	}
-	for i, s := range val(in.JobState) {
-		if i == 0 {
-			j.State = string(s)
-		} else {
-			j.Flags = append(j.Flags, string(s))
-		}
-	}
-	if e := in.ExitCode; e != nil {
-		j.ExitCode = small(e.ReturnCode)
-		if e.Signal != nil && e.Signal.Id != nil {
-			j.Signal = int(val(e.Signal.Id.Number))
-		}
+	if len(in.JobState) > 0 {
+		j.State, j.Flags = in.JobState[0], in.JobState[1:]
 	}
 	j.MemoryMB = memory(j.TRES)
 	return j
@@ -116,6 +190,7 @@ type Node struct {
 	Name, Address  string
 	States         []string
 	CPUs, CPUsUsed int
+	MemoryMB       int64
 	Gres, GresUsed string
 	Features       []string
 	Partitions     []string
@@ -126,26 +201,36 @@ type Node struct {
 func (c *Client) Nodes(ctx context.Context, user string) ([]Node, error) {
 	var out []Node
 	err := c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
-		res, err := c.api.SlurmV0042GetNodesWithResponse(ctx, nil, as)
+		var got struct {
+			answer
+
+			Nodes []struct {
+				Name       string   `json:"name"`
+				Address    string   `json:"address"`
+				State      []string `json:"state"`
+				CPUs       int      `json:"cpus"`
+				AllocCPUs  int      `json:"alloc_cpus"`
+				RealMemory int64    `json:"real_memory"`
+				Gres       string   `json:"gres"`
+				GresUsed   string   `json:"gres_used"`
+				Features   []string `json:"active_features"`
+				Partitions []string `json:"partitions"`
+				Reason     string   `json:"reason"`
+			} `json:"nodes"`
+		}
+		res, err := c.api.SlurmV0042GetNodes(ctx, nil, as)
+		status, err := read(res, err, &got)
 		if err != nil {
 			return err
 		}
-		if res.JSON200 == nil {
-			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
+		if status != http.StatusOK || failure(got.Errors) && len(got.Nodes) == 0 {
+			return judge(status, got.Errors)
 		}
-		if failure(res.JSON200.Errors) && len(res.JSON200.Nodes) == 0 {
-			return judge(res.StatusCode(), res.JSON200.Errors)
-		}
-		for i := range res.JSON200.Nodes {
-			n := &res.JSON200.Nodes[i]
-			node := Node{
-				Name: val(n.Name), Address: val(n.Address), CPUs: int(val(n.Cpus)), CPUsUsed: int(val(n.AllocCpus)), Gres: val(n.Gres),
-				GresUsed: val(n.GresUsed), Features: val(n.ActiveFeatures), Partitions: val(n.Partitions), Reason: val(n.Reason),
-			}
-			for _, s := range val(n.State) {
-				node.States = append(node.States, string(s))
-			}
-			out = append(out, node)
+		for _, n := range got.Nodes {
+			out = append(out, Node{
+				Name: n.Name, Address: n.Address, States: n.State, CPUs: n.CPUs, CPUsUsed: n.AllocCPUs, MemoryMB: n.RealMemory, Gres: n.Gres, GresUsed: n.GresUsed,
+				Features: n.Features, Partitions: n.Partitions, Reason: n.Reason,
+			})
 		}
 		return nil
 	})
@@ -167,41 +252,46 @@ type Partition struct {
 func (c *Client) Partitions(ctx context.Context, user string) ([]Partition, error) {
 	var out []Partition
 	err := c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
-		res, err := c.api.SlurmV0042GetPartitionsWithResponse(ctx, nil, as)
+		var got struct {
+			answer
+
+			Partitions []struct {
+				Name  string `json:"name"`
+				Nodes struct {
+					Configured string `json:"configured"`
+				} `json:"nodes"`
+				Maximums struct {
+					Time  *number `json:"time"`
+					Nodes *number `json:"nodes"`
+				} `json:"maximums"`
+				Accounts struct {
+					Allowed string `json:"allowed"`
+				} `json:"accounts"`
+				Groups struct {
+					Allowed string `json:"allowed"`
+				} `json:"groups"`
+				Partition struct {
+					State []string `json:"state"`
+				} `json:"partition"`
+			} `json:"partitions"`
+		}
+		res, err := c.api.SlurmV0042GetPartitions(ctx, nil, as)
+		status, err := read(res, err, &got)
 		if err != nil {
 			return err
 		}
-		if res.JSON200 == nil {
-			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
+		if status != http.StatusOK {
+			return judge(status, got.Errors)
 		}
-		for i := range res.JSON200.Partitions {
-			out = append(out, partition(&res.JSON200.Partitions[i]))
+		for _, p := range got.Partitions {
+			out = append(out, Partition{
+				Name: p.Name, Nodes: p.Nodes.Configured, MaxMinutes: int(p.Maximums.Time.int()), MaxNodes: int(p.Maximums.Nodes.int()),
+				Accounts: p.Accounts.Allowed, Groups: p.Groups.Allowed, Up: slices.Contains(p.Partition.State, "UP"),
+			})
 		}
 		return nil
 	})
 	return out, err
-}
-
-func partition(in *v0042.V0042PartitionInfo) Partition {
-	p := Partition{Name: val(in.Name)}
-	if in.Nodes != nil {
-		p.Nodes = val(in.Nodes.Configured)
-	}
-	if in.Maximums != nil {
-		p.MaxMinutes, p.MaxNodes = small(in.Maximums.Time), small(in.Maximums.Nodes)
-	}
-	if in.Accounts != nil {
-		p.Accounts = val(in.Accounts.Allowed)
-	}
-	if in.Groups != nil {
-		p.Groups = val(in.Groups.Allowed)
-	}
-	if in.Partition != nil {
-		for _, s := range val(in.Partition.State) {
-			p.Up = p.Up || string(s) == "UP"
-		}
-	}
-	return p
 }
 
 // Past is a job of the accounting database.
@@ -215,25 +305,30 @@ type Past struct {
 func (c *Client) Recorded(ctx context.Context, user string, since time.Time) ([]Past, error) {
 	var out []Past
 	err := c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
-		from := strconv.FormatInt(since.Unix(), 10)
-		skip := "true"
-		res, err := c.api.SlurmdbV0042GetJobsWithResponse(ctx, &v0042.SlurmdbV0042GetJobsParams{Users: &user, StartTime: &from, SkipSteps: &skip}, as)
+		var got struct {
+			answer
+
+			Jobs []struct {
+				JobID   uint32 `json:"job_id"`
+				Comment struct {
+					Job string `json:"job"`
+				} `json:"comment"`
+				State struct {
+					Current []string `json:"current"`
+				} `json:"state"`
+			} `json:"jobs"`
+		}
+		from, skip := strconv.FormatInt(since.Unix(), 10), "true"
+		res, err := c.api.SlurmdbV0042GetJobs(ctx, &v0042.SlurmdbV0042GetJobsParams{Users: &user, StartTime: &from, SkipSteps: &skip}, as)
+		status, err := read(res, err, &got)
 		if err != nil {
 			return err
 		}
-		if res.JSON200 == nil {
-			return fmt.Errorf("%w: status %d", ErrUnavailable, res.StatusCode())
+		if status != http.StatusOK {
+			return judge(status, got.Errors)
 		}
-		for i := range res.JSON200.Jobs {
-			j := &res.JSON200.Jobs[i]
-			p := Past{ID: uint32(val(j.JobId))} //nolint:gosec // Slurm's are positive
-			if j.Comment != nil {
-				p.Comment = val(j.Comment.Job)
-			}
-			if j.State != nil && len(val(j.State.Current)) > 0 {
-				p.State = string(val(j.State.Current)[0])
-			}
-			out = append(out, p)
+		for _, j := range got.Jobs {
+			out = append(out, Past{ID: j.JobID, Comment: j.Comment.Job, State: first(append(j.State.Current, "")...)})
 		}
 		return nil
 	})

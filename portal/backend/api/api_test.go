@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -78,6 +79,7 @@ type cluster struct {
 	as     []string
 	submit func() error // what happens to the answer
 	lost   bool         // the job is made, the answer lost
+	asked  atomic.Int32
 }
 
 func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uint32, error) {
@@ -114,6 +116,7 @@ func (c *cluster) Cancel(_ context.Context, user string, id uint32) error {
 }
 
 func (c *cluster) Job(_ context.Context, _ string, id uint32) (rest.Job, error) {
+	c.asked.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	j, ok := c.jobs[id]
@@ -127,7 +130,7 @@ func (c *cluster) Recorded(context.Context, string, time.Time) ([]rest.Past, err
 
 func (c *cluster) Nodes(context.Context, string) ([]rest.Node, error) {
 	return []rest.Node{{
-		Name: "n1", Address: "127.0.0.1", States: []string{"IDLE"}, CPUs: 8, Gres: "gpu:a100:2(S:0),gpu:l40s:1", GresUsed: "gpu:a100:1(IDX:0),gpu:l40s:0(IDX:N/A)",
+		Name: "n1", Address: "127.0.0.1", States: []string{"IDLE"}, CPUs: 8, MemoryMB: 9000, Gres: "gpu:a100:2(S:0),gpu:l40s:1", GresUsed: "gpu:a100:1(IDX:0),gpu:l40s:0(IDX:N/A)",
 		Features: []string{"carme"},
 	}}, nil
 }
@@ -137,6 +140,7 @@ func (c *cluster) Partitions(context.Context, string) ([]rest.Partition, error) 
 }
 
 func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
+	c.asked.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var rows []slurm.QueueRow

@@ -182,7 +182,7 @@ func TestScript_does_what_the_form_does(t *testing.T) {
 	var s wire.Script
 	w.must(w.portal, "POST", "/v1/script", tok, in, &s)
 	want := "#!/bin/sh\n#SBATCH --job-name=\"a \\\"b\"\n#SBATCH --carme=base\n#SBATCH --carme-app=jupyterlab\n#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" +
-		"#SBATCH --gres=gpu:a100:1\n#SBATCH --time=1:30:00\n#SBATCH --output=/home/alice/carme-%j.out\n:\n"
+		"#SBATCH --gres=gpu:a100:1\n#SBATCH --time=1:30:00\n#SBATCH --cpus-per-task=2\n#SBATCH --mem=3000M\n#SBATCH --output=/home/alice/carme-%j.out\n:\n"
 	if s.Script != want {
 		t.Errorf("script is\n%s", s.Script)
 	}

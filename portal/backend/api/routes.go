@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/wire/api"
@@ -11,6 +12,9 @@ import (
 	"github.com/carme-hpc/carme/portal/backend/jobs"
 	"github.com/carme-hpc/carme/portal/backend/problem"
 )
+
+// enrolWait is when a node should try again.
+const enrolWait = 5 * time.Second
 
 // route is one path with who may use it.
 type route struct {
@@ -298,6 +302,10 @@ func grant(r *request) error {
 }
 
 func agentEnrol(r *request) error {
+	defer r.server.enrolling.Add(-1)
+	if r.server.enrolling.Add(1) > enrolMax {
+		return problem.SlowDown(enrolWait)
+	}
 	return with(r, func(in api.Enrol) (api.Enrolled, error) { return r.server.Enrol.Enrol(r.Context(), in) })
 }
 

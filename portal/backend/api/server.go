@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,6 +39,8 @@ const (
 	reportMax  = 8 << 20
 	headerMax  = 32 << 10
 	answerTime = 60 * time.Second
+	// enrolMax is how many nodes may enrol at once; the others try again.
+	enrolMax = 16
 	// streamsMax is how many requests one portal may have open on a connection.
 	streamsMax = 20000
 )
@@ -59,8 +62,10 @@ type Server struct {
 	Health func(ctx context.Context) map[string]string
 
 	limits limiter
-	count  *prometheus.CounterVec
-	took   *prometheus.HistogramVec
+	// enrolling bounds how many strangers make this process dial at once.
+	enrolling atomic.Int32
+	count     *prometheus.CounterVec
+	took      *prometheus.HistogramVec
 }
 
 // request is one request with what is known of its sender.

@@ -331,16 +331,23 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	if !now.Before(at(sess.Expires)) || idle || !slices.Contains(states, sess.State) {
 		return nil, problem.NoSession()
 	}
-	if now.Sub(at(sess.Seen)) > seenEvery {
-		err := s.DB.Write(ctx, func(tx store.Tx) error {
-			_, err := store.Exec(ctx, tx, "UPDATE login_sessions SET seen = ? WHERE id = ? AND seen < ?", now.UnixMicro(), sess.ID, now.UnixMicro())
-			return err
-		})
-		if err != nil {
-			return nil, fmt.Errorf("store use of session: %w", err)
-		}
+	return &sess, s.Used(ctx, &sess)
+}
+
+// Used stores that the session is in use, once a minute.
+func (s *Service) Used(ctx context.Context, sess *Session) error {
+	now := s.Now()
+	if now.Sub(at(sess.Seen)) <= seenEvery {
+		return nil
 	}
-	return &sess, nil
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		_, err := store.Exec(ctx, tx, "UPDATE login_sessions SET seen = ? WHERE id = ? AND seen < ?", now.UnixMicro(), sess.ID, now.UnixMicro())
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("store use of session: %w", err)
+	}
+	return nil
 }
 
 // Alive returns a full session by its id.

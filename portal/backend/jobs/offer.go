@@ -18,6 +18,11 @@ const (
 	defaultMinutes = 240
 	defaultName    = "session"
 	featureCarme   = "carme"
+	// favourite is the app to begin with.
+	favourite = "jupyterlab"
+	// Without a GPU a session gets this much unless it asks for other.
+	plainCPUs     = 2
+	plainMemoryMB = 4096
 )
 
 // images are those of the catalogue that the session's user may use.
@@ -63,12 +68,23 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 
 func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
 	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
-	for _, img := range o.Images { // the site's, else the first with an app
-		if len(img.Apps) > 0 && (d.Image == "" || img.Name == c.Spank.DefaultImage) {
-			d.Image, d.App = img.Name, img.Apps[0]
-			if slices.Contains(img.Apps, "jupyterlab") {
-				d.App = "jupyterlab"
-			}
+	best := -1
+	for _, img := range o.Images {
+		// The site's image, else one with JupyterLab, else the first with an app.
+		worth, app := 0, ""
+		switch {
+		case slices.Contains(img.Apps, favourite):
+			worth, app = 1, favourite
+		case len(img.Apps) > 0:
+			app = img.Apps[0]
+		default:
+			continue
+		}
+		if img.Name == c.Spank.DefaultImage {
+			worth += 2
+		}
+		if worth > best {
+			best, d.Image, d.App = worth, img.Name, app
 		}
 	}
 	if slices.ContainsFunc(o.GPUs, func(g api.GPUCount) bool { return g.PerNode > 0 }) {
@@ -214,6 +230,41 @@ func (s *Service) Cluster(ctx context.Context, uid uint32) api.Cluster {
 	}
 	slices.SortFunc(out.Nodes, func(a, b api.ClusterNode) int { return strings.Compare(a.Name, b.Name) })
 	return out
+}
+
+// derive fills in processors and memory that nobody asked for: a job's share of
+// the smallest node that could take it, by its GPUs. Slurm's own defaults are
+// made for batch jobs.
+func (s *Service) derive(in *api.Start) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	cpus, memory := 0, int64(0)
+	for _, n := range s.pic.nodes {
+		if !slices.Contains(n.Features, featureCarme) || n.CPUs < 1 || in.Partition != "" && !slices.Contains(n.Partitions, in.Partition) {
+			continue
+		}
+		all, wanted := 0, 0
+		for kind, count := range gresGPUs(n.Gres) {
+			all += count
+			if in.GPUType == "" || in.GPUType == kind {
+				wanted = max(wanted, count)
+			}
+		}
+		c, m := min(plainCPUs, n.CPUs), min(plainMemoryMB, n.MemoryMB/4)
+		if in.GPUs > 0 {
+			if wanted < in.GPUs {
+				continue
+			}
+			c, m = n.CPUs*in.GPUs/all, n.MemoryMB*int64(in.GPUs)/int64(all)
+		}
+		if cpus == 0 || c < cpus {
+			cpus = max(1, c)
+		}
+		if memory == 0 || m < memory {
+			memory = m
+		}
+	}
+	in.CPUs, in.MemoryMB = orDefault(in.CPUs, cpus), orDefault(in.MemoryMB, memory)
 }
 
 // unavailableSlurm is the answer when Slurm is needed and does not answer.

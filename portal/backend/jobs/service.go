@@ -117,6 +117,7 @@ type Service struct {
 // picture is Slurm at one time.
 type picture struct {
 	rows       map[uint32]slurm.QueueRow
+	byUID      map[uint32][]uint32
 	at         time.Time
 	problem    string
 	nodes      []rest.Node
@@ -255,9 +256,10 @@ func (s *Service) refresh(ctx context.Context) {
 		s.Log.WarnContext(ctx, "slurm's queue could not be read", "err", err.Error())
 		return
 	}
-	s.pic.rows, s.pic.at, s.pic.problem = map[uint32]slurm.QueueRow{}, now, ""
+	s.pic.rows, s.pic.byUID, s.pic.at, s.pic.problem = make(map[uint32]slurm.QueueRow, len(rows)), map[uint32][]uint32{}, now, ""
 	for _, r := range rows {
 		s.pic.rows[r.ID] = r
+		s.pic.byUID[r.UID] = append(s.pic.byUID[r.UID], r.ID)
 	}
 	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
 	s.mu.Unlock()
@@ -578,4 +580,11 @@ func (s *Service) Touch(uid uint32) {
 	s.viewers[uid] = s.Now()
 	s.mu.Unlock()
 	s.pokeNow()
+}
+
+// PictureAge is how old the picture of Slurm is.
+func (s *Service) PictureAge() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.Now().Sub(s.pic.at)
 }

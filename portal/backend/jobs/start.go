@@ -96,6 +96,7 @@ func (s *Service) check(ctx context.Context, sess *auth.Session, in api.Start) (
 	if len(over) > 0 {
 		return checked{}, problem.Limit("That is more than you may have; see the marked fields.", over)
 	}
+	s.derive(&in)
 	return checked{in: in, app: app}, nil
 }
 
@@ -397,12 +398,7 @@ func (s *Service) resolve(ctx context.Context) error {
 func (s *Service) lookup(ctx context.Context, i *intent) error {
 	s.mu.Lock()
 	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
-	var ids []uint32
-	for id, row := range s.pic.rows {
-		if int64(row.UID) == i.UID {
-			ids = append(ids, id)
-		}
-	}
+	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
 	s.mu.Unlock()
 	if !healthy {
 		return nil // the queue is older than the question

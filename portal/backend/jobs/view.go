@@ -25,6 +25,8 @@ import (
 
 const (
 	statePending = "PENDING"
+	// stateCompleting is after the end, while Slurm cleans up.
+	stateCompleting = "COMPLETING"
 	// historyFor and historyMax bound which ended jobs of the portal are listed.
 	historyFor = 14 * 24 * time.Hour
 	historyMax = 50
@@ -155,11 +157,9 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 	s.mu.Lock()
 	out := api.Jobs{Jobs: []api.Job{}, Problem: s.pic.problem, Age: s.age()}
 	there := map[uint32]bool{}
-	for id, row := range s.pic.rows {
-		if row.UID == uid {
-			there[id] = true
-			out.Jobs = append(out.Jobs, s.assemble(row, s.details[id].job, user, by[id], hosts[id]))
-		}
+	for _, id := range s.pic.byUID[uid] {
+		there[id] = true
+		out.Jobs = append(out.Jobs, s.assemble(s.pic.rows[id], s.details[id].job, user, by[id], hosts[id]))
 	}
 	for _, i := range intents {
 		id := uint32(i.Job) //nolint:gosec // as above
@@ -218,8 +218,12 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 		j.Intent, j.Image, j.App, j.Carme = i.ID, in.Image, in.App, true
 	}
 	j.Stage = s.stage(&j, row)
-	if over(row.State) {
+	switch {
+	case over(row.State):
 		j.Ended, j.End = d.Ended, s.reason(row.ID, row.State, d)
+		return j
+	case row.State == stateCompleting:
+		j.Stage, j.End = api.StageEnded, "It is ending."
 		return j
 	}
 	j.Host = host
@@ -239,7 +243,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 	}
 	order := []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
 	for node, n := range s.Nodes.Find(row.ID) {
-		if n.UID != row.UID {
+		if n.UID != row.UID || !slices.Contains(j.Nodes, node) { // a node speaks of its own jobs only
 			continue
 		}
 		j.Carme = true
@@ -327,7 +331,7 @@ func (s *Service) publish(ctx context.Context) {
 // finish stores how jobs of the portal ended: Slurm forgets it.
 func (s *Service) finish(ctx context.Context, list []api.Job) {
 	for _, j := range list {
-		if j.Intent == "" || j.Stage != api.StageEnded || j.Submitted.IsZero() {
+		if j.Intent == "" || !over(j.State) || j.Submitted.IsZero() {
 			continue
 		}
 		text, err := json.Marshal(j)
@@ -388,7 +392,7 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
 	}
 	for node, nj := range s.Nodes.Find(n) {
-		if nj.UID != sess.User().UID {
+		if nj.UID != sess.User().UID || !slices.Contains(j.Nodes, node) {
 			continue
 		}
 		for _, dev := range nj.Devices {
@@ -405,6 +409,7 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 		return j, err
 	}
 	j.Detail.Log = append(events, j.Detail.Log...)
+	slices.SortStableFunc(j.Detail.Log, func(a, b api.Event) int { return a.Time.Compare(b.Time) })
 	return j, nil
 }
 
@@ -430,7 +435,7 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 			log = append(log, api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text})
 		}
 	}
-	if j.End != "" {
+	if over(j.State) {
 		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End})
 	}
 	return log, nil

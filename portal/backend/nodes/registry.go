@@ -184,6 +184,9 @@ func (r *Registry) keep(ctx context.Context, node string, samples []api.NodeSamp
 		r.samples = map[uint32]*jobSamples{}
 	}
 	for _, s := range samples {
+		if _, own := r.nodes[node].jobs[s.Job]; !own {
+			continue // a node speaks of its own jobs only
+		}
 		if len(s.GPUs) > devicesMax {
 			s.GPUs = s.GPUs[:devicesMax]
 		}

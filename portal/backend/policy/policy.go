@@ -50,6 +50,9 @@ func (l Limits) For(roles []string) Limit {
 			out = wider(out, limit)
 		}
 	}
+	if first {
+		return l[api.RoleUser] // nobody is without limits for want of a role
+	}
 	return out
 }
 

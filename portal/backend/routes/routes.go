@@ -49,6 +49,8 @@ var (
 // Sessions tells whether a login session is still there.
 type Sessions interface {
 	Alive(ctx context.Context, id string) (*auth.Session, error)
+	// Used says that the session is in use: work in an app is no idleness.
+	Used(ctx context.Context, sess *auth.Session) error
 }
 
 // Jobs tells where a job is now.
@@ -309,6 +311,9 @@ func (s *Service) Grant(ctx context.Context, portalKey [32]byte, in api.GrantReq
 	}
 	if h.Viewer != sess.UserName {
 		return api.Grant{}, problem.NotFound()
+	}
+	if err := s.Sessions.Used(ctx, sess); err != nil {
+		return api.Grant{}, err
 	}
 	return s.sign(ctx, portalKey, h, sess)
 }
