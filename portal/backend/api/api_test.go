@@ -497,3 +497,15 @@ func (w *world) revocations() func() wire.Revocation {
 		return wire.Revocation{}
 	}
 }
+
+// forget makes a submission look as if the process had died in it.
+func (w *world) forget(intent string) {
+	w.t.Helper()
+	err := w.db.Write(w.t.Context(), func(tx store.Tx) error {
+		_, err := store.Exec(w.t.Context(), tx, "UPDATE intents SET state = 'sending', job = 0 WHERE id = ?", intent)
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}

@@ -148,7 +148,7 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 			return
 		}
 		if !rt.stream {
-			if err := http.NewResponseController(w).SetWriteDeadline(s.Now().Add(answerTime)); err != nil {
+			if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTime)); err != nil {
 				s.Log.Debug("no write deadline", "err", err.Error())
 			}
 		}

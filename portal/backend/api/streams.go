@@ -62,7 +62,7 @@ func revocations(r *request) error {
 	if err != nil {
 		return err
 	}
-	if text := r.URL.Query().Get("since"); text != "" {
+	if text := r.URL.Query().Get("after"); text != "" {
 		var since int64
 		if _, err := fmt.Sscan(text, &since); err == nil && since >= 0 && since < seq {
 			seq = since

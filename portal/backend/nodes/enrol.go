@@ -157,8 +157,8 @@ func (e *Enrolment) challenge(ctx context.Context, addr, node string, spki []byt
 	switch {
 	case cred.UID != 0:
 		return fmt.Errorf("the credential is of uid %d, not of root", cred.UID)
-	case cred.For != int64(e.UID):
-		return errors.New("the credential is not for this backend alone")
+	case cred.For >= 0 && cred.For != int64(e.UID): // -1: the agent does not know our uid
+		return errors.New("the credential is for somebody else")
 	case cred.Payload != want:
 		return errors.New("the credential is about something else")
 	}

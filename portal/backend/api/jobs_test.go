@@ -1,0 +1,360 @@
+package api_test
+
+import (
+	"bufio"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	wire "github.com/carme-hpc/carme/internal/wire/api"
+)
+
+func (w *world) eventually(what string, ok func() bool) {
+	w.t.Helper()
+	deadline := time.After(15 * time.Second)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-deadline:
+			w.t.Fatalf("%s: not within the time", what)
+		case <-tick.C:
+		}
+	}
+}
+
+func TestStart_of_one_form_is_one_job_however_often_it_is_sent(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := newStart()
+	var created atomic.Int32
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			var j wire.Job
+			status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j)
+			switch {
+			case status == http.StatusCreated:
+				created.Add(1)
+			case status != http.StatusOK || j.Intent != in.ID:
+				t.Errorf("status %d %+v job %+v", status, e, j)
+			}
+		})
+	}
+	wg.Wait()
+	if created.Load() != 1 || len(w.slurm.sent) != 1 {
+		t.Errorf("%d created, %d submitted", created.Load(), len(w.slurm.sent))
+	}
+	bob, _ := w.login("bob")
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", bob, in, nil); status != http.StatusConflict {
+		t.Errorf("another user with the same id: %d", status)
+	}
+}
+
+func TestStart_whose_answer_is_lost_is_looked_up_and_never_sent_again(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.lost = true
+	in := newStart()
+	var j wire.Job
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusAccepted || j.Stage != wire.StageSending {
+		t.Fatalf("status %d %+v job %+v", status, e, j)
+	}
+	w.eventually("the job is found", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.ID != "" && j.Stage == wire.StageQueued
+	})
+	if len(w.slurm.sent) != 1 {
+		t.Errorf("sent %d times", len(w.slurm.sent))
+	}
+}
+
+func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.submit = func() error { return rest.ErrUnknown }
+	in := newStart()
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
+		t.Fatalf("status %d", status)
+	}
+	w.clock.add(time.Minute)
+	var j wire.Job
+	w.eventually("the loss is noticed", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.Stage == wire.StageFailed
+	})
+	w.slurm.submit = nil
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusCreated {
+		t.Errorf("pressed again: %d %+v", status, e)
+	}
+}
+
+func TestStart_in_flight_when_the_process_died_is_looked_up(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	j := w.submit(tok)
+	w.forget(j.Intent)
+	w.stop()
+	w.start()
+	w.eventually("the job is found", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs/"+j.Intent, tok, nil, &j)
+		return j.Stage == wire.StageQueued
+	})
+	if len(w.slurm.sent) != 1 {
+		t.Errorf("sent %d times", len(w.slurm.sent))
+	}
+}
+
+func TestStart_refuses(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	for name, c := range map[string]struct {
+		change func(*wire.Start)
+		field  string
+	}{
+		"no id":                     {func(s *wire.Start) { s.ID = "" }, "id"},
+		"an id that is no UUID":     {func(s *wire.Start) { s.ID = strings.Repeat("x", 36) }, "id"},
+		"an image of other groups":  {func(s *wire.Start) { s.Image = "secret" }, "image"},
+		"an image by path":          {func(s *wire.Start) { s.Image = "/etc/shadow" }, "image"},
+		"an unknown app":            {func(s *wire.Start) { s.App = "x" }, "app"},
+		"an app the image has not":  {func(s *wire.Start) { s.App = "terminal" }, "app"},
+		"an unknown GPU":            {func(s *wire.Start) { s.GPUType = "h100" }, "gpu_type"},
+		"more GPUs than a node has": {func(s *wire.Start) { s.GPUs = 3 }, "gpus"},
+		"negative GPUs":             {func(s *wire.Start) { s.GPUs = -1 }, "gpus"},
+		"more GPUs than allowed":    {func(s *wire.Start) { s.GPUs, s.Nodes = 2, 2 }, "gpus"},
+		"more nodes than allowed":   {func(s *wire.Start) { s.Nodes = 3 }, "nodes"},
+		"more minutes than allowed": {func(s *wire.Start) { s.Minutes = 601 }, "minutes"},
+		"negative minutes":          {func(s *wire.Start) { s.Minutes = -5 }, "minutes"},
+		"a name with a newline":     {func(s *wire.Start) { s.Name = "x\n#SBATCH --uid=0" }, "name"},
+		"a partition that is down":  {func(s *wire.Start) { s.Partition = "off" }, "partition"},
+		"an account with a comma":   {func(s *wire.Start) { s.Account = "a,b" }, "account"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.t = t
+			in := newStart()
+			c.change(&in)
+			status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil)
+			if status != http.StatusUnprocessableEntity || e.Fields[c.field] == "" {
+				t.Errorf("status %d, %+v", status, e)
+			}
+		})
+	}
+	w.t = t
+	if len(w.slurm.sent) != 0 {
+		t.Errorf("submitted %+v", w.slurm.sent)
+	}
+	w.submit(tok)
+	w.submit(tok)
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); status != http.StatusUnprocessableEntity || e.Code != "limit" || e.Fields["running"] == "" {
+		t.Errorf("a third job of two: %d %+v", status, e)
+	}
+}
+
+func TestStart_says_what_Slurm_says(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.submit = func() error { return rest.RefusedError{Text: "Invalid account"} }
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); status != http.StatusUnprocessableEntity || !strings.Contains(e.Message, "Invalid account") {
+		t.Errorf("%d %+v", status, e)
+	}
+	w.slurm.submit = func() error { return rest.ErrUnavailable }
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); status != http.StatusServiceUnavailable {
+		t.Errorf("%d %+v", status, e)
+	}
+	w.slurm.submit = func() error { return errors.New("signer is down") }
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); status != http.StatusServiceUnavailable {
+		t.Errorf("%d %+v", status, e)
+	}
+}
+
+func TestScript_does_what_the_form_does(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := newStart()
+	in.ID, in.Name, in.Minutes = "", `a "b`, 90
+	var s wire.Script
+	w.must(w.portal, "POST", "/v1/script", tok, in, &s)
+	want := "#!/bin/sh\n#SBATCH --job-name=\"a \\\"b\"\n#SBATCH --carme=base\n#SBATCH --carme-app=jupyterlab\n#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" +
+		"#SBATCH --gres=gpu:a100:1\n#SBATCH --time=1:30:00\n#SBATCH --output=/home/alice/carme-%j.out\n:\n"
+	if s.Script != want {
+		t.Errorf("script is\n%s", s.Script)
+	}
+}
+
+func TestWhat_is_another_users_does_not_exist(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	bob, _ := w.login("bob")
+	job := w.session(alice, 10001)
+	var sessions []wire.LoginSession
+	w.must(w.portal, "GET", "/v1/me/sessions", alice, nil, &sessions)
+	for _, c := range []struct{ method, path string }{
+		{"GET", "/v1/jobs/" + job.ID}, {"GET", "/v1/jobs/" + job.Intent}, {"DELETE", "/v1/jobs/" + job.ID}, {"GET", "/v1/jobs/" + job.ID + "/metrics"},
+		{"GET", "/v1/jobs/" + job.ID + "/output?stream=out"}, {"DELETE", "/v1/me/sessions/" + sessions[0].ID},
+	} {
+		if status, _ := w.ask(w.portal, c.method, c.path, bob, nil, nil); status != http.StatusNotFound {
+			t.Errorf("%s %s: %d", c.method, c.path, status)
+		}
+	}
+	if status, _ := w.ask(w.portal, "POST", "/v1/open", bob, wire.Open{Host: job.Host, Nonce: sha("n")}, nil); status != http.StatusNotFound {
+		t.Errorf("open: %d", status)
+	}
+	var list wire.Jobs
+	w.must(w.portal, "GET", "/v1/jobs", bob, nil, &list)
+	if len(list.Jobs) != 0 {
+		t.Errorf("bob sees %+v", list.Jobs)
+	}
+}
+
+func TestCancelled_job_closes_its_session(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok, 10001)
+	next := w.revocations()
+	w.must(w.portal, "DELETE", "/v1/jobs/"+job.ID, tok, nil, nil)
+	if r := next(); r.Kind != wire.RevokeHost || r.Value != job.Host {
+		t.Errorf("told %+v", r)
+	}
+	w.eventually("the end is seen", func() bool {
+		var now wire.Job
+		w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &now)
+		return now.Stage == wire.StageEnded && now.Host == "" && now.End != ""
+	})
+}
+
+func TestRequeued_job_has_another_origin(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok, 10001)
+	id := w.slurm.next
+	other := strings.Repeat("ab", 16)
+	w.report(id, 10001, other, wire.StageReady)
+	var again wire.Job
+	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &again)
+	if again.Host == "" || again.Host == job.Host {
+		t.Errorf("host %q, before %q", again.Host, job.Host)
+	}
+	if status, _ := w.ask(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha("n")}, nil); status != http.StatusNotFound {
+		t.Errorf("the old origin opens: %d", status)
+	}
+}
+
+func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	bob, _ := w.login("bob")
+	job := w.submit(tok)
+	w.slurm.run(w.slurm.next)
+	w.report(w.slurm.next, 10002, instance, wire.StageReady) // says that it is bob's
+	for _, who := range []string{tok, bob} {
+		var list wire.Jobs
+		w.must(w.portal, "GET", "/v1/jobs", who, nil, &list)
+		for _, j := range list.Jobs {
+			if j.Host != "" || j.Stage == wire.StageReady {
+				t.Errorf("job %s has %+v", job.ID, j)
+			}
+		}
+	}
+}
+
+func TestCode_is_bound(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok, 10001)
+	nonce := "the nonce of the browser"
+	open := func() string {
+		var o wire.Opened
+		w.must(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha(nonce)}, &o)
+		return o.Code
+	}
+	for name, in := range map[string]wire.Redeem{
+		"to its nonce": {Host: job.Host, Nonce: "another"}, "to its host": {Host: "s-" + strings.Repeat("a", 26), Nonce: nonce},
+	} {
+		in.Code = open()
+		if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", in, nil); status != http.StatusUnauthorized {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	code := open()
+	w.clock.add(31 * time.Second)
+	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
+		t.Errorf("to 30 s: %d", status)
+	}
+	code = open()
+	w.must(w.portal, "POST", "/v1/logout", tok, nil, nil)
+	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
+		t.Errorf("to its session: %d", status)
+	}
+	if status, _ := w.ask(w.bare, "POST", "/v1/redeem", "", wire.Redeem{}, nil); status != http.StatusForbidden {
+		t.Errorf("to a portal: %d", status)
+	}
+}
+
+func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+tok)
+	res, err := w.portal.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close() //nolint:errcheck // a test's
+	in := bufio.NewScanner(res.Body)
+	until := func(want string) {
+		t.Helper()
+		for in.Scan() {
+			if strings.HasPrefix(in.Text(), want) {
+				return
+			}
+		}
+		t.Fatalf("no %q: %v", want, in.Err())
+	}
+	until(": carme")
+	job := w.submit(tok)
+	until("data: jobs b-")
+	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, nil)
+	w.must(w.portal, "POST", "/v1/logout", tok, nil, nil)
+	until("event: logout")
+	if in.Scan() && in.Scan() && in.Scan() {
+		t.Error("the stream goes on")
+	}
+}
+
+func TestBodies_are_read_strictly(t *testing.T) {
+	w := newWorld(t)
+	for name, body := range map[string]string{
+		"an unknown field": `{"username":"a","password":"b","admin":true}`, "two values": `{} {}`, "no JSON": `<a>`, "nothing": ``,
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, w.addr+"/v1/login", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		res, err := w.portal.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != http.StatusBadRequest {
+			t.Errorf("%s: %d", name, res.StatusCode)
+		}
+	}
+	tok, _ := w.login("alice")
+	if status, _ := w.ask(w.portal, "GET", "/v1/nothing", tok, nil, nil); status != http.StatusNotFound {
+		t.Errorf("unknown path: %d", status)
+	}
+	if status, _ := w.ask(w.portal, "GET", "/v1/jobs/"+uuid.NewString(), tok, nil, nil); status != http.StatusNotFound {
+		t.Errorf("unknown job: %d", status)
+	}
+}

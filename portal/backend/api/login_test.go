@@ -1,0 +1,311 @@
+package api_test
+
+import (
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	wire "github.com/carme-hpc/carme/internal/wire/api"
+)
+
+func (w *world) try(name, password, device, source string) (int, wire.Error) {
+	w.t.Helper()
+	return w.ask(w.portal, "POST", "/v1/login", "", wire.Login{Username: name, Password: password, Device: device, Source: source}, nil)
+}
+
+func TestLogin_refuses(t *testing.T) {
+	w := newWorld(t)
+	for name, in := range map[string]wire.Login{
+		"an empty password":   {Username: "alice"},
+		"a wrong password":    {Username: "alice", Password: "x"},
+		"an unknown name":     {Username: "nobody", Password: "x"},
+		"an empty name":       {Password: "x"},
+		"a filter":            {Username: "*)(uid=alice", Password: "alice-pass"},
+		"a wildcard":          {Username: "*", Password: "alice-pass"},
+		"a NUL in the name":   {Username: "alice\x00", Password: "alice-pass"},
+		"a megabyte of names": {Username: string(make([]byte, 60<<10)), Password: "x"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.t = t
+			in.Source = "192.0.2.7"
+			status, e := w.ask(w.portal, "POST", "/v1/login", "", in, nil)
+			if in.Username == string(make([]byte, 60<<10)) && status == http.StatusRequestEntityTooLarge {
+				return
+			}
+			if status != http.StatusUnauthorized || e.Code != "login_refused" || e.Message != "Name or password is wrong, or you may not log in here." {
+				t.Errorf("status %d, %+v", status, e)
+			}
+		})
+	}
+	w.t = t
+	if status, _ := w.ask(w.bare, "POST", "/v1/login", "", wire.Login{Username: "alice", Password: "alice-pass"}, nil); status != http.StatusForbidden {
+		t.Errorf("without a portal's certificate: %d", status)
+	}
+	if status, _ := w.ask(w.node, "POST", "/v1/login", "", wire.Login{Username: "alice", Password: "alice-pass"}, nil); status != http.StatusForbidden {
+		t.Errorf("with a node's certificate: %d", status)
+	}
+}
+
+func TestLogin_slows_guesses_down_whatever_the_name_and_after_a_restart(t *testing.T) {
+	w := newWorld(t)
+	for _, name := range []string{"alice", "nobody"} {
+		var slow wire.Error
+		n := 0
+		for ; n < 10 && slow.Code != "slow_down"; n++ {
+			_, slow = w.try(name, "wrong", "", "192.0.2.8")
+		}
+		if n != 4 || slow.RetryAfter < 1 {
+			t.Errorf("%s: %d attempts, then %+v", name, n, slow)
+		}
+	}
+	w.stop()
+	w.start()
+	if status, _ := w.try("alice", "alice-pass", "", "192.0.2.9"); status != http.StatusTooManyRequests {
+		t.Errorf("after a restart: %d", status)
+	}
+	w.clock.add(-24 * time.Hour)
+	if _, e := w.try("alice", "alice-pass", "", "192.0.2.9"); e.RetryAfter > 15*60 {
+		t.Errorf("a clock put back makes wait for %d s", e.RetryAfter)
+	}
+	w.clock.add(24*time.Hour + 15*time.Minute)
+	if status, e := w.try("alice", "alice-pass", "", "192.0.2.9"); status != http.StatusOK {
+		t.Errorf("after the wait: %d %+v", status, e)
+	}
+}
+
+func TestLogin_lets_few_guesses_at_once_through(t *testing.T) {
+	w := newWorld(t)
+	var tried atomic.Int32
+	var wg sync.WaitGroup
+	for range 40 {
+		wg.Go(func() {
+			if status, _ := w.try("alice", "wrong", "", "192.0.2.10"); status == http.StatusUnauthorized {
+				tried.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := tried.Load(); n > 3 {
+		t.Errorf("%d passwords were looked at", n)
+	}
+}
+
+func TestLogin_does_not_lock_the_owner_out_of_a_known_browser(t *testing.T) {
+	w := newWorld(t)
+	_, secret := w.login("alice")
+	a := w.password("alice")
+	w.clock.add(30 * time.Second)
+	var full wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: w.code(secret), Source: "192.0.2.1"}, &full)
+	for range 6 {
+		w.try("alice", "wrong", "", "203.0.113.5")
+	}
+	if status, _ := w.try("alice", "alice-pass", "", "203.0.113.5"); status != http.StatusTooManyRequests {
+		t.Errorf("the attacker: %d", status)
+	}
+	if status, e := w.try("alice", "alice-pass", full.Device, "192.0.2.1"); status != http.StatusOK {
+		t.Errorf("the owner: %d %+v", status, e)
+	}
+	if status, _ := w.try("bob", "wrong", full.Device, "203.0.113.6"); status != http.StatusUnauthorized {
+		t.Errorf("another's device: %d", status)
+	}
+}
+
+func TestFactor_takes_a_code_once_also_from_two_at_once(t *testing.T) {
+	w := newWorld(t)
+	_, secret := w.login("alice")
+	w.clock.add(time.Minute)
+	var tokens []string
+	for range 3 {
+		tokens = append(tokens, w.password("alice").Token)
+	}
+	code := w.code(secret)
+	var passed atomic.Int32
+	var wg sync.WaitGroup
+	for _, tok := range tokens {
+		wg.Go(func() {
+			if status, _ := w.ask(w.portal, "POST", "/v1/login/factor", tok, wire.Factor{Code: code, Source: "192.0.2.1"}, nil); status == http.StatusOK {
+				passed.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if n := passed.Load(); n != 1 {
+		t.Errorf("%d logins with one code", n)
+	}
+}
+
+func TestFactor_refuses(t *testing.T) {
+	w := newWorld(t)
+	_, alices := w.login("alice")
+	_, bobs := w.login("bob")
+	w.clock.add(time.Minute)
+	a := w.password("alice")
+	for name, in := range map[string]wire.Factor{
+		"another user's code": {Code: w.code(bobs)}, "no code": {}, "a short code": {Code: "123"},
+	} {
+		if status, e := w.ask(w.portal, "POST", "/v1/login/factor", a.Token, in, nil); status != http.StatusUnauthorized || e.Code != "factor_refused" {
+			t.Errorf("%s: %d %+v", name, status, e)
+		}
+	}
+	if _, e := w.ask(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: w.code(alices)}, nil); e.Code != "slow_down" {
+		t.Errorf("after three failures: %+v", e)
+	}
+	for _, path := range []string{"/v1/me", "/v1/jobs", "/v1/offer", "/v1/events", "/v1/cluster"} {
+		if status, e := w.ask(w.portal, "GET", path, a.Token, nil, nil); status != http.StatusUnauthorized || e.Code != "no_session" {
+			t.Errorf("%s without a second factor: %d", path, status)
+		}
+	}
+	if status, _ := w.ask(w.portal, "POST", "/v1/login/enrol", a.Token, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a second enrolment: %d", status)
+	}
+}
+
+func TestFactor_takes_a_recovery_code_once(t *testing.T) {
+	w := newWorld(t)
+	a := w.password("alice")
+	var e wire.Enrolment
+	w.must(w.portal, "POST", "/v1/login/enrol", a.Token, nil, &e)
+	var again wire.Enrolment
+	w.must(w.portal, "POST", "/v1/login/enrol", a.Token, nil, &again)
+	if again.Secret != e.Secret || len(e.QR) < 100 {
+		t.Error("the page loaded twice shows two secrets, or no picture")
+	}
+	var b wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/enrol/confirm", a.Token, wire.Confirm{Code: w.code(e.Secret)}, &b)
+	for i, want := range []int{http.StatusOK, http.StatusUnauthorized} {
+		p := w.password("alice")
+		if status, _ := w.ask(w.portal, "POST", "/v1/login/factor", p.Token, wire.Factor{Recovery: b.RecoveryCodes[3]}, nil); status != want {
+			t.Errorf("use %d: %d", i+1, status)
+		}
+	}
+	var me wire.Me
+	w.must(w.portal, "GET", "/v1/me", b.Token, nil, &me)
+	if me.RecoveryLeft != 9 || me.TOTPSince.IsZero() || !me.Session.Current {
+		t.Errorf("me is %+v", me)
+	}
+}
+
+func TestSession_has_another_token_after_each_step(t *testing.T) {
+	w := newWorld(t)
+	_, secret := w.login("alice")
+	w.clock.add(time.Minute)
+	p := w.password("alice")
+	var f wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/factor", p.Token, wire.Factor{Code: w.code(secret)}, &f)
+	if f.Token == p.Token {
+		t.Error("the token stayed")
+	}
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", p.Token, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("the pending token is a full one: %d", status)
+	}
+	w.must(w.portal, "POST", "/v1/logout", f.Token, nil, nil)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", f.Token, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("after the logout: %d", status)
+	}
+}
+
+func TestSession_ends_when_the_directory_no_longer_lets_in(t *testing.T) {
+	for name, change := range map[string]func(*people){
+		"the group is left":    func(p *people) { delete(p.all, "alice") },
+		"the uid is another":   func(p *people) { a := p.all["alice"]; a.UID = 10099; p.all["alice"] = a },
+		"the password changed": func(p *people) { a := p.all["alice"]; a.Stamp = "2"; p.all["alice"] = a },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			tok, _ := w.login("alice")
+			if err := w.auth.Recheck(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+			next := w.revocations()
+			w.dir.mu.Lock()
+			change(w.dir)
+			w.dir.mu.Unlock()
+			if err := w.auth.Recheck(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status != http.StatusUnauthorized {
+				t.Errorf("the session lives: %d", status)
+			}
+			if r := next(); r.Kind != wire.RevokeSession {
+				t.Errorf("told %+v", r)
+			}
+		})
+	}
+}
+
+func TestSession_outlives_a_directory_that_is_down_and_logins_do_not(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.dir.down = true
+	if err := w.auth.Recheck(t.Context()); err == nil {
+		t.Error("nothing was said")
+	}
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+	for range 5 { // a directory that is down is no failure of the user's
+		if status, e := w.try("bob", "bob-pass", "", "192.0.2.1"); status != http.StatusServiceUnavailable || e.Code != "unavailable" {
+			t.Errorf("login: %d %+v", status, e)
+		}
+	}
+	w.dir.down = false
+	w.password("bob")
+}
+
+func TestFactor_is_asked_once_a_day_on_a_device_where_policy_says_so(t *testing.T) {
+	w := newWorld(t)
+	w.auth.Rules.FactorEvery = 24 * time.Hour
+	a := w.password("alice")
+	var e wire.Enrolment
+	w.must(w.portal, "POST", "/v1/login/enrol", a.Token, nil, &e)
+	var b, c wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/enrol/confirm", a.Token, wire.Confirm{Code: w.code(e.Secret)}, &b)
+	w.must(w.portal, "POST", "/v1/login", "", wire.Login{Username: "alice", Password: "alice-pass", Device: b.Device}, &c)
+	if c.State != wire.SessionFull {
+		t.Errorf("state is %s", c.State)
+	}
+	w.clock.add(25 * time.Hour)
+	w.must(w.portal, "POST", "/v1/login", "", wire.Login{Username: "alice", Password: "alice-pass", Device: b.Device}, &c)
+	if c.State != wire.SessionPending {
+		t.Errorf("a day later the state is %s", c.State)
+	}
+}
+
+func TestReplaced_factor_ends_other_sessions(t *testing.T) {
+	w := newWorld(t)
+	old, secret := w.login("alice")
+	w.clock.add(time.Minute)
+	p := w.password("alice")
+	var f wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/factor", p.Token, wire.Factor{Code: w.code(secret)}, &f)
+	w.clock.add(time.Minute)
+	var e wire.Enrolment
+	w.must(w.portal, "POST", "/v1/me/factors/totp", f.Token, wire.Confirm{Code: w.code(secret)}, &e)
+	w.must(w.portal, "POST", "/v1/me/factors/totp/confirm", f.Token, wire.Confirm{Code: w.code(e.Secret)}, nil)
+	w.must(w.portal, "GET", "/v1/me", f.Token, nil, nil)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", old, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("the other session lives: %d", status)
+	}
+}
+
+func TestAdmin_paths_are_for_admins(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	carol, _ := w.login("carol")
+	for _, c := range []struct{ method, path string }{{"GET", "/v1/audit"}, {"GET", "/v1/audit/verify"}, {"GET", "/v1/health"}, {"DELETE", "/v1/users/alice/factors"}} {
+		if status, _ := w.ask(w.portal, c.method, c.path, alice, nil, nil); status != http.StatusForbidden {
+			t.Errorf("%s %s as a user: %d", c.method, c.path, status)
+		}
+		if status, e := w.ask(w.portal, c.method, c.path, carol, nil, nil); status >= 300 {
+			t.Errorf("%s %s as an admin: %d %+v", c.method, c.path, status, e)
+		}
+	}
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", alice, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("alice's session lives after the reset: %d", status)
+	}
+	if a := w.password("alice"); a.State != wire.SessionEnrol {
+		t.Errorf("state is %s", a.State)
+	}
+}
