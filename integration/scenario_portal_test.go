@@ -3,8 +3,14 @@
 package integration
 
 import (
+	"regexp"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"github.com/chromedp/chromedp"
+	"github.com/chromedp/chromedp/kb"
 )
 
 func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
@@ -29,28 +35,94 @@ func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
 	b.clean()
 }
 
-// startLab presses the one button of the dashboard and waits until JupyterLab is
-// ready. It returns the job's page and id.
-func (b *browser) startLab() (page, id string) {
+// ready is the way into an app on a job's page.
+const ready = `#jobhead a[href*="` + appsDomain + `"]`
+
+// startLab starts JupyterLab from the dashboard, waits until it is ready, and
+// returns its address and the job's number.
+func (b *browser) startLab() (app, job string) {
 	b.t.Helper()
-	b.do(goTo(portalURL+"/"), click("label[for=app-jupyterlab]"), click("#start button[type=submit]"), appears("#jobhead"))
-	page = b.path()
-	b.within(3*time.Minute, appears(`#jobhead a[href*="`+appsDomain+`"]`))
-	return page, b.text("#jobhead p")
+	// What an earlier session left would be opened again.
+	as(b.t, "alice", login, "sh", "-c", "rm -rf .jupyter .ipynb_checkpoints *.ipynb").ok(b.t)
+	b.do(goTo(portalURL+"/"), choose("#image", "lab"), click("label[for=app-jupyterlab]"), click("#start button[type=submit]"), appears("#jobhead"))
+	b.within(3*time.Minute, appears(ready))
+	app = ask[string](b, "document.querySelector('"+ready+"').href")
+	id := regexp.MustCompile(`Job ([0-9]+)`).FindStringSubmatch(b.text("#jobhead p"))
+	if id == nil {
+		b.t.Fatalf("the page names no job: %s", b.text("#jobhead p"))
+	}
+	b.t.Cleanup(func() { root(b.t, ctl, "scancel", id[1]) })
+	return app, id[1]
 }
 
-func TestScenario_W3_W14_two_clicks_to_JupyterLab(t *testing.T) {
+// cell runs one line of Python in a new notebook and returns what it prints.
+func (b *browser) cell(app, line string) string {
+	b.t.Helper()
+	b.do(goTo(app))
+	b.within(2*time.Minute, click(`.jp-LauncherCard[data-category="Notebook"]`), appears(".jp-Notebook .cm-content"))
+	eventually(b.t, 2*time.Minute, "an idle kernel", func() bool { return b.has(`.jp-NotebookPanel [data-status="idle"]`) })
+	b.do(click(".jp-Notebook .cm-content"), chromedp.KeyEvent(line), chromedp.KeyEvent(kb.Enter, chromedp.KeyModifiers(chromedp.ModifierShift)))
+	return b.text(".jp-Notebook .jp-OutputArea-output pre")
+}
+
+// gpusOf are the GPUs that Slurm has given to a job, by UUID, and its node.
+func gpusOf(t *testing.T, job string) (uuids []string, node string) {
+	t.Helper()
+	shown := root(t, ctl, "scontrol", "-d", "show", "job", job).ok(t)
+	m := regexp.MustCompile(`Nodes=(\S+) .*GRES=gpu\S*\(IDX:([0-9,-]+)\)`).FindStringSubmatch(shown)
+	if m == nil {
+		t.Fatalf("Slurm gave job %s no GPU:\n%s", job, shown)
+	}
+	for part := range strings.SplitSeq(m[2], ",") {
+		from, to, many := strings.Cut(part, "-")
+		if !many {
+			to = from
+		}
+		first, err1 := strconv.Atoi(from)
+		last, err2 := strconv.Atoi(to)
+		if err1 != nil || err2 != nil {
+			t.Fatalf("indexes %q", m[2])
+		}
+		for i := first; i <= last; i++ {
+			uuids = append(uuids, gpuUUID(m[1], i))
+		}
+	}
+	return uuids, m[1]
+}
+
+func TestScenario_W3_W5_W14_a_day_in_JupyterLab(t *testing.T) {
 	b := open(t)
 	b.login("alice")
-	b.do(choose("#image", "lab"), click("label[for=app-jupyterlab]"), click("#start button[type=submit]"), appears("#jobhead"))
-	b.shot("starting")
-	b.within(3*time.Minute, appears(`#jobhead a[href*="`+appsDomain+`"]`))
+	app, job := b.startLab()
 	b.shot("ready")
 	b.axe("job")
-	href := ask[string](b, `document.querySelector('#jobhead a[href*="`+appsDomain+`"]').href`)
-	t.Log(href)
-	b.do(goTo(href))
-	b.within(2*time.Minute, appears(".jp-LauncherCard, .jp-Launcher"))
+	out := b.cell(app, `import subprocess, socket; print(subprocess.getoutput("nvidia-smi -L"), socket.gethostname())`)
 	b.shot("lab")
+	uuids, node := gpusOf(t, job)
+	if strings.Count(out, "UUID: ") != len(uuids) || !strings.Contains(out, node) {
+		t.Errorf("the cell prints %q; Slurm gave %v on %s", out, uuids, node)
+	}
+	for _, u := range uuids {
+		if !strings.Contains(out, u) {
+			t.Errorf("the cell does not see %s: %q", u, out)
+		}
+	}
+	// The browser goes away and another one comes: the kernel is still there.
 	b.clean()
+	again := open(t)
+	again.login("alice")
+	again.do(goTo(portalURL + "/jobs"))
+	again.shot("jobs")
+	again.axe("jobs")
+	again.do(goTo(app))
+	again.within(2*time.Minute, appears(".jp-Notebook .jp-OutputArea-output pre"))
+	if kept := again.text(".jp-Notebook .jp-OutputArea-output pre"); kept != out {
+		t.Errorf("after coming back it shows %q", kept)
+	}
+	again.do(goTo(portalURL+"/jobs/"+job+"/stop"), appears("form button.btn-danger"))
+	again.shot("stop")
+	again.axe("stop")
+	again.do(click("form button.btn-danger"), appears("#jobhead"))
+	awaitState(t, job, 30*time.Second, "CANCELLED")
+	again.clean()
 }
