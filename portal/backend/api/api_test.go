@@ -406,12 +406,12 @@ func (w *world) submit(tok string) wire.Job {
 
 const instance = "00112233445566778899aabbccddeeff"
 
-// session runs a job of the token's owner until its app is ready.
-func (w *world) session(tok string, uid uint32) (job wire.Job) {
+// session runs a job of alice, whose token it is, until its app is ready.
+func (w *world) session(tok string) (job wire.Job) {
 	w.t.Helper()
 	job = w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, uid, instance, wire.StageReady)
+	w.report(w.slurm.next, 10001, instance, wire.StageReady)
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &job)
 	if job.Host == "" || job.Stage != wire.StageReady {
 		w.t.Fatalf("job is %+v", job)
@@ -432,7 +432,7 @@ func TestA_person_logs_in_starts_a_session_and_opens_it(t *testing.T) {
 	if len(offer.Images) != 1 || offer.Default.Image != "base" || offer.Default.App != "jupyterlab" || len(offer.GPUs) != 2 || offer.GPUs[0].Free != 1 {
 		t.Errorf("offer is %+v", offer)
 	}
-	job := w.session(tok, 10001)
+	job := w.session(tok)
 	sub := w.slurm.sent[0]
 	if w.slurm.as[0] != "alice" || sub.Comment != "carme:"+job.Intent || sub.TRESPerNode != "gres/gpu:a100:1" || sub.Script != "#!/bin/sh\n:\n" {
 		t.Errorf("submitted %+v", sub)
