@@ -40,6 +40,10 @@ const (
 	itself   = "/proc/self/exe"
 	homeTime = 5 * time.Second
 
+	// drainTime is how long streams may go on after the end was asked for: new
+	// ones are refused meanwhile.
+	drainTime = time.Second
+
 	// measureEvery is how often jobs and GPUs are measured.
 	measureEvery = 5 * time.Second
 	// gpuSilence is how long NVML may take: without the persistence daemon it
@@ -235,7 +239,9 @@ func (a *agent) run(ctx context.Context) error {
 	daemon.Notify(daemon.Ready)
 	<-ctx.Done()
 	_ = a.listener.Close()
-	a.relay.CloseAll()
+	drain, stop := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer stop()
+	a.relay.Drain(drain)
 	parts.Wait()
 	close(failed)
 	var all []error

@@ -123,7 +123,7 @@ func (c *Control) Do(ctx context.Context, req Request) Answer {
 	if err != nil {
 		c.Log.Warn("request not answered", "op", req.Op, "uid", req.UID, "path", req.Path, "error", err)
 		if req.Op == "home" {
-			return Answer{OK: true, Problem: err.Error()}
+			return Answer{OK: true, Problem: "your home directory cannot be looked at: " + err.Error()}
 		}
 		return Answer{Error: err.Error()}
 	}
@@ -211,7 +211,7 @@ func (c *Control) child(ctx context.Context, req Request) (Answer, error) {
 	if ctx.Err() != nil {
 		return Answer{}, errTime
 	}
-	return Answer{}, fmt.Errorf("the file cannot be looked at: %w", errors.Join(err))
+	return Answer{}, fmt.Errorf("the user's process has ended without an answer: %w", errors.Join(err))
 }
 
 // limitedBuffer takes what a user's process says, up to a size.

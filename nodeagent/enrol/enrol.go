@@ -244,7 +244,7 @@ func (e *Enroller) install(key *ecdsa.PrivateKey, answer api.Enrolled) error {
 		files.Cert: answer.Certificate, files.CA: answer.CA,
 		files.Key: pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}),
 	} {
-		if err := WriteFile(file, data); err != nil {
+		if err := WriteFile(file, data, true); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func (k *Keys) Set(raw map[string][]byte) error {
 	if err != nil {
 		return fmt.Errorf("write route keys: %w", err)
 	}
-	return WriteFile(k.file, data)
+	return WriteFile(k.file, data, true)
 }
 
 func parseKeys(raw map[string][]byte) (map[string]ed25519.PublicKey, error) {
@@ -78,15 +78,16 @@ func parseKeys(raw map[string][]byte) (map[string]ed25519.PublicKey, error) {
 	return keys, nil
 }
 
-// WriteFile puts data into a file that others cannot read, all of it or none.
-func WriteFile(name string, data []byte) error {
+// WriteFile puts data into a file that others cannot read, all of it or none;
+// durable ones survive a power cut.
+func WriteFile(name string, data []byte, durable bool) error {
 	tmp := name + ".new"
 	file, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600) //nolint:gosec // G304: the daemon's own state
 	if err != nil {
 		return fmt.Errorf("write %s: %w", name, err)
 	}
 	_, err = file.Write(data)
-	if err == nil {
+	if err == nil && durable {
 		err = file.Sync()
 	}
 	if closeErr := file.Close(); err == nil {

@@ -91,6 +91,8 @@ func (r *Relay) drain(conn *Conn, s *stream) error {
 		n, err := conn.tls.Read(buf[:])
 		if n > 0 && !s.deaf {
 			r.ToApps.Add(int64(n))
+			s.answered.Store(false)
+			s.moves.Add(1)
 			if _, err := s.app.Write(buf[:n]); err != nil {
 				// The app has said all, and does not listen any more. To close
 				// now could destroy what the client has not read of it.
@@ -135,6 +137,8 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 			}
 			err = write(conn, buf[:n], full >= bulk)
 			r.FromApps.Add(int64(n))
+			s.answered.Store(true)
+			s.moves.Add(1)
 		}
 		if buf != nil {
 			buffers.Put(buf)

@@ -113,7 +113,10 @@ type stream struct {
 	closed bool
 
 	halves atomic.Int32 // that have ended
-	deaf   bool         // the app does not read any more; of toApp alone
+	// answered says that the app spoke last: over HTTP, that no request waits.
+	answered atomic.Bool
+	moves    atomic.Uint32 // counts what was carried
+	deaf     bool          // the app does not read any more; of toApp alone
 }
 
 // close ends a stream at once, from any goroutine. Without a farewell: TLS has
@@ -145,6 +148,36 @@ func (s *stream) attach(app *net.UnixConn) bool {
 // EndJob closes the streams of a job.
 func (r *Relay) EndJob(job *session.Job) {
 	r.closeIf(func(s *stream) bool { return s.job == job })
+}
+
+// drainEvery is how often Drain looks.
+const drainEvery = 5 * time.Millisecond
+
+// Drain closes each stream once its app has spoken last and nothing has moved
+// for a moment, and all when ctx ends. So a restart seldom cuts a request in
+// half.
+func (r *Relay) Drain(ctx context.Context) {
+	defer r.CloseAll()
+	tick := time.NewTicker(drainEvery)
+	defer tick.Stop()
+	before := map[*stream]uint32{}
+	for {
+		now := map[*stream]uint32{}
+		r.closeIf(func(s *stream) bool {
+			now[s] = s.moves.Load()
+			last, seen := before[s]
+			return seen && last == now[s] && s.answered.Load()
+		})
+		if len(now) == 0 {
+			return
+		}
+		before = now
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // CloseAll closes all streams.
@@ -274,8 +307,10 @@ func (r *Relay) dial(ctx context.Context, s *stream) error {
 	switch {
 	case errors.Is(err, session.ErrNotListening):
 		return refuse(NotListening, "job %d: %w", s.job.Job, err)
-	case err != nil:
+	case errors.Is(err, session.ErrNotTheUsers):
 		return refuse(NotTheUsers, "job %d: %w", s.job.Job, err)
+	case err != nil: // this process has no descriptor left, or the like
+		return refuse(Busy, "job %d: %w", s.job.Job, err)
 	}
 	// The job may have ended, or been given up, before it was registered.
 	if s.job.Ended() || s.job.Gone() || !s.attach(app) {

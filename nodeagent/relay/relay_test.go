@@ -401,6 +401,50 @@ func TestRelay_refuses_jobs_that_Slurm_does_not_know(t *testing.T) {
 	w.open(t)
 }
 
+func TestRelay_drains_streams_when_their_app_has_answered(t *testing.T) {
+	w := newWorld(t)
+	w.job.Listen(t, func(c *net.UnixConn) {
+		defer c.Close() //nolint:errcheck // a test's connection
+		buf := make([]byte, 1)
+		for {
+			if _, err := c.Read(buf); err != nil {
+				return
+			}
+			if buf[0] == 's' { // it thinks
+				<-time.After(200 * time.Millisecond)
+			}
+			if _, err := c.Write(buf); err != nil {
+				return
+			}
+		}
+	})
+	idle, busy, mute := w.open(t), w.open(t), w.open(t)
+	ask(t, idle, "q")
+	if _, err := busy.Write([]byte("s")); err != nil {
+		t.Fatal(err)
+	}
+	// A stream that never spoke ends with the deadline.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	began := time.Now()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		w.Drain(ctx)
+	}()
+	if _, err := idle.Read(make([]byte, 1)); err == nil || time.Since(began) > time.Second {
+		t.Errorf("the idle stream ended with %v after %s", err, time.Since(began))
+	}
+	answer := make([]byte, 1)
+	if _, err := io.ReadFull(busy, answer); err != nil || answer[0] != 's' {
+		t.Errorf("the answer was cut: %v", err)
+	}
+	if _, err := mute.Read(make([]byte, 1)); err == nil || time.Since(began) < time.Second {
+		t.Errorf("the stream that waits ended with %v after %s", err, time.Since(began))
+	}
+	<-done
+}
+
 func TestRelay_keeps_streams_while_certificates_change(t *testing.T) {
 	w := newWorld(t)
 	w.job.Listen(t, sessiontest.Echo)

@@ -130,5 +130,6 @@ func (l *Ledger) write() error {
 	if err != nil {
 		return fmt.Errorf("write jobs: %w", err)
 	}
-	return enrol.WriteFile(l.file, data)
+	// After a power cut all jobs have ended, and the backend asks Slurm.
+	return enrol.WriteFile(l.file, data, false)
 }

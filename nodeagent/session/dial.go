@@ -37,6 +37,9 @@ func (j *Job) Dial(ctx context.Context) (*net.UnixConn, error) {
 	}
 	defer unix.Close(fd)
 	conn, err := connect(ctx, "/proc/self/fd/"+strconv.Itoa(fd))
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return nil, fmt.Errorf("connect to the app: %w", err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNotListening, err)
 	}
@@ -60,8 +63,10 @@ func (j *Job) openSocket() (int, error) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, os.ErrClosed):
 		return -1, ErrNotListening
-	case err != nil:
+	case errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV):
 		return -1, fmt.Errorf("%w: %w", ErrNotTheUsers, err)
+	case err != nil:
+		return -1, fmt.Errorf("open the app's socket: %w", err)
 	}
 	var st unix.Stat_t
 	// With O_PATH a symbolic link is opened itself: it is not a socket.

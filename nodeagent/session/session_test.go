@@ -214,6 +214,27 @@ func TestJob_stage_follows_the_app(t *testing.T) {
 	})
 }
 
+func TestTable_is_not_kept_busy_by_a_user(t *testing.T) {
+	node := sessiontest.New(t)
+	table := node.Open(t, nil)
+	job := node.Add(t, 7, nil)
+	j := get(t, table, 7)
+	flood := filepath.Join(job.Dir, "sess", "x")
+	for range 20000 {
+		if err := os.WriteFile(flood, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Remove(flood); err != nil {
+			t.Fatal(err)
+		}
+	}
+	job.Status(t, "starting\nstill heard\n")
+	sessiontest.Eventually(t, "the stage after the flood", func() bool {
+		_, text := j.Stage()
+		return text == "still heard"
+	})
+}
+
 func TestJob_status_that_is_no_file_stops_nobody(t *testing.T) {
 	node := sessiontest.New(t)
 	job := node.Add(t, 7, nil)

@@ -48,7 +48,7 @@ type Table struct {
 	watcher *watch.Watcher
 	changed chan struct{}
 	listen  net.Listener
-	lookAt  chan uint32 // jobs whose stage may have changed
+	lookAt  chan struct{} // some job's stage may have changed
 
 	mu      sync.Mutex
 	jobs    map[uint32]*entry
@@ -88,7 +88,7 @@ func Open(o Options) (*Table, error) {
 		o.Ended = func(*Job, time.Time) {}
 	}
 	t := &Table{
-		Options: o, changed: make(chan struct{}, 1), lookAt: make(chan uint32, 1),
+		Options: o, changed: make(chan struct{}, 1), lookAt: make(chan struct{}, 1),
 		jobs: map[uint32]*entry{}, watches: map[int]uint32{}, dirs: map[uint32]int{},
 	}
 	// As the plugin makes them (spank/cshim/job.c).
@@ -235,6 +235,12 @@ func (t *Table) lookRegularly(ctx context.Context) {
 func (t *Table) event(e watch.Event) {
 	if e.Lost {
 		t.lookAll()
+		t.mu.Lock()
+		for _, entry := range t.jobs {
+			entry.pending = true
+		}
+		t.mu.Unlock()
+		t.lookSoon()
 		return
 	}
 	t.mu.Lock()
@@ -248,21 +254,26 @@ func (t *Table) event(e watch.Event) {
 	isStage := false
 	if entry := t.jobs[id]; ok && entry != nil && entry.sess == e.Watch {
 		entry.pending, isStage = true, true
+		delete(t.watches, e.Watch)
 	}
 	t.mu.Unlock()
 	switch {
 	case !ok:
 	case isStage:
-		select {
-		case t.lookAt <- id:
-		default: // stages has something to do already and looks at all
-		}
+		t.lookSoon()
 	case id != 0:
 		t.look(id)
 	default:
 		if n, err := strconv.ParseUint(e.Name, 10, 32); err == nil && n > 0 {
 			t.look(uint32(n))
 		}
+	}
+}
+
+func (t *Table) lookSoon() {
+	select {
+	case t.lookAt <- struct{}{}:
+	default: // stages has something to do already and looks at all
 	}
 }
 
@@ -281,6 +292,7 @@ func (t *Table) stages(ctx context.Context) {
 		for _, e := range t.jobs {
 			if e.pending {
 				e.pending = false
+				t.watchSess(e) // before the look: what comes later is an event
 				due = append(due, e.job)
 			}
 		}
@@ -341,7 +353,7 @@ func (t *Table) look(id uint32) {
 	}
 	defer dir.Close() //nolint:errcheck // nothing was written
 	if old == nil && t.dirs[id] == 0 {
-		if wd, err := t.addWatch(dir); err == nil {
+		if wd, err := t.addWatch(dir, watch.Names); err == nil {
 			t.watches[wd], t.dirs[id] = id, wd
 		}
 	}
@@ -386,12 +398,12 @@ func (t *Table) openDir(id uint32) (*os.File, error) {
 	return dir, nil
 }
 
-func (t *Table) addWatch(dir *os.File) (wd int, err error) {
+func (t *Table) addWatch(dir *os.File, mask uint32) (wd int, err error) {
 	raw, err := dir.SyscallConn()
 	if err != nil {
 		return -1, err
 	}
-	if controlErr := raw.Control(func(fd uintptr) { wd, err = t.watcher.Add(int(fd), watch.Names) }); controlErr != nil {
+	if controlErr := raw.Control(func(fd uintptr) { wd, err = t.watcher.Add(int(fd), mask) }); controlErr != nil {
 		return -1, controlErr
 	}
 	return wd, err
@@ -455,10 +467,7 @@ func (t *Table) add(dir *os.File, notes wire.Session) error {
 			t.Log.Warn("sessions directory is not the job's user's", "job", notes.Job)
 		} else {
 			e.job.sess = os.NewFile(uintptr(fd), "sess")
-			if wd, err := t.addWatch(e.job.sess); err == nil {
-				e.sess = wd
-				t.watches[wd] = notes.Job
-			}
+			t.watchSess(e)
 		}
 	}
 	e.job.look()
@@ -472,6 +481,18 @@ func (t *Table) add(dir *os.File, notes wire.Session) error {
 	t.Log.Info("job started", "job", notes.Job, "instance", notes.Instance, "uid", notes.UID, "app", notes.App)
 	t.change()
 	return nil
+}
+
+// watchSess watches the user's directory until something happens in it. There
+// are no more events than looks, whatever the user does there.
+func (t *Table) watchSess(e *entry) {
+	if e.job.sess == nil {
+		return
+	}
+	if wd, err := t.addWatch(e.job.sess, watch.Names|watch.Once); err == nil {
+		e.sess = wd
+		t.watches[wd] = e.job.Job
+	}
 }
 
 // endEntry ends a job if it is still that one.

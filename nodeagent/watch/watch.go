@@ -15,6 +15,9 @@ import (
 const (
 	// Names is that a name comes, goes, or is written to.
 	Names = unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_MOVED_FROM | unix.IN_DELETE | unix.IN_CLOSE_WRITE | unix.IN_DELETE_SELF | unix.IN_ONLYDIR
+	// Once ends the watch with its first event: whoever causes many costs
+	// nothing more.
+	Once = unix.IN_ONESHOT
 	// Content is that a file's content changes.
 	Content = unix.IN_MODIFY
 )
