@@ -80,6 +80,7 @@ type cluster struct {
 	submit func() error // what happens to the answer
 	lost   bool         // the job is made, the answer lost
 	asked  atomic.Int32
+	down   bool
 }
 
 func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uint32, error) {
@@ -143,6 +144,9 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 	c.asked.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.down {
+		return nil, errors.New("squeue: error: slurm_load_jobs error: Unable to contact slurm controller")
+	}
 	var rows []slurm.QueueRow
 	for id, j := range c.jobs {
 		rows = append(rows, slurm.QueueRow{ID: id, Shown: itoa(id), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})

@@ -366,3 +366,25 @@ func TestBodies_are_read_strictly(t *testing.T) {
 		t.Errorf("unknown job: %d", status)
 	}
 }
+
+func TestList_when_Slurm_does_not_answer_is_the_last_one_and_quick(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.submit(tok)
+	w.slurm.mu.Lock()
+	w.slurm.down = true
+	w.slurm.mu.Unlock()
+	w.clock.add(time.Minute)
+	var list wire.Jobs
+	w.eventually("the trouble is said", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs", tok, nil, &list)
+		return list.Problem != "" && list.Age >= 50 && len(list.Jobs) == 1
+	})
+	before, start := w.slurm.asked.Load(), time.Now()
+	for range 50 {
+		w.must(w.portal, "GET", "/v1/jobs", tok, nil, &list)
+	}
+	if n := w.slurm.asked.Load() - before; n > 3 || time.Since(start) > 2*time.Second {
+		t.Errorf("asked %d times in %v", n, time.Since(start))
+	}
+}

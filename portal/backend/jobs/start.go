@@ -294,8 +294,8 @@ func (s *Service) Start(ctx context.Context, sess *auth.Session, in api.Start) (
 		i, err := s.intent(ctx, in.ID)
 		return i.asJob(), true, err
 	}
-	s.Look(ctx, sess.User().UID)
-	s.Refresh(ctx)
+	s.adopt(ctx, id)
+	s.pokeNow()
 	job, err = s.find(ctx, sess, in.ID)
 	if err == nil && job.Stage == api.StageEnded && job.State == "UNKNOWN" { // the picture is older than the job
 		job.Stage, job.State, job.End = api.StageQueued, statePending, ""
