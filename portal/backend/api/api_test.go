@@ -179,6 +179,7 @@ type world struct {
 	auth    *auth.Service
 	jobs    *jobs.Service
 	enrol   *nodes.Enrolment
+	server  *api.Server
 	key     ed25519.PublicKey
 	clock   *clock
 	stop    func()
@@ -268,6 +269,7 @@ func (w *world) start() {
 		DB: db, Auth: w.auth, Jobs: w.jobs, Routes: ways, Feed: feed, Nodes: registry, Enrol: w.enrol, Audit: records, Log: log, Now: w.clock.now,
 		Health: func(context.Context) map[string]string { return map[string]string{} },
 	}
+	w.server = srv
 	certs := w.ca.Open(t, mtls.RoleBackend, "b")
 	hs := srv.HTTP(certs.OptionalServer([]string{"h2", "http/1.1"}))
 	var conf net.ListenConfig

@@ -14,6 +14,7 @@ import (
 
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
 func (w *world) eventually(what string, ok func() bool) {
@@ -386,5 +387,52 @@ func TestList_when_Slurm_does_not_answer_is_the_last_one_and_quick(t *testing.T)
 	}
 	if n := w.slurm.asked.Load() - before; n > 3 || time.Since(start) > 2*time.Second {
 		t.Errorf("asked %d times in %v", n, time.Since(start))
+	}
+}
+
+func TestOld_records_are_removed_and_the_audit_log_is_not(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.session(tok)
+	count := func(table string) int {
+		t.Helper()
+		var n int
+		if err := store.One(t.Context(), w.db.Read(), &n, "SELECT COUNT(*) FROM "+table); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if err := w.jobs.Clean(t.Context()); err != nil || count("intents") != 1 || count("job_events") == 0 {
+		t.Errorf("young records went: %v", err)
+	}
+	audited := count("audit")
+	w.clock.add(100 * 24 * time.Hour)
+	if err := w.jobs.Clean(t.Context()); err != nil || count("intents") != 0 || count("job_events") != 0 || count("hosts") != 1 || count("audit") != audited {
+		t.Errorf("%v: %d intents, %d events, %d hosts, %d audited", err, count("intents"), count("job_events"), count("hosts"), count("audit"))
+	}
+}
+
+func TestStreams_end_when_the_backend_stops(t *testing.T) {
+	w := newWorld(t)
+	stopping := make(chan struct{})
+	w.server.Stopping = stopping
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/revocations", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := w.portal.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close() //nolint:errcheck // a test's
+	close(stopping)
+	in := bufio.NewScanner(res.Body)
+	for in.Scan() {
+		if in.Text() == "" {
+			t.Error("an empty line")
+		}
+	}
+	if in.Err() != nil {
+		t.Errorf("the stream was cut: %v", in.Err())
 	}
 }

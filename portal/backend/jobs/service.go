@@ -38,6 +38,11 @@ const (
 	detailsMax     = 100
 	detailsAtOnce  = 4
 	pendingRefresh = 30 * time.Second
+	// cleanEvery is how often what is older than samplesFor and recordsFor is
+	// removed.
+	cleanEvery = time.Hour
+	samplesFor = 14 * 24 * time.Hour
+	recordsFor = 90 * 24 * time.Hour
 	// forgetAfter is how long an ended job's detail stays in memory.
 	forgetAfter = time.Hour
 )
@@ -162,10 +167,17 @@ func (s *Service) Run(ctx context.Context) {
 	poke := s.pokes()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	clean := time.NewTicker(cleanEvery)
+	defer clean.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-clean.C:
+			if err := s.Clean(ctx); err != nil && ctx.Err() == nil {
+				s.Log.ErrorContext(ctx, "old records could not be removed", "err", err.Error())
+			}
+			continue
 		case <-timer.C:
 		case <-poke:
 		}
@@ -177,6 +189,24 @@ func (s *Service) Run(ctx context.Context) {
 		}
 		timer.Reset(pollEvery)
 	}
+}
+
+// Clean removes what is older than its use. The audit log stays.
+func (s *Service) Clean(ctx context.Context) error {
+	now := s.Now()
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		for query, before := range map[string]int64{
+			"DELETE FROM samples WHERE at < ?":                                     now.Add(-samplesFor).Unix(),
+			"DELETE FROM job_events WHERE at < ?":                                  now.Add(-recordsFor).UnixMicro(),
+			"DELETE FROM hosts WHERE ended > 0 AND ended < ?":                      now.Add(-recordsFor).UnixMicro(),
+			"DELETE FROM intents WHERE state IN ('job', 'failed') AND created < ?": now.Add(-recordsFor).UnixMicro(),
+		} {
+			if _, err := store.Exec(ctx, tx, query, before); err != nil {
+				return fmt.Errorf("remove old records: %w", err)
+			}
+		}
+		return nil
+	})
 }
 
 // wanted says whether the picture is worth asking Slurm for.
