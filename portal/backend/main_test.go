@@ -196,3 +196,23 @@ func TestWrong_command_lines_are_refused(t *testing.T) {
 		}
 	}
 }
+
+func TestBackend_stops_at_once_when_nothing_is_open(t *testing.T) {
+	root, src := site(t)
+	for _, args := range [][]string{{"signer", "init"}} {
+		if err := command(t.Context(), src, args, io.Discard, io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stopSigner := start(t, src, root+"/s.sock", "signer")
+	defer stopSigner()
+	if err := command(t.Context(), src, []string{"init"}, io.Discard, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	stop := start(t, src, root+"/a.sock")
+	begin := time.Now()
+	stop()
+	if took := time.Since(begin); took > 5*time.Second {
+		t.Errorf("stopping took %v", took)
+	}
+}

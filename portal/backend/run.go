@@ -218,6 +218,7 @@ func (p *parts) serve(ctx context.Context) (err error) {
 			}
 		})
 	}
+	p.server.Stopping = ctx.Done()
 	servers := []*http.Server{p.server.HTTP(p.certs.OptionalServer([]string{"h2", "http/1.1"})), p.server.HTTP(nil)}
 	part("REST API", func() error { return servers[0].ServeTLS(public, "", "") })
 	part("admin socket", func() error {
@@ -250,14 +251,16 @@ func (p *parts) serve(ctx context.Context) (err error) {
 	<-ctx.Done()
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopWithin)
 	defer cancel()
+	var down sync.WaitGroup
 	for _, s := range servers {
-		// Streams do not end by themselves: they are cut.
-		go func() { _ = s.Shutdown(end) }()
+		down.Go(func() {
+			if err := s.Shutdown(end); err != nil {
+				p.log.Warn("requests were cut", "err", err.Error())
+				_ = s.Close() // what is left
+			}
+		})
 	}
-	p.drain(end)
-	for _, s := range servers {
-		_ = s.Close() // what is left
-	}
+	down.Wait()
 	wg.Wait()
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
 		return cause
@@ -277,15 +280,6 @@ func (p *parts) gauges() {
 		}},
 	} {
 		p.metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: g.help}, g.value))
-	}
-}
-
-// drain gives short requests a moment.
-func (p *parts) drain(ctx context.Context) {
-	const moment = 500 * time.Millisecond
-	select {
-	case <-time.After(moment):
-	case <-ctx.Done():
 	}
 }
 

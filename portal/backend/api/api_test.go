@@ -80,6 +80,7 @@ type cluster struct {
 	submit func() error // what happens to the answer
 	lost   bool         // the job is made, the answer lost
 	asked  atomic.Int32
+	down   bool
 }
 
 func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uint32, error) {
@@ -143,6 +144,9 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 	c.asked.Add(1)
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.down {
+		return nil, errors.New("squeue: error: slurm_load_jobs error: Unable to contact slurm controller")
+	}
 	var rows []slurm.QueueRow
 	for id, j := range c.jobs {
 		rows = append(rows, slurm.QueueRow{ID: id, Shown: itoa(id), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})
@@ -175,6 +179,7 @@ type world struct {
 	auth    *auth.Service
 	jobs    *jobs.Service
 	enrol   *nodes.Enrolment
+	server  *api.Server
 	key     ed25519.PublicKey
 	clock   *clock
 	stop    func()
@@ -264,6 +269,7 @@ func (w *world) start() {
 		DB: db, Auth: w.auth, Jobs: w.jobs, Routes: ways, Feed: feed, Nodes: registry, Enrol: w.enrol, Audit: records, Log: log, Now: w.clock.now,
 		Health: func(context.Context) map[string]string { return map[string]string{} },
 	}
+	w.server = srv
 	certs := w.ca.Open(t, mtls.RoleBackend, "b")
 	hs := srv.HTTP(certs.OptionalServer([]string{"h2", "http/1.1"}))
 	var conf net.ListenConfig
@@ -406,12 +412,12 @@ func (w *world) submit(tok string) wire.Job {
 
 const instance = "00112233445566778899aabbccddeeff"
 
-// session runs a job of the token's owner until its app is ready.
-func (w *world) session(tok string, uid uint32) (job wire.Job) {
+// session runs a job of alice, whose token it is, until its app is ready.
+func (w *world) session(tok string) (job wire.Job) {
 	w.t.Helper()
 	job = w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, uid, instance, wire.StageReady)
+	w.report(w.slurm.next, 10001, instance, wire.StageReady)
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &job)
 	if job.Host == "" || job.Stage != wire.StageReady {
 		w.t.Fatalf("job is %+v", job)
@@ -432,7 +438,7 @@ func TestA_person_logs_in_starts_a_session_and_opens_it(t *testing.T) {
 	if len(offer.Images) != 1 || offer.Default.Image != "base" || offer.Default.App != "jupyterlab" || len(offer.GPUs) != 2 || offer.GPUs[0].Free != 1 {
 		t.Errorf("offer is %+v", offer)
 	}
-	job := w.session(tok, 10001)
+	job := w.session(tok)
 	sub := w.slurm.sent[0]
 	if w.slurm.as[0] != "alice" || sub.Comment != "carme:"+job.Intent || sub.TRESPerNode != "gres/gpu:a100:1" || sub.Script != "#!/bin/sh\n:\n" {
 		t.Errorf("submitted %+v", sub)

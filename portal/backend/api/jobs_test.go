@@ -14,6 +14,7 @@ import (
 
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
 func (w *world) eventually(what string, ok func() bool) {
@@ -64,7 +65,7 @@ func TestStart_whose_answer_is_lost_is_looked_up_and_never_sent_again(t *testing
 	w.slurm.lost = true
 	in := newStart()
 	var j wire.Job
-	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusAccepted || j.Stage != wire.StageSending {
+	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusAccepted && j.Stage != wire.StageQueued { // found already
 		t.Fatalf("status %d %+v job %+v", status, e, j)
 	}
 	w.eventually("the job is found", func() bool {
@@ -192,12 +193,16 @@ func TestWhat_is_another_users_does_not_exist(t *testing.T) {
 	w := newWorld(t)
 	alice, _ := w.login("alice")
 	bob, _ := w.login("bob")
-	job := w.session(alice, 10001)
+	job := w.session(alice)
 	var sessions []wire.LoginSession
 	w.must(w.portal, "GET", "/v1/me/sessions", alice, nil, &sessions)
 	for _, c := range []struct{ method, path string }{
-		{"GET", "/v1/jobs/" + job.ID}, {"GET", "/v1/jobs/" + job.Intent}, {"DELETE", "/v1/jobs/" + job.ID}, {"GET", "/v1/jobs/" + job.ID + "/metrics"},
-		{"GET", "/v1/jobs/" + job.ID + "/output?stream=out"}, {"DELETE", "/v1/me/sessions/" + sessions[0].ID},
+		{"GET", "/v1/jobs/" + job.ID},
+		{"GET", "/v1/jobs/" + job.Intent},
+		{"DELETE", "/v1/jobs/" + job.ID},
+		{"GET", "/v1/jobs/" + job.ID + "/metrics"},
+		{"GET", "/v1/jobs/" + job.ID + "/output?stream=out"},
+		{"DELETE", "/v1/me/sessions/" + sessions[0].ID},
 	} {
 		if status, _ := w.ask(w.portal, c.method, c.path, bob, nil, nil); status != http.StatusNotFound {
 			t.Errorf("%s %s: %d", c.method, c.path, status)
@@ -216,7 +221,7 @@ func TestWhat_is_another_users_does_not_exist(t *testing.T) {
 func TestCancelled_job_closes_its_session(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	job := w.session(tok, 10001)
+	job := w.session(tok)
 	next := w.revocations()
 	w.must(w.portal, "DELETE", "/v1/jobs/"+job.ID, tok, nil, nil)
 	if r := next(); r.Kind != wire.RevokeHost || r.Value != job.Host {
@@ -232,7 +237,7 @@ func TestCancelled_job_closes_its_session(t *testing.T) {
 func TestRequeued_job_has_another_origin(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	job := w.session(tok, 10001)
+	job := w.session(tok)
 	id := w.slurm.next
 	other := strings.Repeat("ab", 16)
 	w.report(id, 10001, other, wire.StageReady)
@@ -267,7 +272,7 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 func TestCode_is_bound(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	job := w.session(tok, 10001)
+	job := w.session(tok)
 	nonce := "the nonce of the browser"
 	open := func() string {
 		var o wire.Opened
@@ -326,8 +331,12 @@ func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, nil)
 	w.must(w.portal, "POST", "/v1/logout", tok, nil, nil)
 	until("event: logout")
-	if in.Scan() && in.Scan() && in.Scan() {
-		t.Error("the stream goes on")
+	rest := 0
+	for in.Scan() {
+		rest++
+	}
+	if rest > 2 { // the data of the event, and an empty line
+		t.Errorf("the stream goes on for %d lines", rest)
 	}
 }
 
@@ -356,5 +365,74 @@ func TestBodies_are_read_strictly(t *testing.T) {
 	}
 	if status, _ := w.ask(w.portal, "GET", "/v1/jobs/"+uuid.NewString(), tok, nil, nil); status != http.StatusNotFound {
 		t.Errorf("unknown job: %d", status)
+	}
+}
+
+func TestList_when_Slurm_does_not_answer_is_the_last_one_and_quick(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.submit(tok)
+	w.slurm.mu.Lock()
+	w.slurm.down = true
+	w.slurm.mu.Unlock()
+	w.clock.add(time.Minute)
+	var list wire.Jobs
+	w.eventually("the trouble is said", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs", tok, nil, &list)
+		return list.Problem != "" && list.Age >= 50 && len(list.Jobs) == 1
+	})
+	before, start := w.slurm.asked.Load(), time.Now()
+	for range 50 {
+		w.must(w.portal, "GET", "/v1/jobs", tok, nil, &list)
+	}
+	if n := w.slurm.asked.Load() - before; n > 3 || time.Since(start) > 2*time.Second {
+		t.Errorf("asked %d times in %v", n, time.Since(start))
+	}
+}
+
+func TestOld_records_are_removed_and_the_audit_log_is_not(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.session(tok)
+	count := func(table string) int {
+		t.Helper()
+		var n int
+		if err := store.One(t.Context(), w.db.Read(), &n, "SELECT COUNT(*) FROM "+table); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	if err := w.jobs.Clean(t.Context()); err != nil || count("intents") != 1 || count("job_events") == 0 {
+		t.Errorf("young records went: %v", err)
+	}
+	audited := count("audit")
+	w.clock.add(100 * 24 * time.Hour)
+	if err := w.jobs.Clean(t.Context()); err != nil || count("intents") != 0 || count("job_events") != 0 || count("hosts") != 1 || count("audit") != audited {
+		t.Errorf("%v: %d intents, %d events, %d hosts, %d audited", err, count("intents"), count("job_events"), count("hosts"), count("audit"))
+	}
+}
+
+func TestStreams_end_when_the_backend_stops(t *testing.T) {
+	w := newWorld(t)
+	stopping := make(chan struct{})
+	w.server.Stopping = stopping
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/revocations", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := w.portal.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close() //nolint:errcheck // a test's
+	close(stopping)
+	in := bufio.NewScanner(res.Body)
+	for in.Scan() {
+		if in.Text() == "" {
+			t.Error("an empty line")
+		}
+	}
+	if in.Err() != nil {
+		t.Errorf("the stream was cut: %v", in.Err())
 	}
 }

@@ -61,6 +61,9 @@ type Server struct {
 	// Health says what is wrong with each part; empty texts are well.
 	Health func(ctx context.Context) map[string]string
 
+	// Stopping is closed when streams should end; nil: never.
+	Stopping <-chan struct{}
+
 	limits limiter
 	// enrolling bounds how many strangers make this process dial at once.
 	enrolling atomic.Int32

@@ -96,6 +96,8 @@ func revocations(r *request) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-r.server.Stopping:
+			return nil
 		case <-bell:
 		case <-tick.C:
 		}
@@ -132,6 +134,8 @@ func events(r *request) error {
 		}
 		select {
 		case <-ctx.Done():
+			return nil
+		case <-s.Stopping:
 			return nil
 		case <-w.Wake:
 		case <-bell:

@@ -2,7 +2,6 @@ package audit
 
 import (
 	"errors"
-	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -12,7 +11,7 @@ import (
 	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
-func logged(t *testing.T, n int) (*store.DB, *Log) {
+func logged(t *testing.T, n int) *store.DB {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "db")
 	if err := store.Create(t.Context(), path); err != nil {
@@ -23,7 +22,7 @@ func logged(t *testing.T, n int) (*store.DB, *Log) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	l := &Log{Now: time.Now, Out: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	l := &Log{Now: time.Now, Out: slog.New(slog.DiscardHandler)}
 	for range n {
 		if err := db.Write(t.Context(), func(tx store.Tx) error {
 			return l.Write(t.Context(), tx, "alice", "job submit", "1\n{\"x\":", map[string]string{"k": strings.Repeat("ü", 400)})
@@ -31,11 +30,11 @@ func logged(t *testing.T, n int) (*store.DB, *Log) {
 			t.Fatal(err)
 		}
 	}
-	return db, l
+	return db
 }
 
 func TestLog_is_unbroken(t *testing.T) {
-	db, _ := logged(t, 3)
+	db := logged(t, 3)
 	n, hash, err := Verify(t.Context(), db.Read())
 	if n != 3 || len(hash) != 64 || err != nil {
 		t.Errorf("%d records, %s, %v", n, hash, err)
@@ -53,7 +52,7 @@ func TestLog_cannot_be_changed_and_a_change_is_found(t *testing.T) {
 		"another time":  "UPDATE audit SET at = at + 1 WHERE seq = 2",
 	} {
 		t.Run(name, func(t *testing.T) {
-			db, _ := logged(t, 3)
+			db := logged(t, 3)
 			do := func(q string) error {
 				return db.Write(t.Context(), func(tx store.Tx) error {
 					_, err := store.Exec(t.Context(), tx, q)

@@ -71,14 +71,12 @@ func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
 	best := -1
 	for _, img := range o.Images {
 		// The site's image, else one with JupyterLab, else the first with an app.
-		worth, app := 0, ""
-		switch {
-		case slices.Contains(img.Apps, favourite):
-			worth, app = 1, favourite
-		case len(img.Apps) > 0:
-			app = img.Apps[0]
-		default:
+		if len(img.Apps) == 0 {
 			continue
+		}
+		worth, app := 0, img.Apps[0]
+		if slices.Contains(img.Apps, favourite) {
+			worth, app = 1, favourite
 		}
 		if img.Name == c.Spank.DefaultImage {
 			worth += 2

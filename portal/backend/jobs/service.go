@@ -8,6 +8,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -37,6 +38,11 @@ const (
 	detailsMax     = 100
 	detailsAtOnce  = 4
 	pendingRefresh = 30 * time.Second
+	// cleanEvery is how often what is older than samplesFor and recordsFor is
+	// removed.
+	cleanEvery = time.Hour
+	samplesFor = 14 * 24 * time.Hour
+	recordsFor = 90 * 24 * time.Hour
 	// forgetAfter is how long an ended job's detail stays in memory.
 	forgetAfter = time.Hour
 )
@@ -119,6 +125,7 @@ type picture struct {
 	rows       map[uint32]slurm.QueueRow
 	byUID      map[uint32][]uint32
 	at         time.Time
+	tried      time.Time // when Slurm was last asked, with or without success
 	problem    string
 	nodes      []rest.Node
 	partitions []rest.Partition
@@ -160,10 +167,17 @@ func (s *Service) Run(ctx context.Context) {
 	poke := s.pokes()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	clean := time.NewTicker(cleanEvery)
+	defer clean.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-clean.C:
+			if err := s.Clean(ctx); err != nil && ctx.Err() == nil {
+				s.Log.ErrorContext(ctx, "old records could not be removed", "err", err.Error())
+			}
+			continue
 		case <-timer.C:
 		case <-poke:
 		}
@@ -175,6 +189,24 @@ func (s *Service) Run(ctx context.Context) {
 		}
 		timer.Reset(pollEvery)
 	}
+}
+
+// Clean removes what is older than its use. The audit log stays.
+func (s *Service) Clean(ctx context.Context) error {
+	now := s.Now()
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		for query, before := range map[string]int64{
+			"DELETE FROM samples WHERE at < ?":                                     now.Add(-samplesFor).Unix(),
+			"DELETE FROM job_events WHERE at < ?":                                  now.Add(-recordsFor).UnixMicro(),
+			"DELETE FROM hosts WHERE ended > 0 AND ended < ?":                      now.Add(-recordsFor).UnixMicro(),
+			"DELETE FROM intents WHERE state IN ('job', 'failed') AND created < ?": now.Add(-recordsFor).UnixMicro(),
+		} {
+			if _, err := store.Exec(ctx, tx, query, before); err != nil {
+				return fmt.Errorf("remove old records: %w", err)
+			}
+		}
+		return nil
+	})
 }
 
 // wanted says whether the picture is worth asking Slurm for.
@@ -211,13 +243,44 @@ func (s *Service) Look(ctx context.Context, uid uint32) {
 	}
 	_, known := s.viewers[uid]
 	s.viewers[uid] = s.Now()
-	old := s.Now().Sub(s.pic.at) > 2*pollEvery
+	now := s.Now()
+	// A Slurm that does not answer is not waited for by every request.
+	old := now.Sub(s.pic.at) > 2*pollEvery && (now.Sub(s.pic.tried) > pollEvery || s.flight != nil && s.pic.problem == "")
 	s.mu.Unlock()
-	if !known || old {
+	if old || !known && s.healthy() {
 		limit, cancel := context.WithTimeout(ctx, waitFor)
 		defer cancel()
 		s.Refresh(limit)
 	}
+}
+
+// healthy says that Slurm answered when it was last asked.
+func (s *Service) healthy() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pic.problem == ""
+}
+
+// adopt puts a job that was submitted just now into the picture.
+func (s *Service) adopt(ctx context.Context, id uint32) {
+	job, err := s.detail(ctx, id)
+	if err != nil {
+		s.Log.InfoContext(ctx, "new job could not be read", "job", id, "err", err.Error())
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, there := s.pic.rows[id]; there {
+		return
+	}
+	// Others read the maps of a picture without the lock: they are replaced.
+	rows, by := maps.Clone(s.pic.rows), maps.Clone(s.pic.byUID)
+	if rows == nil {
+		rows, by = map[uint32]slurm.QueueRow{}, map[uint32][]uint32{}
+	}
+	rows[id] = slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: job.State, UID: job.UID, Partition: job.Partition, Nodes: job.NodeCount}
+	by[job.UID] = append(slices.Clone(by[job.UID]), id)
+	s.pic.rows, s.pic.byUID = rows, by
 }
 
 // Refresh asks Slurm now, once for all who want it at the same time.
@@ -250,9 +313,14 @@ func (s *Service) refresh(ctx context.Context) {
 	cancel()
 	now := s.Now()
 	s.mu.Lock()
+	before := s.pic.problem
+	s.pic.tried = now
 	if err != nil {
 		s.pic.problem = "Slurm does not answer; this is what it was before."
 		s.mu.Unlock()
+		if before == "" {
+			s.Hub.bump(TopicCluster)
+		}
 		s.Log.WarnContext(ctx, "slurm's queue could not be read", "err", err.Error())
 		return
 	}
@@ -263,6 +331,9 @@ func (s *Service) refresh(ctx context.Context) {
 	}
 	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
 	s.mu.Unlock()
+	if before != "" {
+		s.Hub.bump(TopicCluster)
+	}
 	if nodesOld {
 		s.refreshNodes(ctx)
 	}

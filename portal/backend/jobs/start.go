@@ -289,17 +289,11 @@ func (s *Service) Start(ctx context.Context, sess *auth.Session, in api.Start) (
 		return api.Job{}, false, err
 	}
 	s.Hub.bump(userKey(sess.UserName))
-	if id == 0 {
-		s.pokeNow()
-		i, err := s.intent(ctx, in.ID)
-		return i.asJob(), true, err
+	if id != 0 {
+		s.adopt(ctx, id)
 	}
-	s.Look(ctx, sess.User().UID)
-	s.Refresh(ctx)
+	s.pokeNow()
 	job, err = s.find(ctx, sess, in.ID)
-	if err == nil && job.Stage == api.StageEnded && job.State == "UNKNOWN" { // the picture is older than the job
-		job.Stage, job.State, job.End = api.StageQueued, statePending, ""
-	}
 	return job, true, err
 }
 

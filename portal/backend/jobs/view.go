@@ -106,7 +106,8 @@ func (i *intent) start() api.Start {
 }
 
 // asJob is a submission that Slurm does not have, or has forgotten.
-func (i *intent) asJob() api.Job {
+// at is when Slurm was last asked.
+func (i *intent) asJob(at time.Time) api.Job {
 	var j api.Job
 	if i.Final != "" && json.Unmarshal([]byte(i.Final), &j) == nil {
 		return j
@@ -124,8 +125,10 @@ func (i *intent) asJob() api.Job {
 	case intentFailed:
 		j.Stage, j.State, j.End = api.StageFailed, "FAILED", i.Problem
 	case intentJob:
-		j.ID, j.Stage, j.State = strconv.FormatInt(i.Job, 10), api.StageEnded, "UNKNOWN"
-		j.End = "It has ended; Slurm no longer says how."
+		j.ID, j.Stage, j.State = strconv.FormatInt(i.Job, 10), api.StageQueued, statePending
+		if at.After(time.UnixMicro(i.Updated)) { // the picture is younger than the job, and lacks it
+			j.Stage, j.State, j.End = api.StageEnded, "UNKNOWN", "It has ended; Slurm no longer says how."
+		}
 	default:
 		j.Stage, j.State = api.StageSending, "SENDING"
 	}
@@ -170,7 +173,7 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 			row := slurm.QueueRow{ID: id, Shown: strconv.FormatInt(i.Job, 10), State: d.state, UID: uid}
 			out.Jobs = append(out.Jobs, s.assemble(row, d.job, user, &i, hosts[id]))
 		default:
-			out.Jobs = append(out.Jobs, i.asJob())
+			out.Jobs = append(out.Jobs, i.asJob(s.pic.at))
 		}
 	}
 	s.mu.Unlock()

@@ -46,12 +46,12 @@ func database(t *testing.T) (*store.DB, *audit.Log) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	return db, &audit.Log{Now: time.Now, Out: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	return db, &audit.Log{Now: time.Now, Out: slog.New(slog.DiscardHandler)}
 }
 
 // agent is a node's end of the enrolment: a listener with a key, which answers
 // every challenge with the text that answer makes of it.
-func agent(t *testing.T, answer func(nonce, spki string) string) (addr string, csr []byte, key *ecdsa.PrivateKey) {
+func agent(t *testing.T, answer func(nonce, spki string) string) (addr string, csr []byte) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -85,12 +85,12 @@ func agent(t *testing.T, answer func(nonce, spki string) string) (addr string, c
 				Nonce string `json:"nonce"`
 			}
 			if err := json.NewDecoder(c).Decode(&in); err == nil {
-				_ = json.NewEncoder(c).Encode(map[string]string{"munge": "MUNGE:" + answer(in.Nonce, hex.EncodeToString(sum[:]))})
+				_, _ = io.WriteString(c, `{"munge":"MUNGE:`+answer(in.Nonce, hex.EncodeToString(sum[:]))+"\"}\n")
 			}
 			_ = c.Close()
 		}
 	}()
-	return raw.Addr().String(), csr, key
+	return raw.Addr().String(), csr
 }
 
 func request(t *testing.T, key *ecdsa.PrivateKey) []byte {
@@ -150,7 +150,7 @@ func TestEnrol_signs_for_root_of_the_node_that_Slurm_has_only(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			db, log := database(t)
-			addr, csr, _ := agent(t, c.answer)
+			addr, csr := agent(t, c.answer)
 			signer := &certifier{}
 			e := &Enrolment{DB: db, Audit: log, Signer: signer, Now: time.Now, Unmunge: unmunge, UID: 998, Addr: func(_ context.Context, node string) (string, error) {
 				if node != "n1" {
@@ -175,7 +175,7 @@ func TestJoin_spends_its_token(t *testing.T) {
 	now := time.Now()
 	signer := &certifier{}
 	e := &Enrolment{DB: db, Audit: log, Signer: signer, Now: func() time.Time { return now }}
-	_, csr, _ := agent(t, func(string, string) string { return "" })
+	_, csr := agent(t, func(string, string) string { return "" })
 	tok, err := e.JoinToken(t.Context(), "root", mtls.RolePortal, "p1")
 	if err != nil {
 		t.Fatal(err)
@@ -209,7 +209,7 @@ func TestJoin_spends_its_token(t *testing.T) {
 
 func TestRenew_is_for_the_same_name_only(t *testing.T) {
 	db, log := database(t)
-	_, csr, _ := agent(t, func(string, string) string { return "" })
+	_, csr := agent(t, func(string, string) string { return "" })
 	e := &Enrolment{DB: db, Audit: log, Signer: &certifier{}, Now: time.Now}
 	peer := mtls.Identity{Role: mtls.RoleNode, Name: "n1"}
 	if _, err := e.Renew(t.Context(), peer, api.Enrol{Role: mtls.RoleNode, Name: "n1", CSR: csr}); err != nil {
@@ -255,7 +255,7 @@ func (c *changes) Gone(job uint32) bool { return job == c.gone }
 func TestReport_tells_what_is_new_and_what_is_over(t *testing.T) {
 	db, _ := database(t)
 	ch := &changes{gone: 3}
-	r := &Registry{DB: db, Now: time.Now, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Changes: ch}
+	r := &Registry{DB: db, Now: time.Now, Log: slog.New(slog.DiscardHandler), Changes: ch}
 	send := func(in api.Report) api.Reported {
 		t.Helper()
 		out, err := r.Report(t.Context(), "n1", in)

@@ -21,6 +21,7 @@ import (
 	"github.com/carme-hpc/carme/portal/backend/auth"
 )
 
+//nolint:misspell // a name of LDAP
 const tree = `dn: dc=c
 objectClass: dcObject
 objectClass: organization
@@ -110,12 +111,12 @@ access to * by users read by * none
 	if err := os.Mkdir(filepath.Join(dir, "db"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	add := exec.CommandContext(t.Context(), program, "-Tadd", "-q", "-f", dir+"/slapd.conf", "-l", dir+"/tree.ldif")
+	add := exec.CommandContext(t.Context(), program, "-Tadd", "-q", "-f", dir+"/slapd.conf", "-l", dir+"/tree.ldif") //nolint:gosec // G702: whoever runs the tests may
 	if out, err := add.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	port = free(t)
-	run := exec.CommandContext(t.Context(), program, "-d0", "-h", fmt.Sprintf("ldap://127.0.0.1:%d/", port), "-f", dir+"/slapd.conf")
+	run := exec.CommandContext(t.Context(), program, "-d0", "-h", fmt.Sprintf("ldap://127.0.0.1:%d/", port), "-f", dir+"/slapd.conf") //nolint:gosec // G702: as above
 	if err := run.Start(); err != nil {
 		t.Fatal(err)
 	}
