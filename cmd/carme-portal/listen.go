@@ -35,7 +35,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
 		err := raw.Control(func(fd uintptr) {
-			failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, reusePort, 1) //nolint:gosec // a descriptor fits
+			failed = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, reusePort, 1)
 		})
 		if err != nil {
 			return err
@@ -79,7 +79,7 @@ func serveMetrics(ctx context.Context, addr string, apps *proxy.Proxy, log *slog
 		}
 	})}
 	go func() {
-		if err := server.Serve(listener); err != http.ErrServerClosed { //nolint:errorlint // it is the very value
+		if err := server.Serve(listener); err != http.ErrServerClosed {
 			log.ErrorContext(ctx, "metrics: server ended", "error", err)
 		}
 	}()

@@ -40,11 +40,16 @@ func (c *Client) Events(ctx context.Context, token, lastID string) (io.ReadClose
 	return answer.Body, nil
 }
 
-// Revocations calls handle for each line of the stream of revocations, those
-// after the sequence number after included, until the stream or ctx ends. It
+// Revocations calls handle for each line of the stream of revocations, from the
+// one after the sequence number on, or from now on for 0, until the stream or
+// ctx ends. It
 // never returns nil.
 func (c *Client) Revocations(ctx context.Context, after int64, handle func(api.Revocation)) error {
-	answer, err := c.send(ctx, call{method: http.MethodGet, path: "/v1/revocations?after=" + strconv.FormatInt(after, 10)})
+	path := "/v1/revocations"
+	if after > 0 {
+		path += "?after=" + strconv.FormatInt(after, 10)
+	}
+	answer, err := c.send(ctx, call{method: http.MethodGet, path: path})
 	if err != nil {
 		return err
 	}

@@ -80,6 +80,9 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	}
 	copyAnswer(w.Header(), answer.Header, r.Host)
 	w.WriteHeader(answer.StatusCode)
+	if answer.Body != http.NoBody && up.reader.Buffered() == 0 {
+		_ = http.NewResponseController(w).Flush() // the head of a stream whose first word takes its time
+	}
 	err = copyBody(w, answer)
 	_ = answer.Body.Close() // it was read, or the connection goes
 	whole := false

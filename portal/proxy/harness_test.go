@@ -30,7 +30,7 @@ import (
 // world is a portal with a backend in memory, an agent and an app, over real
 // TLS and TCP.
 type world struct {
-	t       testing.TB
+	t       *testing.T
 	names   Names
 	backend *clienttest.Backend
 	proxy   *Proxy
@@ -49,12 +49,12 @@ var layouts = map[string]Names{
 	"two registrable domains": {Portal: "portal.localhost", Apps: "apps.localhost", Port: 8443},
 }
 
-func newWorld(t testing.TB, app http.Handler) *world {
+func newWorld(t *testing.T, app http.Handler) *world {
 	t.Helper()
 	return newWorldNamed(t, layouts["one registrable domain"], app)
 }
 
-func newWorldNamed(t testing.TB, names Names, app http.Handler) *world {
+func newWorldNamed(t *testing.T, names Names, app http.Handler) *world {
 	t.Helper()
 	w := &world{t: t, names: names, backend: clienttest.New(), app: app, ended: make(chan error, 1)}
 	ca := newCA(t)
@@ -147,7 +147,7 @@ func (w *world) ask(c *http.Client, method, host, path, cookie string, body io.R
 	return answer
 }
 
-func text(t testing.TB, answer *http.Response) string {
+func text(t *testing.T, answer *http.Response) string {
 	t.Helper()
 	data, err := io.ReadAll(answer.Body)
 	if err != nil {
@@ -202,7 +202,7 @@ func echoSocket(rw http.ResponseWriter, r *http.Request) {
 	_, _ = io.Copy(conn, buffered)
 }
 
-func eventually(t testing.TB, what string, is func() bool) {
+func eventually(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	for late := time.Now().Add(10 * time.Second); time.Now().Before(late); {
 		if is() {
@@ -219,7 +219,7 @@ type testCA struct {
 	pool *x509.CertPool
 }
 
-func newCA(t testing.TB) *testCA {
+func newCA(t *testing.T) *testCA {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -242,7 +242,7 @@ func newCA(t testing.TB) *testCA {
 	return &testCA{cert, key, pool}
 }
 
-func (ca *testCA) issue(t testing.TB, names ...string) tls.Certificate {
+func (ca *testCA) issue(t *testing.T, names ...string) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -268,7 +268,7 @@ type fakeAgent struct {
 	hold   atomic.Pointer[chan struct{}] // if set, answers wait for it
 }
 
-func newFakeAgent(t testing.TB, ca *testCA, app http.Handler) *fakeAgent {
+func newFakeAgent(t *testing.T, ca *testCA, app http.Handler) *fakeAgent {
 	t.Helper()
 	a := &fakeAgent{}
 	server := httptest.NewServer(app)
@@ -305,7 +305,7 @@ func (a *fakeAgent) serve(conn *tls.Conn, app string) {
 	if wait := a.hold.Load(); wait != nil {
 		<-*wait
 	}
-	status := byte(a.status.Load()) //nolint:gosec // a test's
+	status := byte(a.status.Load())
 	up, err := net.Dial("tcp", app) //nolint:noctx // a test's
 	if err != nil {
 		status = 3

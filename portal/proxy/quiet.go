@@ -50,7 +50,7 @@ func (q *quietConn) Read(p []byte) (n int, err error) {
 	}
 	failed := q.raw.Read(func(fd uintptr) bool {
 		for {
-			n, err = syscall.Read(int(fd), p) //nolint:gosec // a descriptor fits
+			n, err = syscall.Read(int(fd), p)
 			if !errors.Is(err, syscall.EINTR) {
 				return true
 			}
@@ -89,7 +89,7 @@ func (q *quietConn) readable() bool {
 
 func empty(fd uintptr, one []byte) bool {
 	for {
-		_, _, err := syscall.Recvfrom(int(fd), one, syscall.MSG_PEEK|syscall.MSG_DONTWAIT) //nolint:gosec // a descriptor fits
+		_, _, err := syscall.Recvfrom(int(fd), one, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 		if !errors.Is(err, syscall.EINTR) {
 			return errors.Is(err, syscall.EAGAIN)
 		}

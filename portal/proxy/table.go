@@ -190,7 +190,7 @@ func (t *table) find(ctx context.Context, k key) (*route, error) {
 		if g := r.grant.Load(); now.Before(g.Expires) && now.Before(g.End) {
 			r.used.Store(now.Unix())
 			if now.After(half(g)) && r.renewing.CompareAndSwap(false, true) {
-				go t.renew(r)
+				go t.renew(r) //nolint:gosec // G118: it serves the requests to come, not this one
 			}
 			return r, nil
 		}

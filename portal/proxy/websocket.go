@@ -92,11 +92,11 @@ func (p *Proxy) join(w http.ResponseWriter, r *http.Request, up *upstream, answe
 	head["Connection"], head["Upgrade"] = []string{"Upgrade"}, []string{"websocket"}
 	_ = secure.SetDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
 	out := buffered.Writer
-	out.WriteString("HTTP/1.1 101 Switching Protocols\r\n") //nolint:errcheck // Flush says so
+	out.WriteString("HTTP/1.1 101 Switching Protocols\r\n")
 	if err := head.Write(out); err != nil {
 		return err
 	}
-	out.WriteString("\r\n") //nolint:errcheck // Flush says so
+	out.WriteString("\r\n")
 	if err := out.Flush(); err != nil {
 		return err
 	}

@@ -215,12 +215,11 @@ func (s *Server) script(c *gin.Context) {
 	in, _ := readForm(c)
 	script, err := s.backend.Script(c.Request.Context(), token(c), in)
 	if err != nil {
-		if c.GetHeader("HX-Request") != "" && client.Code(err) != client.CodeNoSession {
-			script.Script = "# " + s.say(c, err)
-		} else {
+		if c.GetHeader("HX-Request") == "" || client.Code(err) == client.CodeNoSession {
 			s.fail(c, err)
 			return
 		}
+		script.Script = "# " + s.say(c, err)
 	}
 	v := view{Title: s.text(c, "start.script"), Nav: "home", Me: me(c), Data: scriptData(script)}
 	if c.GetHeader("HX-Request") != "" {

@@ -30,8 +30,8 @@ type recoveryData struct {
 	Next  string
 }
 
-func (s *Server) text(c *gin.Context, key string, args ...any) string {
-	return s.texts[chooseLanguage(c.Request)].text(key, args...)
+func (s *Server) text(c *gin.Context, key string) string {
+	return s.texts[chooseLanguage(c.Request)].text(key)
 }
 
 func (s *Server) bad(c *gin.Context, err error) *notice {

@@ -56,7 +56,7 @@ func New(o Options) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	if s.assets, err = loadAssets(dist); err != nil && !(o.Bare && errors.Is(err, ErrNoAssets)) {
+	if s.assets, err = loadAssets(dist); err != nil && (!o.Bare || !errors.Is(err, ErrNoAssets)) {
 		return nil, err
 	}
 	if err := s.loadTemplates(); err != nil {

@@ -50,11 +50,11 @@ func (c catalogue) text(key string, args ...any) string {
 }
 
 // number is the text for one or for several.
-func (c catalogue) number(key string, n int, args ...any) string {
+func (c catalogue) number(key string, n int) string {
 	if n == 1 {
 		key += ".one"
 	}
-	return c.text(key, append([]any{n}, args...)...)
+	return c.text(key, n)
 }
 
 var matcher = language.NewMatcher([]language.Tag{language.English, language.German})

@@ -21,7 +21,8 @@ func (b *Backend) events(w http.ResponseWriter, r *http.Request) {
 	state := func() (version int, changed chan struct{}, alive bool) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
-		return b.version, b.changed, b.sessions[token] != nil
+		s := b.sessions[token]
+		return b.version, b.changed, s != nil && s.State == api.SessionFull
 	}
 	if _, _, alive := state(); !alive {
 		fail(w, http.StatusUnauthorized, "no_session", "log in first")

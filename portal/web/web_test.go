@@ -1,0 +1,394 @@
+package web
+
+import (
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/cookiejar"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/client"
+	"github.com/carme-hpc/carme/portal/client/clienttest"
+)
+
+// browser is a person's, with cookies, in front of the pages.
+type browser struct {
+	t       *testing.T
+	backend *clienttest.Backend
+	server  *httptest.Server
+	client  *http.Client
+}
+
+const testLabel = "s-aaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+func newBrowser(t *testing.T) *browser {
+	t.Helper()
+	b := &browser{t: t, backend: clienttest.New()}
+	rest := httptest.NewServer(b.backend)
+	pages, err := New(Options{
+		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.DiscardHandler), Now: time.Now, Bare: true,
+		AppOrigin: func(label string) (string, bool) {
+			return "https://" + label + ".apps.example", strings.HasPrefix(label, "s-")
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.server = httptest.NewTLSServer(pages)
+	t.Cleanup(func() {
+		b.server.CloseClientConnections()
+		b.server.Close()
+		rest.CloseClientConnections()
+		rest.Close()
+	})
+	b.fresh()
+	return b
+}
+
+// fresh forgets all cookies.
+func (b *browser) fresh() {
+	jar, _ := cookiejar.New(nil)
+	b.client = b.server.Client()
+	b.client.Jar = jar
+	b.client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+}
+
+func (b *browser) do(r *http.Request) (*http.Response, string) {
+	b.t.Helper()
+	answer, err := b.client.Do(r)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer answer.Body.Close() //nolint:errcheck // it was read
+	data, err := io.ReadAll(answer.Body)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return answer, string(data)
+}
+
+func (b *browser) get(path string, headers ...string) (*http.Response, string) {
+	b.t.Helper()
+	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodGet, b.server.URL+path, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	return b.do(r)
+}
+
+var formToken = regexp.MustCompile(`name="csrf" value="([^"]+)"`)
+
+// post sends a form as it is on the page at from.
+func (b *browser) post(from, path string, fields url.Values, headers ...string) (*http.Response, string) {
+	b.t.Helper()
+	if fields == nil {
+		fields = url.Values{}
+	}
+	if from != "" {
+		_, page := b.get(from)
+		if m := formToken.FindStringSubmatch(page); m != nil {
+			fields.Set("csrf", m[1])
+		}
+	}
+	r, err := http.NewRequestWithContext(b.t.Context(), http.MethodPost, b.server.URL+path, strings.NewReader(fields.Encode()))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	for _, h := range headers {
+		name, value, _ := strings.Cut(h, ": ")
+		r.Header.Set(name, value)
+	}
+	return b.do(r)
+}
+
+func (b *browser) login(name string) {
+	b.t.Helper()
+	b.post("/login", "/login", url.Values{"username": {name}, "password": {clienttest.Password}})
+	answer, _ := b.post("/login/factor", "/login/factor", url.Values{"code": {"123 456"}})
+	if answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
+		b.t.Fatalf("login: %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	}
+}
+
+func TestLogin_leads_through_both_factors_and_back_to_where_one_came_from(t *testing.T) {
+	b := newBrowser(t)
+	answer, _ := b.get("/jobs")
+	if answer.Header.Get("Location") != "/login?next=%2Fjobs" {
+		t.Fatal(answer.Header.Get("Location"))
+	}
+	answer, _ = b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}, "next": {"/jobs"}})
+	if got := answer.Header.Get("Location"); got != "/login/factor?next=%2Fjobs" {
+		t.Fatal(got)
+	}
+	pending := answer.Cookies()[0]
+	answer, _ = b.post("/login/factor", "/login/factor", url.Values{"code": {"123456"}, "next": {"/jobs"}})
+	if got := answer.Header.Get("Location"); got != "/jobs" {
+		t.Fatal(got)
+	}
+	for _, c := range answer.Cookies() {
+		if !strings.HasPrefix(c.Name, "__Host-carme") || !c.Secure || !c.HttpOnly || c.SameSite != http.SameSiteLaxMode || c.Path != "/" || c.Domain != "" {
+			t.Errorf("cookie %v", c)
+		}
+		if c.Name == cookieSession && c.Value == pending.Value {
+			t.Error("the session's value stayed the same over a step")
+		}
+	}
+	if answer, page := b.get("/jobs"); answer.StatusCode != 200 || !strings.Contains(page, "Alice Example") {
+		t.Errorf("%d", answer.StatusCode)
+	}
+}
+
+func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
+	b := newBrowser(t)
+	b.post("/login", "/login", url.Values{"username": {"carol"}, "password": {clienttest.Password}})
+	if _, page := b.get("/login/enrol"); !strings.Contains(page, clienttest.Secret) {
+		t.Error("no secret")
+	}
+	answer, page := b.post("/login/enrol", "/login/enrol", url.Values{"code": {"000000"}, "secret": {clienttest.Secret}})
+	if answer.StatusCode != 401 || !strings.Contains(page, clienttest.Secret) {
+		t.Errorf("wrong code: %d", answer.StatusCode)
+	}
+	_, page = b.post("/login/enrol", "/login/enrol", url.Values{"code": {"123456"}})
+	if strings.Count(page, "<li>") != 10 {
+		t.Errorf("no ten codes in %s", page)
+	}
+	if answer, _ := b.get("/"); answer.StatusCode != 200 {
+		t.Errorf("afterwards: %d", answer.StatusCode)
+	}
+}
+
+func TestAttack_second_factor_is_not_skipped_by_going_to_a_page(t *testing.T) {
+	for user, step := range map[string]string{"alice": "pending", "carol": "enrolment"} {
+		for _, path := range []string{"/", "/jobs", "/security", "/open?host=" + testLabel + "&n=" + strings.Repeat("a", 64), "/events", "/fragments/jobs"} {
+			b := newBrowser(t)
+			b.post("/login", "/login", url.Values{"username": {user}, "password": {clienttest.Password}})
+			if answer, page := b.get(path); answer.StatusCode == 200 || strings.Contains(page, "Example") {
+				t.Errorf("%s, %s: %d", step, path, answer.StatusCode)
+			}
+		}
+	}
+}
+
+func TestAttack_next_leads_to_own_pages_only(t *testing.T) {
+	for _, bad := range []string{
+		"https://evil.example", "//evil.example", "/\\evil.example", "\\\\evil.example", "javascript:alert(1)", "/\t/evil.example", "/a\r\nSet-Cookie: x=1", "", "evil",
+		"/login?next=/", "http:evil", "/" + strings.Repeat("a", 3000), "///evil.example", "/%09//x y",
+	} {
+		if got := nextPath(bad); got != "/" {
+			t.Errorf("%q leads to %q", bad, got)
+		}
+	}
+	for _, good := range []string{"/", "/jobs", "/jobs/12?stream=err", "/open?host=s-a&n=b"} {
+		if got := nextPath(good); got != good {
+			t.Errorf("%q leads to %q", good, got)
+		}
+	}
+}
+
+func TestAttack_forms_of_other_pages_do_nothing(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	for name, headers := range map[string][]string{
+		"cross-site":     {"Sec-Fetch-Site: cross-site"},
+		"sibling":        {"Sec-Fetch-Site: same-site"},
+		"foreign origin": {"Origin: https://evil.example"},
+		"null origin":    {"Origin: null"},
+	} {
+		if answer, _ := b.post("/", "/logout", nil, headers...); answer.StatusCode != 403 {
+			t.Errorf("%s: %d", name, answer.StatusCode)
+		}
+	}
+	for name, token := range map[string]string{"missing": "", "wrong": "x"} {
+		if answer, _ := b.post("", "/logout", url.Values{"csrf": {token}}); answer.StatusCode != 403 {
+			t.Errorf("%s token: %d", name, answer.StatusCode)
+		}
+	}
+	for _, path := range []string{"/logout", "/script", "/security/totp", "/prefs"} {
+		if answer, _ := b.get(path); answer.StatusCode != 404 && answer.StatusCode != 405 {
+			t.Errorf("GET %s: %d", path, answer.StatusCode)
+		}
+	}
+	other := newBrowser(t)
+	_, page := other.get("/login")
+	token := formToken.FindStringSubmatch(page)[1]
+	if answer, _ := b.post("", "/logout", url.Values{"csrf": {token}}); answer.StatusCode != 403 {
+		t.Errorf("another browser's token: %d", answer.StatusCode)
+	}
+	if answer, _ := b.get("/"); answer.StatusCode != 200 {
+		t.Error("the session has ended")
+	}
+}
+
+func TestAttack_answers_carry_the_headers_that_protect_them(t *testing.T) {
+	b := newBrowser(t)
+	for _, path := range []string{"/login", "/nothing", "/healthz", "/jobs"} {
+		answer, _ := b.get(path)
+		policy := answer.Header.Get("Content-Security-Policy")
+		if !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") || strings.Contains(policy, "unsafe") {
+			t.Errorf("%s: policy %q", path, policy)
+		}
+		for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Strict-Transport-Security": "max-age=31536000", "Cache-Control": "no-store", "Cross-Origin-Opener-Policy": "same-origin"} {
+			if got := answer.Header.Get(name); got != want {
+				t.Errorf("%s: %s is %q", path, name, got)
+			}
+		}
+	}
+}
+
+func TestAttack_names_with_markup_stay_text(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	bad := `"><script>alert(1)</script><img src=x onerror=alert(1)>`
+	b.backend.Add(api.Job{ID: "7", User: "alice", Name: bad, Image: bad, App: bad, Partition: bad, Reason: bad, Stage: api.StageQueued, Carme: true, End: bad, Problem: bad, Nodes: []string{bad}, Detail: &api.JobDetail{Output: bad, Log: []api.Event{{Text: bad}}}})
+	for _, path := range []string{"/", "/jobs", "/jobs/7", "/jobs/7/stop", "/fragments/jobs/7"} {
+		if answer, page := b.get(path); answer.StatusCode != 200 || strings.Contains(page, "<script>alert") || strings.Contains(page, "<img src=x") {
+			t.Errorf("%s: %d with markup", path, answer.StatusCode)
+		}
+	}
+}
+
+func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	_, page := b.get("/")
+	id := regexp.MustCompile(`name="id" value="([0-9a-f-]{36})"`).FindStringSubmatch(page)[1]
+	form := url.Values{"id": {id}, "image": {"base"}, "app": {"jupyterlab"}, "gpus": {"1"}, "nodes": {"1"}, "minutes": {"60"}}
+	first, _ := b.post("/", "/jobs", form)
+	second, _ := b.post("/", "/jobs", form)
+	if first.StatusCode != 303 || first.Header.Get("Location") != "/jobs/"+id || second.Header.Get("Location") != first.Header.Get("Location") {
+		t.Errorf("%d %q, %q", first.StatusCode, first.Header.Get("Location"), second.Header.Get("Location"))
+	}
+	if _, page := b.get("/jobs"); strings.Count(page, `<tr id="job-`) != 1 {
+		t.Error("not one job")
+	}
+	form.Set("id", "")
+	form.Set("gpus", "9")
+	if answer, page := b.post("/", "/jobs", form); answer.StatusCode != 422 || !strings.Contains(page, "at most 8 over all nodes") {
+		t.Errorf("too many GPUs: %d", answer.StatusCode)
+	}
+	form.Set("nodes", "many")
+	if answer, _ := b.post("/", "/jobs", form); answer.StatusCode != 422 {
+		t.Errorf("no number: %d", answer.StatusCode)
+	}
+	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 {
+		t.Errorf("stop: %d", answer.StatusCode)
+	}
+}
+
+func TestAttack_other_peoples_jobs_are_not_found(t *testing.T) {
+	b := newBrowser(t)
+	b.backend.Add(api.Job{ID: "9", User: "bob", Name: "secret", Stage: api.StageReady, Host: testLabel, Carme: true})
+	b.login("alice")
+	for _, path := range []string{"/jobs/9", "/jobs/9/stop", "/fragments/jobs/9", "/jobs/9/output?offset=0", "/jobs/9/metrics", "/open?host=" + testLabel + "&n=" + strings.Repeat("a", 64)} {
+		if answer, page := b.get(path); answer.StatusCode != 404 || strings.Contains(page, "secret") {
+			t.Errorf("%s: %d", path, answer.StatusCode)
+		}
+	}
+}
+
+func TestOpen_leads_to_the_sessions_own_host_only(t *testing.T) {
+	b := newBrowser(t)
+	b.backend.Add(api.Job{ID: "9", User: "alice", Stage: api.StageReady, Host: testLabel, Carme: true})
+	b.login("alice")
+	nonce := strings.Repeat("ab", 32)
+	answer, _ := b.get("/open?host=" + testLabel + "&n=" + nonce)
+	if got := answer.Header.Get("Location"); !strings.HasPrefix(got, "https://"+testLabel+".apps.example/.carme/cb?code=") {
+		t.Errorf("%d to %q", answer.StatusCode, got)
+	}
+	for _, bad := range []string{"/open", "/open?host=evil.example&n=" + nonce, "/open?host=" + testLabel + "&n=short", "/open?host=" + testLabel + "&n=" + strings.Repeat("Z", 64)} {
+		if answer, _ := b.get(bad); answer.StatusCode != 404 {
+			t.Errorf("%s: %d", bad, answer.StatusCode)
+		}
+	}
+}
+
+func TestFragments_are_sent_once(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	answer, _ := b.get("/fragments/jobs")
+	tag := answer.Header.Get("ETag")
+	if answer, body := b.get("/fragments/jobs", "If-None-Match: "+tag); tag == "" || answer.StatusCode != 304 || body != "" {
+		t.Errorf("%d with %q", answer.StatusCode, tag)
+	}
+}
+
+func TestFault_backend_away_is_said_and_the_login_stays(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	b.backend.SetDown(true)
+	if answer, page := b.get("/", "Accept-Language: de"); answer.StatusCode != 503 || !strings.Contains(page, "Der Cluster antwortet nicht") {
+		t.Errorf("%d", answer.StatusCode)
+	}
+	b.backend.SetDown(false)
+	if answer, _ := b.get("/"); answer.StatusCode != 200 {
+		t.Errorf("afterwards: %d", answer.StatusCode)
+	}
+}
+
+func TestEvents_end_with_the_login(t *testing.T) {
+	b := newBrowser(t)
+	b.login("alice")
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, b.server.URL+"/events", nil)
+	stream, err := b.client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Body.Close() //nolint:errcheck // it was read
+	if got := stream.Header.Get("Content-Type"); got != "text/event-stream" {
+		t.Fatal(got)
+	}
+	if answer, _ := b.post("/", "/logout", nil); answer.StatusCode != 303 {
+		t.Fatalf("logout: %d", answer.StatusCode)
+	}
+	all, err := io.ReadAll(stream.Body)
+	if err != nil || !strings.Contains(string(all), "event: logout") {
+		t.Errorf("%q, %v", all, err)
+	}
+}
+
+func TestTexts_are_complete_in_every_language(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{}
+	mention := regexp.MustCompile(`(?:\bt|text\(c,|texts\.text\(|text\() ?"([a-z][a-z0-9_.]+)"`)
+	names, _ := fs.Glob(templateFiles, "templates/*.html")
+	for _, name := range names {
+		data, _ := fs.ReadFile(templateFiles, name)
+		for _, m := range mention.FindAllStringSubmatch(string(data), -1) {
+			used[m[1]] = true
+		}
+	}
+	holes := regexp.MustCompile(`\{\d\}`)
+	for lang, texts := range all {
+		for key := range used {
+			if texts[key] == "" {
+				t.Errorf("%s: %q is used and missing", lang, key)
+			}
+		}
+		for key, text := range all["en"] {
+			if texts[key] == "" {
+				t.Errorf("%s: %q is missing", lang, key)
+			}
+			if a, b := len(holes.FindAllString(text, -1)), len(holes.FindAllString(texts[key], -1)); a != b {
+				t.Errorf("%s: %q has %d places for arguments, English has %d", lang, key, b, a)
+			}
+		}
+		if len(texts) != len(all["en"]) {
+			t.Errorf("%s has %d texts, English has %d", lang, len(texts), len(all["en"]))
+		}
+	}
+}
