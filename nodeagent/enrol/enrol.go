@@ -164,6 +164,9 @@ func (e *Enroller) step(ctx context.Context) error {
 
 func (e *Enroller) enrol(ctx context.Context) error {
 	bare, err := mtls.Open(mtls.Files{CA: e.CA}, nil)
+	if mtls.Missing(err) {
+		return fmt.Errorf("%s is missing; copy the head node's /etc/carme/ca.pem there", e.CA)
+	}
 	if err != nil {
 		return err
 	}

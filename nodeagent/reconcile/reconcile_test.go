@@ -33,7 +33,7 @@ func TestSelfTest_takes_what_the_doctor_says(t *testing.T) {
 			`echo '{"ok":false,"findings":[{"name":"a","status":"ok"},{"name":"plugin","status":"fail","detail":"is absent","mend":"install it"}]}'; exit 1`,
 			"plugin: is absent; install it",
 		},
-		"no answer":  {`echo "carme: no slurmctld" >&2; exit 1`, "exit status 1: carme: no slurmctld"},
+		"no answer":  {`echo "carme: no slurmctld" >&2; exit 1`, "has failed: carme: no slurmctld"},
 		"odd answer": {`echo '{"ok":false}'`, "run: carme doctor"},
 		"a flood":    {`head -c 3000000 /dev/zero`, "has failed"},
 		"not there":  {"", "has failed"},

@@ -172,8 +172,10 @@ func (s *SelfTest) doctor(ctx context.Context) error {
 	}
 	var report doctor.Report
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
-		line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n")
-		return fmt.Errorf("the self-test has failed: %w: %s", errors.Join(runErr), line)
+		if line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n"); line != "" {
+			return fmt.Errorf("the self-test has failed: %s", line)
+		}
+		return fmt.Errorf("the self-test has failed: %w", errors.Join(runErr, err))
 	}
 	if report.OK {
 		return nil

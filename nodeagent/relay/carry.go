@@ -3,8 +3,10 @@ package relay
 import (
 	"errors"
 	"io"
+	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -111,51 +113,81 @@ func (r *Relay) drain(conn *Conn, s *stream) error {
 	}
 }
 
+// appReader reads from an app into a buffer that it holds only while there is
+// something in it.
+type appReader struct {
+	raw    syscall.RawConn
+	onRead func(uintptr) bool
+	buf    *[bufferSize]byte
+	n      int
+	err    error
+}
+
+func newAppReader(app *net.UnixConn) (*appReader, error) {
+	raw, err := app.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	r := &appReader{raw: raw}
+	r.onRead = r.tryRead
+	return r, nil
+}
+
+func (r *appReader) tryRead(fd uintptr) bool {
+	r.buf = buffers.Get().(*[bufferSize]byte)
+	r.n, r.err = tryRead(int(fd), r.buf[:])
+	if errors.Is(r.err, wouldBlockError{}) {
+		r.release()
+		return false
+	}
+	return true
+}
+
+// next waits for data. It is valid until release.
+func (r *appReader) next() ([]byte, error) {
+	if err := r.raw.Read(r.onRead); err != nil {
+		return nil, err
+	}
+	return r.buf[:r.n], r.err
+}
+
+func (r *appReader) release() {
+	if r.buf != nil {
+		buffers.Put(r.buf)
+		r.buf = nil
+	}
+}
+
 // fromApp copies until the app ends its half, and passes that on.
 func (r *Relay) fromApp(conn *Conn, s *stream) error {
-	raw, err := s.app.SyscallConn()
+	app, err := newAppReader(s.app)
 	if err != nil {
 		return err
 	}
-	full := 0
-	for {
-		var buf *[bufferSize]byte
-		n, readErr := 0, error(nil)
-		err := raw.Read(func(fd uintptr) bool {
-			buf = buffers.Get().(*[bufferSize]byte)
-			n, readErr = tryRead(int(fd), buf[:])
-			if errors.Is(readErr, wouldBlockError{}) {
-				buffers.Put(buf)
-				buf = nil
-				return false
-			}
-			return true
-		})
-		if err == nil && readErr == nil {
-			if full++; n < bufferSize {
-				full = 0
-			}
-			err = write(conn, buf[:n], full >= bulk)
-			r.FromApps.Add(int64(n))
-			s.answered.Store(true)
-			s.moves.Add(1)
-		}
-		if buf != nil {
-			buffers.Put(buf)
-		}
-		switch {
-		case err != nil:
-			return err
-		case errors.Is(readErr, io.EOF), errors.Is(readErr, unix.ECONNRESET):
+	defer app.release()
+	for full := 0; ; {
+		data, err := app.next()
+		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			// A reset is that the app did not read all; what it said came first.
 			err := conn.tls.CloseWrite()
 			if s.halves.Add(1) == 2 {
 				s.close() // toApp awaits the end
 			}
 			return err
-		case readErr != nil:
-			return readErr
 		}
+		if err != nil {
+			return err
+		}
+		if full++; len(data) < bufferSize {
+			full = 0
+		}
+		if err := write(conn, data, full >= bulk); err != nil {
+			return err
+		}
+		r.FromApps.Add(int64(len(data)))
+		s.answered.Store(true)
+		s.moves.Add(1)
+		app.release()
 	}
 }
 

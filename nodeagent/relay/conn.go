@@ -25,6 +25,7 @@ func NewConn(tcp *net.TCPConn, cfg *tls.Config) (*Conn, error) {
 		return nil, err
 	}
 	lazy := &lazyConn{TCPConn: tcp, raw: raw}
+	lazy.onRead, lazy.onWait = lazy.tryRead, lazy.tryWait
 	return &Conn{tcp: tcp, tls: tls.Server(lazy, cfg), lazy: lazy}, nil
 }
 
@@ -49,6 +50,14 @@ type lazyConn struct {
 
 	raw  syscall.RawConn
 	lazy bool // set before the goroutine that reads starts
+
+	// Of that goroutine alone: what would be in closures, made anew each time.
+	onRead, onWait func(uintptr) bool
+	buf            []byte
+	n              int
+	err            error
+	short          bool // the last read took all there was
+	waited         bool
 }
 
 // Read reads what is there.
@@ -59,14 +68,43 @@ func (c *lazyConn) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, readErr := 0, error(nil)
-	if err := c.raw.Read(func(fd uintptr) bool {
-		n, readErr = tryRead(int(fd), p)
-		return true
-	}); err != nil {
+	if c.short {
+		return 0, wouldBlockError{} // wait looks whether more came since
+	}
+	c.buf = p
+	err := c.raw.Read(c.onRead)
+	c.buf = nil
+	if err != nil {
 		return 0, err
 	}
-	return n, readErr
+	c.short = c.err == nil && c.n < len(p)
+	return c.n, c.err
+}
+
+func (c *lazyConn) tryRead(fd uintptr) bool {
+	c.n, c.err = tryRead(int(fd), c.buf)
+	return true
+}
+
+// wait returns when there is something to read, or the connection has ended.
+func (c *lazyConn) wait() error {
+	c.short, c.waited = false, false
+	return c.raw.Read(c.onWait)
+}
+
+// tryWait looks once whether something is there, and then believes the poller.
+func (c *lazyConn) tryWait(fd uintptr) bool {
+	if c.waited {
+		return true
+	}
+	c.waited = true
+	var one [1]byte
+	for {
+		_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		if !errors.Is(err, unix.EINTR) {
+			return !errors.Is(err, unix.EAGAIN)
+		}
+	}
 }
 
 // tryRead reads without waiting; nothing there is wouldBlockError.
@@ -85,17 +123,4 @@ func tryRead(fd int, p []byte) (int, error) {
 		}
 		return n, nil
 	}
-}
-
-// wait returns when there is something to read, or the connection has ended.
-func (c *lazyConn) wait() error {
-	var one [1]byte
-	return c.raw.Read(func(fd uintptr) bool {
-		for {
-			_, _, err := unix.Recvfrom(int(fd), one[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-			if !errors.Is(err, unix.EINTR) {
-				return !errors.Is(err, unix.EAGAIN)
-			}
-		}
-	})
 }

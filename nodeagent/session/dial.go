@@ -37,7 +37,7 @@ func (j *Job) Dial(ctx context.Context) (*net.UnixConn, error) {
 	}
 	defer unix.Close(fd)
 	conn, err := connect(ctx, "/proc/self/fd/"+strconv.Itoa(fd))
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+	if short(err) {
 		return nil, fmt.Errorf("connect to the app: %w", err)
 	}
 	if err != nil {

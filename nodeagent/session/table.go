@@ -344,6 +344,10 @@ func (t *Table) look(id uint32) {
 	}
 	old := t.jobs[id]
 	dir, err := t.openDir(id)
+	if short(err) {
+		t.Log.Error("cannot look at a job; it stays as it was", "job", id, "error", err)
+		return
+	}
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			t.Log.Warn("job's directory is not as the plugin makes it", "job", id, "error", err)
@@ -359,6 +363,9 @@ func (t *Table) look(id uint32) {
 	}
 	notes, err := t.notes(dir, id)
 	switch {
+	case short(err):
+		t.Log.Error("cannot look at a job; it stays as it was", "job", id, "error", err)
+		return
 	case errors.Is(err, fs.ErrNotExist): // it is not set up yet
 		t.end(id, old)
 		return
@@ -374,6 +381,12 @@ func (t *Table) look(id uint32) {
 	if err := t.add(dir, notes); err != nil && !errors.Is(err, errEnded) {
 		t.Log.Warn("job cannot be taken", "job", id, "error", err)
 	}
+}
+
+// short reports whether an error says something about this process, not about
+// the job.
+func short(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
 }
 
 // openDir opens a job's directory, which must be root's.
