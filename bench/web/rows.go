@@ -376,11 +376,15 @@ func (b *bench) restart(ctx context.Context, name string) (failed int64, p99 flo
 	)
 	ask := func(viewer int) error {
 		var err error
-		for range 3 { // a browser's patience with connections that had waited
+		for again := range 3 { // as browsers do when a connection that had waited is closed
 			var c *conn
-			select {
-			case c = <-idle:
-			default:
+			if again == 0 {
+				select {
+				case c = <-idle:
+				default:
+				}
+			}
+			if c == nil {
 				if c, err = t.dial(ctx, 4<<10); err != nil {
 					return err
 				}
