@@ -205,6 +205,7 @@ func TestAttack_forms_of_other_pages_do_nothing(t *testing.T) {
 		"sibling":        {"Sec-Fetch-Site: same-site"},
 		"foreign origin": {"Origin: https://evil.example"},
 		"null origin":    {"Origin: null"},
+		"in the clear":   {"Origin: " + strings.Replace(b.server.URL, "https", "http", 1)},
 	} {
 		if answer, _ := b.post("/", "/logout", nil, headers...); answer.StatusCode != 403 {
 			t.Errorf("%s: %d", name, answer.StatusCode)
