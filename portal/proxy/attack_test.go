@@ -516,6 +516,16 @@ func TestAttack_piled_up_cookies_are_removed_by_name(t *testing.T) {
 			t.Errorf("no way out in %s", got)
 		}
 	}
+	deep := w.ask(w.client(true), "GET", host, "/lab/tree;x/y", "", nil, "Cookie: "+appCookie+"="+cookie+pile, "Sec-Fetch-Mode: navigate")
+	removed := strings.Join(deep.Header["Set-Cookie"], "\n")
+	for _, path := range []string{"/", "/lab", "/lab/", "/lab/tree"} {
+		if !strings.Contains(removed, "toss7=; Domain=") || !strings.Contains(removed, "; Path="+path+"; ") || len(removed) > removeMax+removeMax/10 {
+			t.Errorf("cookies of %s stay, or %d bytes of headers", path, len(removed))
+		}
+	}
+	if got := w.ask(w.client(true), "POST", host, pathClear, "", nil, "Cookie: "+pile); got.Header.Get("Clear-Site-Data") != `"cookies"` {
+		t.Errorf("the button under the flood: %d", got.StatusCode)
+	}
 	if got := w.ask(w.client(true), "POST", host, pathClear, "", nil, "Sec-Fetch-Site: same-site"); got.StatusCode != 403 {
 		t.Errorf("a sibling may clear: %d", got.StatusCode)
 	}

@@ -144,7 +144,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such host here", http.StatusMisdirectedRequest)
 		return
 	}
-	if headSize(r) > requestHeadMax {
+	// The button against too many cookies comes with all of them.
+	if headSize(r) > requestHeadMax && (r.Method != http.MethodPost || r.URL.Path != pathClear) {
 		p.tooLong(w, r)
 		return
 	}
