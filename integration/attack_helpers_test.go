@@ -352,7 +352,7 @@ func (v *visitor) session(app string, args ...string) opened {
 	if app == "mirror" {
 		put(v.t, v.name, "it-mirror.py", mirror)
 	}
-	id := sbatch(v.t, v.name, append([]string{"--time=10", "-w", node1, "--carme=base", "--carme-app=" + app}, append(args, "--wrap", ":")...)...)
+	id := sbatch(v.t, v.name, append([]string{"--time=10", "-w", node1, "--carme=base", "--carme-app=" + app}, append(args, "--wrap", "true")...)...)
 	return opened{v.name, id, v.origin(id)}
 }
 
