@@ -346,13 +346,13 @@ func (s opened) label() string { return strings.SplitN(s.host(), ".", 2)[0] }
 var shownOrigin = regexp.MustCompile(`https://s-[a-z2-7]{26}\.` + regexp.QuoteMeta(appsDomain) + `:` + portalPort)
 
 // session starts an app with sbatch and waits until the portal shows the way in.
-// Without an image it is the base image.
+// The image is the one that has a whole Python.
 func (v *visitor) session(app string, args ...string) opened {
 	v.t.Helper()
 	if app == "mirror" {
 		put(v.t, v.name, "it-mirror.py", mirror)
 	}
-	id := sbatch(v.t, v.name, append([]string{"--time=10", "-w", node1, "--carme=base", "--carme-app=" + app}, append(args, "--wrap", "true")...)...)
+	id := sbatch(v.t, v.name, append([]string{"--time=10", "-w", node1, "--carme=lab", "--carme-app=" + app}, append(args, "--wrap", "true")...)...)
 	return opened{v.name, id, v.origin(id)}
 }
 
