@@ -48,7 +48,8 @@ func Serve(ctx context.Context, tcp net.Listener, certificate *tls.Config, handl
 	config.MinVersion = tls.VersionTLS12
 	server := &http.Server{
 		Handler: handler, TLSConfig: config, ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience, MaxHeaderBytes: headBytes,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		DisableGeneralOptionsHandler: true, // even OPTIONS * is for a host
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: writePatience,
 		},
