@@ -267,7 +267,7 @@ func TestAttack_an_apps_answer_harms_no_sibling(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h := rw.Header()
 		for _, one := range []string{
-			"own=1; Path=/", "toss=1; Domain=apps.carme.localhost; Path=/", "toss2=1; path=/;  DOMAIN = .carme.localhost ;Secure", "__Host-carme-app=x; Secure; Path=/", " __host-CARME=x; Secure; Path=/", "a=domain; Path=/",
+			"own=1; Path=/", "toss=1; Domain=apps.carme.localhost; Path=/", "toss2=1; path=/;  DOMAIN = .carme.localhost ;Secure", "__Host-carme-app=x; Secure; Path=/", " __host-CARME=x; Secure; Path=/", "=__Host-carme-app=x; Path=/", " = __Host-carme=x", "a=domain; Path=/",
 		} {
 			h.Add("Set-Cookie", one)
 		}
