@@ -34,6 +34,8 @@ type visitor struct {
 	secret string
 	codes  []string // for recovery
 	client *http.Client
+	at     string // the portal's address
+	conf   *tls.Config
 }
 
 // reply is what came back.
@@ -72,7 +74,7 @@ func visit(t *testing.T, name string) *visitor {
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableCompression: true,
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &visitor{t: t, name: name, client: &http.Client{
+	return &visitor{t: t, name: name, at: at, conf: conf, client: &http.Client{
 		Transport: transport, Jar: jar, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
@@ -428,7 +430,7 @@ func connect(t *testing.T, conf *tls.Config, at, host string, protocols ...strin
 // line opens a connection to the portal, for a host.
 func (v *visitor) line(host string) *line {
 	v.t.Helper()
-	return connect(v.t, webTLS(v.t), net.JoinHostPort(address(v.t, login), portalPort), host, "http/1.1")
+	return connect(v.t, v.conf, v.at, host, "http/1.1")
 }
 
 // ask writes bytes and reads one answer's head; nil if there is none.
