@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -215,6 +216,28 @@ func TestWhat_is_another_users_does_not_exist(t *testing.T) {
 	w.must(w.portal, "GET", "/v1/jobs", bob, nil, &list)
 	if len(list.Jobs) != 0 {
 		t.Errorf("bob sees %+v", list.Jobs)
+	}
+}
+
+func TestAttack_texts_of_a_job_are_shown_without_control_characters(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	const evil = "a\x1b[31m\u202eb\n\u0085\x07"
+	w.slurm.jobs[77] = rest.Job{
+		ID: 77, Name: evil, Account: evil, QOS: evil, Reason: evil, User: "alice", UID: 10001, State: "RUNNING", Partition: "debug", Submitted: time.Now(),
+		WorkDir: "/home/" + evil, Stdout: "/home/alice/" + evil, Stderr: "/home/alice/" + evil,
+	}
+	for _, path := range []string{"/v1/jobs", "/v1/jobs/77", "/v1/jobs/77/output?stream=out"} {
+		var text json.RawMessage
+		w.must(w.portal, "GET", path, alice, nil, &text)
+		if path != "/v1/jobs/77/output?stream=out" && !strings.Contains(string(text), "a\uFFFD[31m\uFFFDb") {
+			t.Errorf("%s: %s", path, text)
+		}
+		for _, bad := range []string{`\u001b`, `\n`, `\u0007`, "\u0085", "\u202e"} {
+			if strings.Contains(string(text), bad) {
+				t.Errorf("%s has %q: %s", path, bad, text)
+			}
+		}
 	}
 }
 

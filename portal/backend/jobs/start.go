@@ -490,7 +490,7 @@ func (s *Service) as(ctx context.Context, sess *auth.Session) (nodes.As, error) 
 
 // Output is a part of the job's output, read on one of its nodes as the user.
 func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream string, offset int64) (api.Output, error) {
-	j, err := s.Get(ctx, sess, id)
+	j, err := s.get(ctx, sess, id)
 	if err != nil {
 		return api.Output{}, err
 	}
@@ -498,7 +498,7 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	if stream == "err" {
 		file = j.Detail.Error
 	}
-	none := func(text string) (api.Output, error) { return api.Output{Problem: text}, nil }
+	none := func(text string) (api.Output, error) { return api.Output{Problem: plain(text)}, nil }
 	switch {
 	case file == "" || !path.IsAbs(file):
 		return none("There is no output yet.")
