@@ -36,6 +36,19 @@ type visitor struct {
 	client *http.Client
 	at     string // the portal's address
 	conf   *tls.Config
+	site   site
+}
+
+// site are the names of a portal.
+type site struct{ host, apps, port string }
+
+var firstSite = site{portalHost, appsDomain, portalPort} //nolint:gochecknoglobals // a constant that Go cannot write
+
+func (s site) url() string { return "https://" + s.host + ":" + s.port }
+
+// origin is what the address of a session looks like.
+func (s site) origin() *regexp.Regexp {
+	return regexp.MustCompile(`https://s-[a-z2-7]{26}\.` + regexp.QuoteMeta(s.apps) + `:` + s.port)
 }
 
 // reply is what came back.
@@ -63,18 +76,23 @@ func webTLS(t *testing.T) *tls.Config {
 // visit starts somebody whom nobody knows.
 func visit(t *testing.T, name string) *visitor {
 	t.Helper()
+	return firstSite.visit(t, name)
+}
+
+func (s site) visit(t *testing.T, name string) *visitor {
+	t.Helper()
 	jar, err := cookiejar.New(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, conf := net.JoinHostPort(address(t, login), portalPort), webTLS(t)
+	at, conf := net.JoinHostPort(address(t, login), s.port), webTLS(t)
 	var dialer net.Dialer
 	transport := &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", at) },
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableCompression: true,
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &visitor{t: t, name: name, at: at, conf: conf, client: &http.Client{
+	return &visitor{t: t, name: name, at: at, conf: conf, site: s, client: &http.Client{
 		Transport: transport, Jar: jar, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
@@ -84,7 +102,7 @@ func visit(t *testing.T, name string) *visitor {
 func (v *visitor) try(method, target, body string, headers ...string) (reply, error) {
 	v.t.Helper()
 	if strings.HasPrefix(target, "/") {
-		target = portalURL + target
+		target = v.site.url() + target
 	}
 	req, err := http.NewRequestWithContext(v.t.Context(), method, target, strings.NewReader(body))
 	if err != nil {
@@ -217,7 +235,7 @@ func (v *visitor) give(target, name, value string) {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	v.client.Jar.SetCookies(u, []*http.Cookie{{Name: name, Value: value, Path: "/", Secure: true}})
+	v.client.Jar.SetCookies(u, []*http.Cookie{{Name: name, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode}})
 }
 
 const (
@@ -328,11 +346,11 @@ health: {path: /health, status: [200], timeout_seconds: 30}
 path: /
 `
 
-// describe offers an app on every machine until the test ends.
-func describe(t *testing.T, name, description string) {
+// mirrors offers the mirror on every machine until the test ends.
+func mirrors(t *testing.T) {
 	t.Helper()
 	for _, machine := range everywhere {
-		place(t, machine, "/etc/carme/apps.d/"+name+".yaml", []byte(description))
+		place(t, machine, "/etc/carme/apps.d/mirror.yaml", []byte(mirrorApp))
 	}
 }
 
@@ -342,10 +360,8 @@ type opened struct {
 	origin    string // https://s-….apps.carme.localhost:8443
 }
 
-func (s opened) host() string  { return strings.TrimPrefix(s.origin, "https://") }
-func (s opened) label() string { return strings.SplitN(s.host(), ".", 2)[0] }
-
-var shownOrigin = regexp.MustCompile(`https://s-[a-z2-7]{26}\.` + regexp.QuoteMeta(appsDomain) + `:` + portalPort)
+func (o opened) host() string  { return strings.TrimPrefix(o.origin, "https://") }
+func (o opened) label() string { return strings.SplitN(o.host(), ".", 2)[0] }
 
 // session starts an app with sbatch and waits until the portal shows the way in.
 // The image is the one that has a whole Python.
@@ -371,7 +387,7 @@ func (v *visitor) origin(id string) string {
 	eventually(v.t, 2*time.Minute, "the way into job "+id, func() bool {
 		last = v.get("/jobs/" + id)
 		_, body, _ := strings.Cut(last.body, `id="jobhead"`)
-		found = shownOrigin.FindString(body)
+		found = v.site.origin().FindString(body)
 		return found != ""
 	})
 	return found
@@ -381,8 +397,13 @@ func (v *visitor) origin(id string) string {
 // a login, and each inside their own app.
 func neighbours(t *testing.T) (alice, mallory *visitor, hers, evil opened) {
 	t.Helper()
-	describe(t, "mirror", mirrorApp)
-	alice, mallory = visit(t, "alice").login(), visit(t, "mallory").login()
+	return firstSite.neighbours(t)
+}
+
+func (s site) neighbours(t *testing.T) (alice, mallory *visitor, hers, evil opened) {
+	t.Helper()
+	mirrors(t)
+	alice, mallory = s.visit(t, "alice").login(), s.visit(t, "mallory").login()
 	hers, evil = alice.session("mirror"), mallory.session("mirror")
 	for _, one := range []struct {
 		who *visitor
@@ -433,8 +454,8 @@ func (v *visitor) line(host string) *line {
 	return connect(v.t, v.conf, v.at, host, "http/1.1")
 }
 
-// ask writes bytes and reads one answer's head; nil if there is none.
-func (l *line) ask(bytes string) *http.Response {
+// ask writes bytes and reads one answer; nil if there is none.
+func (l *line) ask(bytes string) *reply {
 	if err := l.SetDeadline(time.Now().Add(15 * time.Second)); err != nil {
 		return nil
 	}
@@ -445,7 +466,13 @@ func (l *line) ask(bytes string) *http.Response {
 	if err != nil {
 		return nil
 	}
-	return res
+	defer res.Body.Close() //nolint:errcheck // nothing was written
+	got := &reply{code: res.StatusCode, header: res.Header}
+	if res.StatusCode != http.StatusSwitchingProtocols && !strings.HasPrefix(bytes, "HEAD ") {
+		text, _ := io.ReadAll(io.LimitReader(res.Body, 1<<20)) // what there is, is looked at
+		got.body = string(text)
+	}
+	return got
 }
 
 // handshake is a request for a websocket.
@@ -480,15 +507,14 @@ func (v *visitor) websocket(app opened, headers ...string) (*line, string, int) 
 	if res == nil {
 		v.t.Fatal("no answer to a websocket's handshake")
 	}
-	_ = res.Body.Close() // nothing was written
-	if res.StatusCode != http.StatusSwitchingProtocols {
-		return nil, "", res.StatusCode
+	if res.code != http.StatusSwitchingProtocols {
+		return nil, "", res.code
 	}
 	text, err := l.frame()
 	if err != nil {
 		v.t.Fatalf("the websocket says nothing: %v", err)
 	}
-	return l, text, res.StatusCode
+	return l, text, res.code
 }
 
 // atOnce runs a function many times at the same time.

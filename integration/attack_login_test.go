@@ -4,6 +4,7 @@ package integration
 
 import (
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"os"
@@ -260,9 +261,7 @@ func TestAttack_W2_a_code_is_good_once_also_for_two_at_the_same_time(t *testing.
 		atOnce(2, func(i int) {
 			i += 2 * len(what) / len("recovery code") // other sessions for the other kind
 			values := url.Values{"csrf": {tokens[i]}}
-			for name, value := range form {
-				values[name] = value
-			}
+			maps.Copy(values, form)
 			r := thieves[i].send("POST", "/login/factor", values.Encode(), formType)
 			mu.Lock()
 			defer mu.Unlock()
@@ -560,11 +559,11 @@ func (v *visitor) gone(app opened, socket *line) {
 
 func TestAttack_W1_W14_a_login_and_its_streams_end_within_70_s_of_leaving_the_group(t *testing.T) {
 	forgetAttempts(t)
-	describe(t, "mirror", mirrorApp)
+	mirrors(t)
 	v := visit(t, "bob").login()
 	app := v.session("mirror")
 	v.enter(app.origin + "/")
-	socket, _, _ := v.websocket(app)
+	socket, _, _ := v.websocket(app, "Origin: "+app.origin)
 	const group = "dn: cn=carme-users,ou=groups,dc=carme,dc=test\nchangetype: modify\n"
 	ldapmodify(t, group+"delete: memberUid\nmemberUid: bob\n", group+"add: memberUid\nmemberUid: bob\n")
 	v.gone(app, socket)
@@ -573,13 +572,28 @@ func TestAttack_W1_W14_a_login_and_its_streams_end_within_70_s_of_leaving_the_gr
 	}
 }
 
-func TestAttack_W1_W14_a_login_and_its_streams_end_when_the_account_is_removed(t *testing.T) {
+func TestAttack_W1_W14_a_login_and_its_streams_end_when_the_password_is_changed(t *testing.T) {
 	forgetAttempts(t)
-	describe(t, "mirror", mirrorApp)
+	mirrors(t)
+	undo(t, ctl, "mv /etc/carme/backend.yaml.it /etc/carme/backend.yaml; svc restart carme-backend")
+	sh(t, ctl, "cp -a /etc/carme/backend.yaml /etc/carme/backend.yaml.it && sed -i 's/^  people:/&\\n    password_changed: modifyTimestamp/' /etc/carme/backend.yaml")
+	restart(t, ctl, "carme-backend")
 	v := visit(t, "bob").login()
 	app := v.session("mirror")
 	v.enter(app.origin + "/")
-	socket, _, _ := v.websocket(app)
+	socket, _, _ := v.websocket(app, "Origin: "+app.origin)
+	const change = "dn: uid=bob,ou=people,dc=carme,dc=test\nchangetype: modify\nreplace: userPassword\nuserPassword: "
+	ldapmodify(t, change+"another-one\n", change+"bob-pass\n")
+	v.gone(app, socket)
+}
+
+func TestAttack_W1_W14_a_login_and_its_streams_end_when_the_account_is_removed(t *testing.T) {
+	forgetAttempts(t)
+	mirrors(t)
+	v := visit(t, "bob").login()
+	app := v.session("mirror")
+	v.enter(app.origin + "/")
+	socket, _, _ := v.websocket(app, "Origin: "+app.origin)
 	// Renamed: another account, as if bob's had been removed and his name kept.
 	const people = ",ou=people,dc=carme,dc=test\nchangetype: modrdn\nnewrdn: uid="
 	ldapmodify(t, "dn: uid=bob"+people+"bobby\ndeleteoldrdn: 1\n", "dn: uid=bobby"+people+"bob\ndeleteoldrdn: 1\n")
