@@ -682,9 +682,9 @@ func TestAttack_W20_a_record_that_was_changed_or_removed_is_found(t *testing.T) 
 		}
 		root(t, ctl, "sqlite3", dir+"/state/carme.db", drop+statement).ok(t)
 		sh(t, ctl, "sed -e '/^listen:/d' -e '/^admin_socket:/d' -e '/^state:/d' -e '/^metrics_listen:/d' /etc/carme/backend.yaml >"+dir+"/backend.yaml && "+
-			"printf 'listen: 127.0.0.1:17443\\nadmin_socket: "+dir+"/admin.sock\\nstate: "+dir+"/state\\n' >>"+dir+"/backend.yaml && chown -R carme-backend:carme-backend "+dir)
+			"printf 'listen: 127.0.0.1:17443\\nadmin_socket: "+dir+"/state/admin.sock\\nstate: "+dir+"/state\\n' >>"+dir+"/backend.yaml && chown -R carme-backend:carme-backend "+dir+"/state")
 		out := sh(t, ctl, "setpriv --reuid carme-backend --regid carme-backend --init-groups timeout 20 carme-backend --config "+dir+"/backend.yaml >"+dir+"/log 2>&1 & pid=$!; "+
-			"for i in $(seq 100); do test -S "+dir+"/admin.sock && break; sleep 0.1; done; carme-backend --config "+dir+"/backend.yaml audit verify; echo status=$?; kill $pid; wait $pid; tail -3 "+dir+"/log >&2")
+			"for i in $(seq 100); do test -S "+dir+"/state/admin.sock && break; sleep 0.1; done; carme-backend --config "+dir+"/backend.yaml audit verify; echo status=$?; kill $pid; wait $pid; tail -3 "+dir+"/log >&2")
 		if ok := strings.Contains(out, "status=0"); ok != (what == "nothing") {
 			t.Errorf("%s: %s\n%s", what, out, sh(t, ctl, "tail -3 "+dir+"/log"))
 		}

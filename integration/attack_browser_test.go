@@ -153,7 +153,7 @@ func (s site) siblings(t *testing.T) {
 func secondSite(t *testing.T) site {
 	t.Helper()
 	s := site{"portal.localhost", "apps.localhost", "9443"}
-	const dir = "/tmp/it-portal"
+	const dir = "/var/lib/it-portal"
 	undo(t, login, "kill $(cat "+dir+"/pid); rm -rf "+dir)
 	sh(t, login, "rm -rf "+dir+" && mkdir -p "+dir)
 	cert := forged(t, login, webCA, func(c *x509.Certificate) { c.DNSNames = []string{s.host, "*." + s.apps} })
@@ -165,9 +165,9 @@ func secondSite(t *testing.T) site {
 	place(t, login, dir+"/web.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
 	sh(t, login, "sed -e 's/^listen:.*/listen: \":"+s.port+"\"/' -e 's/^portal_host:.*/portal_host: "+s.host+"/' -e 's/^apps_domain:.*/apps_domain: "+s.apps+"/' "+
 		"-e 's/^public_port:.*/public_port: "+s.port+"/' -e 's/^metrics_listen:.*//' -e 's#[^ ]*web.crt#"+dir+"/web.crt#' -e 's#[^ ]*web.key#"+dir+"/web.key#' /etc/carme/portal.yaml >"+dir+"/portal.yaml && "+
-		"chown -R carme-portal:carme-portal "+dir+" && chmod 600 "+dir+"/web.key")
-	run(t, "docker", "exec", "-d", container(login), "setpriv", "--reuid", "carme-portal", "--regid", "carme-portal", "--init-groups",
-		"sh", "-c", "echo $$ >"+dir+"/pid; exec carme-portal --config "+dir+"/portal.yaml >"+dir+"/log 2>&1").ok(t)
+		"chown carme-portal "+dir+"/web.key && chmod 600 "+dir+"/web.key")
+	run(t, "docker", "exec", "-d", container(login), "sh", "-c", "echo $$ >"+dir+"/pid; "+
+		"exec setpriv --reuid carme-portal --regid carme-portal --init-groups carme-portal --config "+dir+"/portal.yaml >"+dir+"/log 2>&1").ok(t)
 	v := s.visit(t, "nobody")
 	defer func() {
 		if t.Failed() {
