@@ -126,7 +126,11 @@ func (b *browser) note(event any) {
 			b.problems = append(b.problems, e.Entry.URL+": "+e.Entry.Text)
 		}
 	case *cdpruntime.EventExceptionThrown:
-		b.problems = append(b.problems, e.ExceptionDetails.Text)
+		text := e.ExceptionDetails.Text
+		if e.ExceptionDetails.Exception != nil {
+			text += ": " + e.ExceptionDetails.Exception.Description
+		}
+		b.problems = append(b.problems, text)
 	case *network.EventRequestWillBeSent:
 		u, err := url.Parse(e.Request.URL)
 		if err != nil || u.Scheme == "data" || u.Scheme == "blob" || u.Scheme == "about" {
@@ -141,7 +145,19 @@ func (b *browser) note(event any) {
 // step is one thing that a person does.
 type step = chromedp.Action[chromedp.Void]
 
-func goTo(url string) step            { return chromedp.Navigate(url) }
+// goTo opens an address. Chromium drops all connections when an interface of the
+// machine comes or goes, as those of other containers do, and then a person
+// would press reload.
+func goTo(url string) step {
+	return func(ctx context.Context, tab *chromedp.Target) (chromedp.Void, error) {
+		none, err := chromedp.Navigate(url)(ctx, tab)
+		for n := 0; n < 3 && err != nil && strings.Contains(err.Error(), "ERR_NETWORK_CHANGED"); n++ {
+			none, err = chromedp.Navigate(url)(ctx, tab)
+		}
+		return none, err
+	}
+}
+
 func fill(selector, text string) step { return chromedp.SendKeys(chromedp.CSS(selector), text) }
 func send(selector string) step       { return chromedp.Submit(chromedp.CSS(selector)) }
 func click(selector string) step      { return chromedp.Click(chromedp.CSS(selector)) }
@@ -178,12 +194,12 @@ func (b *browser) within(limit time.Duration, steps ...step) {
 	}
 }
 
-// ask runs one expression of JavaScript in the page.
+// ask runs one expression of JavaScript in the page, and awaits its promise.
 func ask[T any](b *browser, expression string) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
-	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression))
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 	if err != nil {
 		b.shot("failed")
 		b.t.Fatalf("%s: %v", expression, err)

@@ -60,7 +60,10 @@ func (b *browser) cell(app, line string) string {
 	b.t.Helper()
 	b.do(goTo(app))
 	b.within(2*time.Minute, click(`.jp-LauncherCard[data-category="Notebook"]`), appears(".jp-Notebook .cm-content"))
-	eventually(b.t, 2*time.Minute, "an idle kernel", func() bool { return b.has(`.jp-NotebookPanel [data-status="idle"]`) })
+	// The page calls a kernel idle before there is one; the server knows.
+	eventually(b.t, 2*time.Minute, "an idle kernel", func() bool {
+		return ask[bool](b, "fetch('/api/kernels').then(r => r.json()).then(k => k.length == 1 && k[0].connections > 0 && k[0].execution_state == 'idle')")
+	})
 	b.do(click(".jp-Notebook .cm-content"), chromedp.KeyEvent(line), chromedp.KeyEvent(kb.Enter, chromedp.KeyModifiers(chromedp.ModifierShift)))
 	return b.text(".jp-Notebook .jp-OutputArea-output pre")
 }

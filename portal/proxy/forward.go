@@ -107,12 +107,12 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 // settle ends the sending of a body that nobody waits for any more.
 func settle(w http.ResponseWriter, sent <-chan error) {
 	select {
-	case <-sent:
+	case <-sent: //nolint:errcheck // nobody waits for it
 		return
 	default:
 	}
 	_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // wakes the reader of the body
-	<-sent
+	<-sent                                                        //nolint:errcheck // nobody waits for it
 }
 
 // send writes the request. The channel yields once its body has been sent.

@@ -113,9 +113,9 @@ func (b *browser) post(from, path string, fields url.Values, headers ...string) 
 	return b.do(r)
 }
 
-func (b *browser) login(name string) {
+func (b *browser) login() {
 	b.t.Helper()
-	b.post("/login", "/login", url.Values{"username": {name}, "password": {clienttest.Password}})
+	b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}})
 	answer, _ := b.post("/login/factor", "/login/factor", url.Values{"code": {"123 456"}})
 	if answer.StatusCode != 303 || answer.Header.Get("Location") != "/" {
 		b.t.Fatalf("login: %d to %q", answer.StatusCode, answer.Header.Get("Location"))
@@ -199,7 +199,7 @@ func TestAttack_next_leads_to_own_pages_only(t *testing.T) {
 
 func TestAttack_forms_of_other_pages_do_nothing(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	for name, headers := range map[string][]string{
 		"cross-site":     {"Sec-Fetch-Site: cross-site"},
 		"sibling":        {"Sec-Fetch-Site: same-site"},
@@ -250,7 +250,7 @@ func TestAttack_answers_carry_the_headers_that_protect_them(t *testing.T) {
 
 func TestAttack_names_with_markup_stay_text(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	bad := `"><script>alert(1)</script><img src=x onerror=alert(1)>`
 	b.backend.Add(api.Job{ID: "7", User: "alice", Name: bad, Image: bad, App: bad, Partition: bad, Reason: bad, Stage: api.StageQueued, Carme: true, End: bad, Problem: bad, Nodes: []string{bad}, Detail: &api.JobDetail{Output: bad, Log: []api.Event{{Text: bad}}}})
 	for _, path := range []string{"/", "/jobs", "/jobs/7", "/jobs/7/stop", "/fragments/jobs/7"} {
@@ -262,7 +262,7 @@ func TestAttack_names_with_markup_stay_text(t *testing.T) {
 
 func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	_, page := b.get("/")
 	id := regexp.MustCompile(`name="id" value="([0-9a-f-]{36})"`).FindStringSubmatch(page)[1]
 	form := url.Values{"id": {id}, "image": {"base"}, "app": {"jupyterlab"}, "gpus": {"1"}, "nodes": {"1"}, "minutes": {"60"}}
@@ -291,7 +291,7 @@ func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 func TestAttack_other_peoples_jobs_are_not_found(t *testing.T) {
 	b := newBrowser(t)
 	b.backend.Add(api.Job{ID: "9", User: "bob", Name: "secret", Stage: api.StageReady, Host: testLabel, Carme: true})
-	b.login("alice")
+	b.login()
 	for _, path := range []string{"/jobs/9", "/jobs/9/stop", "/fragments/jobs/9", "/jobs/9/output?offset=0", "/jobs/9/metrics", "/open?host=" + testLabel + "&n=" + strings.Repeat("a", 64)} {
 		if answer, page := b.get(path); answer.StatusCode != 404 || strings.Contains(page, "secret") {
 			t.Errorf("%s: %d", path, answer.StatusCode)
@@ -302,7 +302,7 @@ func TestAttack_other_peoples_jobs_are_not_found(t *testing.T) {
 func TestOpen_leads_to_the_sessions_own_host_only(t *testing.T) {
 	b := newBrowser(t)
 	b.backend.Add(api.Job{ID: "9", User: "alice", Stage: api.StageReady, Host: testLabel, Carme: true})
-	b.login("alice")
+	b.login()
 	nonce := strings.Repeat("ab", 32)
 	answer, _ := b.get("/open?host=" + testLabel + "&n=" + nonce)
 	if got := answer.Header.Get("Location"); !strings.HasPrefix(got, "https://"+testLabel+".apps.example/.carme/cb?code=") {
@@ -317,7 +317,7 @@ func TestOpen_leads_to_the_sessions_own_host_only(t *testing.T) {
 
 func TestFragments_are_sent_once(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	answer, _ := b.get("/fragments/jobs")
 	tag := answer.Header.Get("ETag")
 	if answer, body := b.get("/fragments/jobs", "If-None-Match: "+tag); tag == "" || answer.StatusCode != 304 || body != "" {
@@ -327,7 +327,7 @@ func TestFragments_are_sent_once(t *testing.T) {
 
 func TestFault_backend_away_is_said_and_the_login_stays(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	b.backend.SetDown(true)
 	if answer, page := b.get("/", "Accept-Language: de"); answer.StatusCode != 503 || !strings.Contains(page, "Der Cluster antwortet nicht") {
 		t.Errorf("%d", answer.StatusCode)
@@ -340,7 +340,7 @@ func TestFault_backend_away_is_said_and_the_login_stays(t *testing.T) {
 
 func TestEvents_end_with_the_login(t *testing.T) {
 	b := newBrowser(t)
-	b.login("alice")
+	b.login()
 	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, b.server.URL+"/events", nil)
 	stream, err := b.client.Do(r)
 	if err != nil {
