@@ -500,6 +500,49 @@ func TestFault_agents_refusals_are_said_in_words(t *testing.T) {
 	}
 }
 
+func TestFault_an_agent_that_is_started_anew_is_waited_for(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(mirror))
+	host, cookie := w.session("alice", "a")
+	for name, kill := range map[string]func(){
+		"before it answers":             func() { w.agent.cut.Store(2) },
+		"before the app answers":        func() { w.agent.drop.Store(1) },
+		"one after the other":           func() { w.agent.cut.Store(1); w.agent.drop.Store(1) },
+		"before it takes a connection":  func() { w.backend.Addr = w.later(300 * time.Millisecond) },
+		"and is back where it was then": func() { w.backend.Addr = w.agent.addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.proxy.table.closeAll()
+			kill()
+			if got := w.ask(w.client(false), "GET", host, "/", cookie, nil); got.StatusCode != 200 || text(t, got) == "" {
+				t.Errorf("the browser gets %d", got.StatusCode)
+			}
+		})
+	}
+}
+
+func TestFault_what_changes_something_is_sent_once(t *testing.T) {
+	var mu sync.Mutex
+	got := 0
+	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got++
+		panic(http.ErrAbortHandler)
+	}))
+	host, cookie := w.session("alice", "a")
+	for method, want := range map[string]int{"POST": 1, "DELETE": 1, "GET": 2} {
+		got = 0
+		if answer := w.ask(w.client(true), method, host, "/", cookie, nil, "Sec-Fetch-Site: same-origin"); answer.StatusCode != 502 {
+			t.Errorf("%s: %d", method, answer.StatusCode)
+		}
+		mu.Lock()
+		if got != want {
+			t.Errorf("%s: the app got it %d times, not %d", method, got, want)
+		}
+		mu.Unlock()
+	}
+}
+
 func TestAttack_piled_up_cookies_are_removed_by_name(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(mirror))
 	host, cookie := w.session("alice", "a")

@@ -11,6 +11,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/wire/api"
@@ -21,6 +22,11 @@ const RelayProtocol = "carme-relay/1"
 
 const (
 	dialPatience = 5 * time.Second
+	// An agent that is started anew takes no connections for a moment, and cuts
+	// those it had not answered yet. For that long it is asked again, at first
+	// after dialPause.
+	dialAgain = 3 * time.Second
+	dialPause = 25 * time.Millisecond
 	// writePatience is how long one piece of data may wait for its reader.
 	writePatience = 60 * time.Second
 	// answerHeadMax bounds the head of an app's answer, in bytes.
@@ -103,7 +109,6 @@ type upstream struct {
 	meter  *meter
 	reader *bufio.Reader
 	since  time.Time // idle since
-	used   bool      // has carried a request
 }
 
 // meter bounds how much of an answer's head is read.
@@ -124,8 +129,36 @@ func (m *meter) Read(p []byte) (int, error) {
 func (m *meter) bound()   { m.left = answerHeadMax }
 func (m *meter) unbound() { m.left = math.MaxInt64 }
 
-// dial opens a stream to the route's app.
+// dial opens a stream to the route's app, and bridges the restart of an agent.
 func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
+	late := time.Now().Add(dialAgain)
+	for pause := dialPause; ; pause *= 2 {
+		up, err := p.dialOnce(ctx, r)
+		if err == nil || !startsAnew(err) || time.Now().Add(pause).After(late) {
+			return up, err
+		}
+		wait := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, ctx.Err()
+		case <-wait.C:
+		}
+	}
+}
+
+// startsAnew says whether an agent ended before it gave an answer, as one does
+// that is killed or not up yet. One that is silent may be cut off for long.
+func startsAnew(err error) bool {
+	for _, end := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *Proxy) dialOnce(ctx context.Context, r *route) (*upstream, error) {
 	g := r.grant.Load()
 	s := &stream{route: r}
 	if err := r.register(s); err != nil {
