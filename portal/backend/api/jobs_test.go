@@ -86,9 +86,9 @@ func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
 	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
 		t.Fatalf("status %d", status)
 	}
-	w.clock.add(time.Minute)
 	var j wire.Job
 	w.eventually("the loss is noticed", func() bool {
+		w.clock.add(10 * time.Second)
 		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
 		return j.Stage == wire.StageFailed
 	})
@@ -96,6 +96,35 @@ func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
 	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusCreated {
 		t.Errorf("pressed again: %d %+v", status, e)
 	}
+}
+
+func TestStart_is_not_called_lost_while_what_hangs_may_still_act_on_it(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.hang(true)
+	w.slurm.submit = func() error { return rest.ErrUnknown }
+	in := newStart()
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
+		t.Fatalf("status %d", status)
+	}
+	var j wire.Job
+	looked := w.slurm.asked.Load()
+	w.eventually("looks", func() bool {
+		w.clock.add(10 * time.Second)
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return w.slurm.asked.Load() > looked+3
+	})
+	if j.Stage != wire.StageSending {
+		t.Fatalf("while slurmrestd hangs the job is %s", j.Stage)
+	}
+	w.slurm.mu.Lock()
+	w.slurm.jobs[777] = rest.Job{ID: 777, Comment: "carme:" + in.ID, User: "alice", UID: 10001, State: "PENDING", Partition: "debug"}
+	w.slurm.mu.Unlock()
+	w.slurm.hang(false)
+	w.eventually("the job is found", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.ID == "777"
+	})
 }
 
 func TestStart_in_flight_when_the_process_died_is_looked_up(t *testing.T) {
