@@ -85,7 +85,7 @@ func newWorldNamed(t *testing.T, names Names, app http.Handler) *world {
 		w.ended <- Serve(ctx, tcp, &tls.Config{Certificates: []tls.Certificate{pair}}, names.Dispatch(pages, w.proxy), slog.New(slog.DiscardHandler))
 	})
 	t.Cleanup(func() { stop(); all.Wait() })
-	eventually(t, "the first heartbeat", func() bool { return w.proxy.table.beat.Load() != 0 })
+	eventually(t, "the first heartbeat", func() bool { return w.proxy.table.beat.Load() != nil })
 	return w
 }
 

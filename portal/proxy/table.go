@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -152,8 +153,8 @@ func (r *route) prune(now time.Time) int {
 type table struct {
 	backend Backend
 	now     func() time.Time
-	routes  sync.Map     // of key to *route: read on every request
-	beat    atomic.Int64 // unix nanoseconds of the backend's last sign of life
+	routes  sync.Map                  // of key to *route: read on every request
+	beat    atomic.Pointer[time.Time] // the backend's last sign of life
 	slots   chan struct{}
 
 	mu      sync.Mutex
@@ -239,7 +240,7 @@ func (t *table) fly(k key, f *flight) {
 
 func (t *table) request(k key) (*route, error) {
 	started := t.now()
-	if started.Sub(time.Unix(0, t.beat.Load())) > leaseNew {
+	if t.silence(started) > leaseNew {
 		return nil, errAway
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), grantPatience)
@@ -338,7 +339,7 @@ func (t *table) revoke(m mark) {
 // sweep closes what has run its time. It is called every few seconds.
 func (t *table) sweep() {
 	now := t.now()
-	lost := now.Sub(time.Unix(0, t.beat.Load())) > leaseOpen
+	lost := t.silence(now) > leaseOpen
 	for _, found := range t.routes.Range {
 		r := found.(*route)
 		g := r.grant.Load()
@@ -364,7 +365,20 @@ func (t *table) review() {
 }
 
 // heartbeat notes a sign of life.
-func (t *table) heartbeat() { t.beat.Store(t.now().UnixNano()) }
+func (t *table) heartbeat() {
+	now := t.now()
+	t.beat.Store(&now)
+}
+
+// silence is for how long there was none. It is counted by the clock that is
+// never set: one that is set back must not prolong the lease, nor one that is
+// set forward end every stream.
+func (t *table) silence(now time.Time) time.Duration {
+	if last := t.beat.Load(); last != nil {
+		return now.Sub(*last)
+	}
+	return math.MaxInt64
+}
 
 func (t *table) closeAll() {
 	for _, found := range t.routes.Range {
