@@ -37,7 +37,9 @@ const (
 	headPatience = 10 * time.Second
 	idlePatience = 2 * time.Minute
 	headBytes    = 1 << 20
-	drainFor     = 20 * time.Second
+	// drainFor is how long requests under way may take to end. With systemd's
+	// socket, browsers wait that long for the next portal.
+	drainFor = 5 * time.Second
 )
 
 // Serve serves the handler over TLS, HTTP/2 and 1.1, on the listener until ctx
