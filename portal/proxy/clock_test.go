@@ -21,3 +21,24 @@ func TestFault_lease_is_counted_by_the_clock_that_is_not_set(t *testing.T) {
 		t.Errorf("after 7 s the silence is %v", got)
 	}
 }
+
+func TestFault_the_first_request_waits_for_the_first_sign_of_life(t *testing.T) {
+	table := newTable(nil, time.Now)
+	begun := make(chan struct{})
+	go func() {
+		table.begin()
+		close(begun)
+	}()
+	select {
+	case <-begun:
+		t.Fatal("it does not wait")
+	case <-time.After(50 * time.Millisecond):
+	}
+	table.heartbeat()
+	table.heartbeat()
+	<-begun
+	table.begin()
+	later := newTable(nil, time.Now)
+	later.started = time.Now().Add(-time.Minute)
+	later.begin() // the start is long past: nobody is kept waiting
+}

@@ -155,6 +155,8 @@ type table struct {
 	now     func() time.Time
 	routes  sync.Map                  // of key to *route: read on every request
 	beat    atomic.Pointer[time.Time] // the backend's last sign of life
+	first   chan struct{}             // closed by the first one
+	started time.Time
 	slots   chan struct{}
 
 	mu      sync.Mutex
@@ -177,7 +179,7 @@ type flight struct {
 
 func newTable(backend Backend, now func() time.Time) *table {
 	return &table{
-		backend: backend, now: now, slots: make(chan struct{}, asking),
+		backend: backend, now: now, slots: make(chan struct{}, asking), first: make(chan struct{}), started: now(),
 		index: map[mark]map[*route]struct{}{}, flights: map[key]*flight{},
 	}
 }
@@ -239,6 +241,7 @@ func (t *table) fly(k key, f *flight) {
 }
 
 func (t *table) request(k key) (*route, error) {
+	t.begin()
 	started := t.now()
 	if t.silence(started) > leaseNew {
 		return nil, errAway
@@ -253,6 +256,21 @@ func (t *table) request(k key) (*route, error) {
 		return nil, err
 	}
 	return t.insert(k, &g, started)
+}
+
+// begin waits for the first sign of life after the start, which browsers that
+// were at the portal before may be quicker than.
+func (t *table) begin() {
+	left := leaseNew - t.now().Sub(t.started)
+	if left <= 0 || t.beat.Load() != nil {
+		return
+	}
+	late := time.NewTimer(left)
+	defer late.Stop()
+	select {
+	case <-t.first:
+	case <-late.C:
+	}
 }
 
 // insert makes a grant known, unless it was revoked while it was under way.
@@ -367,7 +385,9 @@ func (t *table) review() {
 // heartbeat notes a sign of life.
 func (t *table) heartbeat() {
 	now := t.now()
-	t.beat.Store(&now)
+	if t.beat.Swap(&now) == nil {
+		close(t.first)
+	}
 }
 
 // silence is for how long there was none. It is counted by the clock that is
