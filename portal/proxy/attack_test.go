@@ -4,10 +4,12 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -517,6 +519,31 @@ func TestFault_an_agent_that_is_started_anew_is_waited_for(t *testing.T) {
 				t.Errorf("the browser gets %d", got.StatusCode)
 			}
 		})
+	}
+}
+
+func TestFault_an_agent_that_is_unheard_of_is_given_up(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // a test's
+	dialer := newDialer()
+	conn, err := dialer.DialContext(t.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // a test's
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if got, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout); err != nil || got != 10000 {
+			t.Errorf("it may be silent for %d ms, %v", got, err)
+		}
+	}); err != nil {
+		t.Error(err)
 	}
 }
 

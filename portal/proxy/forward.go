@@ -71,10 +71,15 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 		if r.Context().Err() != nil {
 			return true
 		}
-		if again && startsAnew(err) {
+		cut := cutOff(err)
+		if again && (cut || startsAnew(err)) {
 			return false
 		}
 		p.log.InfoContext(r.Context(), "app: no answer", "job", rt.grant.Load().Job, "error", err)
+		if cut {
+			p.problem(w, r, pageNode)
+			return true
+		}
 		p.problem(w, r, pageBroken)
 		return true
 	}

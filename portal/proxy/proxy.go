@@ -57,7 +57,7 @@ type counts struct{ requests, refused, websockets, open atomic.Int64 }
 func New(o Options) *Proxy {
 	return &Proxy{
 		names: o.Names, backend: o.Backend, agentTLS: o.AgentTLS, log: o.Log, now: o.Now,
-		dialer: net.Dialer{KeepAlive: 30 * time.Second},
+		dialer: newDialer(),
 		table:  newTable(o.Backend, o.Now),
 	}
 }

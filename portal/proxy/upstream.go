@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -29,6 +30,14 @@ const (
 	dialPause = 25 * time.Millisecond
 	// writePatience is how long one piece of data may wait for its reader.
 	writePatience = 60 * time.Second
+	// unheard is how long an agent may leave data or a probe unacknowledged: a
+	// node that lost its network says no word, and TCP alone would try for a
+	// quarter of an hour.
+	unheard = 10 * time.Second
+	// probeEvery is how often a connection on which nothing moves is probed.
+	probeEvery = 15 * time.Second
+	// tcpUserTimeout is TCP_USER_TIMEOUT of linux/tcp.h, which syscall lacks.
+	tcpUserTimeout = 18
 	// answerHeadMax bounds the head of an app's answer, in bytes.
 	answerHeadMax = 256 << 10
 )
@@ -129,6 +138,17 @@ func (m *meter) Read(p []byte) (int, error) {
 func (m *meter) bound()   { m.left = answerHeadMax }
 func (m *meter) unbound() { m.left = math.MaxInt64 }
 
+// newDialer returns one whose connections end once the other side is unheard.
+func newDialer() net.Dialer {
+	return net.Dialer{KeepAlive: probeEvery, Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(unheard.Milliseconds()))
+		})
+		return errors.Join(err, failed)
+	}}
+}
+
 // dial opens a stream to the route's app, and bridges the restart of an agent.
 func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
 	late := time.Now().Add(dialAgain)
@@ -150,12 +170,16 @@ func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
 // startsAnew says whether an agent ended before it gave an answer, as one does
 // that is killed or not up yet. One that is silent may be cut off for long.
 func startsAnew(err error) bool {
-	for _, end := range []error{syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF} {
-		if errors.Is(err, end) {
-			return true
-		}
-	}
-	return false
+	return isOne(err, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF)
+}
+
+// cutOff says whether there was no way to the agent for as long as unheard.
+func cutOff(err error) bool {
+	return isOne(err, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH)
+}
+
+func isOne(err error, of ...error) bool {
+	return slices.ContainsFunc(of, func(one error) bool { return errors.Is(err, one) })
 }
 
 func (p *Proxy) dialOnce(ctx context.Context, r *route) (*upstream, error) {
