@@ -301,6 +301,13 @@ func TestRequeued_job_has_another_origin(t *testing.T) {
 	if status, _ := w.ask(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha("n")}, nil); status != http.StatusNotFound {
 		t.Errorf("the old origin opens: %d", status)
 	}
+	// Its cookie's token is gone with it; a new login would lead nowhere.
+	if status, _ := w.ask(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: job.Host, Token: "old"}, nil); status != http.StatusNotFound {
+		t.Errorf("the old origin asks for a login: %d", status)
+	}
+	if status, _ := w.ask(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: again.Host, Token: "old"}, nil); status != http.StatusUnauthorized {
+		t.Errorf("the new origin with the old token: %d", status)
+	}
 }
 
 func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
