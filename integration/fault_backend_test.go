@@ -304,8 +304,8 @@ func TestFault_A9_a_backend_refuses_a_database_that_it_cannot_trust(t *testing.T
 		"cut":          {"truncate -s 40000 " + db, []string{"restore it from a backup"}},
 		"no database":  {"head -c 100000 /dev/urandom >" + db, []string{"restore it from a backup"}},
 		"newer schema": {"sqlite3 " + db + ` "INSERT INTO goose_db_version (version_id, is_applied) VALUES (99999, 1)"`, []string{"newer"}},
-		"not its own":  {"chown root " + db + " && chmod 600 " + db, []string{"permission denied"}},
-		"read-only":    {"chmod 400 " + db, []string{"readonly"}},
+		"not its own":  {"chown root " + db + " && chmod 600 " + db, []string{"permission denied", "chown carme-backend"}},
+		"read-only":    {"chmod 400 " + db, []string{"permission denied", "chown carme-backend"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			command := second(t, dir)

@@ -550,7 +550,7 @@ func TestFault_an_agent_that_is_unheard_of_is_given_up(t *testing.T) {
 func TestFault_what_changes_something_is_sent_once(t *testing.T) {
 	var mu sync.Mutex
 	got := 0
-	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+	w := newWorld(t, http.HandlerFunc(func(_ http.ResponseWriter, _ *http.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		got++
