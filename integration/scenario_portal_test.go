@@ -140,3 +140,52 @@ func TestScenario_W3_W5_W14_a_day_in_JupyterLab(t *testing.T) {
 	awaitState(t, job, 30*time.Second, "CANCELLED")
 	again.clean()
 }
+
+func TestScenario_W19_pages_in_German_and_dark(t *testing.T) {
+	b := open(t, chromedp.Flag("accept-lang", "de"), chromedp.WindowSize(390, 844))
+	b.dark()
+	b.do(goTo(portalURL + "/login"))
+	if title := b.text("h1"); title != "Anmelden" {
+		t.Errorf("the page is headed %q", title)
+	}
+	b.axe("login")
+	b.login("bob")
+	b.shot("dashboard")
+	b.axe("dashboard")
+	for _, page := range []string{"/jobs", "/security"} {
+		b.do(goTo(portalURL+page), appears("h1"))
+		b.shot(strings.TrimPrefix(page, "/"))
+		b.axe(page)
+	}
+	b.clean()
+}
+
+func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
+	users := map[string]*browser{"alice": open(t), "bob": open(t)}
+	for user, b := range users {
+		b.login(user)
+		b.do(click("label[for=app-terminal]"), click("#start button[type=submit]"), appears("#jobhead"))
+		b.within(3*time.Minute, appears(ready))
+		id := regexp.MustCompile(`Job ([0-9]+)`).FindStringSubmatch(b.text("#jobhead p"))
+		t.Cleanup(func() { root(t, ctl, "scancel", id[1]) })
+		b.do(goTo(ask[string](b, "document.querySelector('"+ready+"').href")), appears(".xterm-helper-textarea"))
+		b.do(chromedp.KeyEvent("id -un; echo $CARME_JOB_APP-$((40+2))\n"))
+		eventually(t, time.Minute, "the shell's answer to "+user, func() bool {
+			screen := b.text(".xterm-rows")
+			return strings.Contains(screen, "terminal-42") && strings.Contains(screen, user)
+		})
+		b.shot(user)
+		b.clean()
+	}
+}
+
+func TestScenario_W3_W14_a_session_from_the_command_line_is_in_the_portal(t *testing.T) {
+	id := sbatch(t, "bob", "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap", ":")
+	t.Cleanup(func() { root(t, ctl, "scancel", id) })
+	b := open(t)
+	b.login("bob")
+	b.do(goTo(portalURL + "/jobs/" + id))
+	b.within(2*time.Minute, appears(ready))
+	b.do(goTo(ask[string](b, "document.querySelector('"+ready+"').href")), appears(".xterm-helper-textarea"))
+	b.clean()
+}

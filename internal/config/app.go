@@ -152,14 +152,7 @@ func (f *file) checkApp(a *App) {
 			f.fail("is no status of HTTP", "health", "status", i)
 		}
 	}
-	for name, text := range a.Files {
-		if !filepath.IsLocal(name) || path.Clean(name) != name || !printable(name) {
-			f.fail("must be a path of a file below {{files}}, without .. in it", "files", name)
-		}
-		if len(text) > appFileMax {
-			f.fail(fmt.Sprintf("is longer than %d bytes", appFileMax), "files", name)
-		}
-	}
+	f.checkAppFiles(a.Files)
 	for i, name := range a.PythonHidden {
 		if !pythonModule.MatchString(name) {
 			f.fail("is no name of a Python module", "python_hidden", i)
@@ -170,6 +163,17 @@ func (f *file) checkApp(a *App) {
 	}
 	if !slices.Contains([]string{SharingNone, SharingView, SharingFull}, a.Sharing) {
 		f.fail("is unknown; use none, view or full", "sharing")
+	}
+}
+
+func (f *file) checkAppFiles(files map[string]string) {
+	for name, text := range files {
+		if !filepath.IsLocal(name) || path.Clean(name) != name || !printable(name) {
+			f.fail("must be a path of a file below {{files}}, without .. in it", "files", name)
+		}
+		if len(text) > appFileMax {
+			f.fail(fmt.Sprintf("is longer than %d bytes", appFileMax), "files", name)
+		}
 	}
 }
 
