@@ -154,6 +154,8 @@ type table struct {
 	now     func() time.Time
 	routes  sync.Map     // of key to *route: read on every request
 	beat    atomic.Int64 // unix nanoseconds of the backend's last sign of life
+	first   sync.Once
+	alive   chan struct{} // closed at the first one
 	slots   chan struct{}
 
 	mu      sync.Mutex
@@ -176,7 +178,7 @@ type flight struct {
 
 func newTable(backend Backend, now func() time.Time) *table {
 	return &table{
-		backend: backend, now: now, slots: make(chan struct{}, asking),
+		backend: backend, now: now, slots: make(chan struct{}, asking), alive: make(chan struct{}),
 		index: map[mark]map[*route]struct{}{}, flights: map[key]*flight{},
 	}
 }
@@ -238,6 +240,12 @@ func (t *table) fly(k key, f *flight) {
 }
 
 func (t *table) request(k key) (*route, error) {
+	// A portal that has just begun to serve does not turn browsers away while it
+	// waits for the first sign of life.
+	select {
+	case <-t.alive:
+	case <-time.After(leaseNew):
+	}
 	started := t.now()
 	if started.Sub(time.Unix(0, t.beat.Load())) > leaseNew {
 		return nil, errAway
@@ -364,7 +372,10 @@ func (t *table) review() {
 }
 
 // heartbeat notes a sign of life.
-func (t *table) heartbeat() { t.beat.Store(t.now().UnixNano()) }
+func (t *table) heartbeat() {
+	t.beat.Store(t.now().UnixNano())
+	t.first.Do(func() { close(t.alive) })
+}
 
 func (t *table) closeAll() {
 	for _, found := range t.routes.Range {

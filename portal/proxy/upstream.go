@@ -11,6 +11,7 @@ import (
 	"math"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/wire/api"
@@ -20,7 +21,13 @@ import (
 const RelayProtocol = "carme-relay/1"
 
 const (
-	dialPatience = 5 * time.Second
+	dialPatience = 8 * time.Second
+	// restartPatience is how long an agent that refuses connections is tried
+	// again: its restart takes a good second.
+	restartPatience = 3 * time.Second
+	restartEvery    = 50 * time.Millisecond
+	// openingMax is how many connections to one agent are opened at once.
+	openingMax = 32
 	// writePatience is how long one piece of data may wait for its reader.
 	writePatience = 60 * time.Second
 	// answerHeadMax bounds the head of an app's answer, in bytes.
@@ -145,7 +152,12 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	if err := s.hold(closerFunc(cancel)); err != nil {
 		return nil, err
 	}
-	conn, err := p.dialer.DialContext(ctx, "tcp", g.Addr)
+	leave, err := p.enterNode(ctx, g.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
+	}
+	defer leave()
+	conn, err := p.dialAgent(ctx, g.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
 	}
@@ -165,6 +177,37 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	}
 	m := &meter{Reader: secure}
 	return &upstream{stream: s, conn: secure, quiet: quiet, meter: m, reader: bufio.NewReaderSize(m, 4<<10)}, nil
+}
+
+// enterNode bounds how many connections to one agent are being opened: it shuts
+// out who opens too many at once, as all streams do after a restart.
+func (p *Proxy) enterNode(ctx context.Context, addr string) (leave func(), err error) {
+	found, ok := p.opening.Load(addr)
+	if !ok {
+		found, _ = p.opening.LoadOrStore(addr, make(chan struct{}, openingMax))
+	}
+	slots := found.(chan struct{})
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// dialAgent waits a moment for an agent that is just being started again.
+func (p *Proxy) dialAgent(ctx context.Context, addr string) (net.Conn, error) {
+	for late := time.Now().Add(restartPatience); ; {
+		conn, err := p.dialer.DialContext(ctx, "tcp", addr)
+		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(late) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(restartEvery):
+		}
+	}
 }
 
 // introduce shows the agent the route token.
