@@ -534,7 +534,7 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	}
 	node, ok := s.anyNode(j.Nodes)
 	if !ok {
-		return noOutput(say("output.agents", "No agent answers that could read the output: %s", file)), nil
+		return noOutput(say("output.agents", "No agent answers that could read the output: %s", plain(file))), nil
 	}
 	as, err := s.as(ctx, sess)
 	if err != nil {
@@ -544,10 +544,10 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	var refused nodes.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		return noOutput(say("output.refused", "The output cannot be read: %s", refused.Text)), nil
+		return noOutput(say("output.refused", "The output cannot be read: %s", plain(refused.Text))), nil
 	case err != nil:
 		s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error())
-		return noOutput(say("output.node", "The node does not answer; its file is %s", file)), nil
+		return noOutput(say("output.node", "The node does not answer; its file is %s", plain(file))), nil
 	}
 	return api.Output{Text: strings.ToValidUTF8(string(t.Data), "\uFFFD"), Offset: t.Offset, Next: t.Offset + int64(len(t.Data)), Size: t.Size}, nil
 }
