@@ -71,7 +71,7 @@ func TestOpen_refuses_what_it_cannot_write(t *testing.T) {
 	}
 	for name, spoil := range map[string]func(path string) error{
 		"the file":      func(p string) error { return os.Chmod(p, 0o400) },
-		"its directory": func(p string) error { return os.Chmod(filepath.Dir(p), 0o500) }, //nolint:gosec // G302: it is a directory
+		"its directory": func(p string) error { return os.Chmod(filepath.Dir(p), 0o500) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := fresh(t)
@@ -81,7 +81,7 @@ func TestOpen_refuses_what_it_cannot_write(t *testing.T) {
 			if db, err := Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), "chown carme-backend") {
 				t.Errorf("%v, %v", db, err)
 			}
-			if err := os.Chmod(filepath.Dir(path), 0o700); err != nil { //nolint:gosec // G302: it is a directory
+			if err := os.Chmod(filepath.Dir(path), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		})
