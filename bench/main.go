@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+
+	"github.com/carme-hpc/carme/bench/web"
 )
 
 func main() {
@@ -14,7 +16,15 @@ func main() {
 	output := flag.String("o", "test-output/bench.json", "where the figures go as JSON")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, *rounds, *output, os.Stdout)
+	var err error
+	switch flag.Arg(0) {
+	case "web":
+		err = webCommand(ctx, flag.Args()[1:], os.Stdout)
+	case "part": // a process that bench web starts
+		err = web.Part(ctx, flag.Arg(1), flag.Arg(2))
+	default:
+		err = run(ctx, *rounds, *output, os.Stdout)
+	}
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

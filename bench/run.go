@@ -15,8 +15,9 @@ import (
 type figure struct {
 	ID     string  `json:"id"`
 	What   string  `json:"what"`
-	Carme  float64 `json:"carme_ms"`
-	Other  float64 `json:"compared_with_ms,omitempty"`
+	Carme  float64 `json:"carme"`
+	Other  float64 `json:"compared_with,omitempty"`
+	Raw    string  `json:"raw_unit"` // of both
 	Value  float64 `json:"value"`
 	Unit   string  `json:"unit"`
 	Must   float64 `json:"must"`
@@ -66,7 +67,7 @@ func measureAll(ctx context.Context, c cluster, rounds int, out io.Writer) ([]fi
 				return err
 			}
 			figures = append(figures, figure{
-				r.id, r.what, r.carmeMS, r.base, r.value(), r.unit, r.must, r.goal, r.reaches(r.must), r.reaches(r.goal),
+				r.id, r.what, r.carmeMS, r.base, "ms", r.value(), r.unit, r.must, r.goal, r.reaches(r.must), r.reaches(r.goal),
 			})
 		}
 		return nil
@@ -86,7 +87,7 @@ func measureAll(ctx context.Context, c cluster, rounds int, out io.Writer) ([]fi
 		return nil, err
 	}
 	return append(figures, figure{
-		"P6", "until nothing is left, longest", ms, 0, ms / 1000, "s", 5, 1, ms <= 5000, ms <= 1000,
+		"P6", "until nothing is left, longest", ms, 0, "ms", ms / 1000, "s", 5, 1, ms <= 5000, ms <= 1000,
 	}), nil
 }
 
@@ -116,7 +117,7 @@ func table(out io.Writer, figures []figure) error {
 		} else if f.MustOK {
 			verdict = "reaches must"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%.1f ms\t%.1f ms\t%+.2f %s\t%g\t%g\t%s\n", f.ID, f.What, f.Carme, f.Other, f.Value, f.Unit, f.Must, f.Goal, verdict)
+		fmt.Fprintf(w, "%s\t%s\t%.1f %s\t%.1f\t%.2f %s\t%g\t%g\t%s\n", f.ID, f.What, f.Carme, f.Raw, f.Other, f.Value, f.Unit, f.Must, f.Goal, verdict)
 	}
 	return w.Flush()
 }

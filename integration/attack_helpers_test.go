@@ -39,10 +39,14 @@ type visitor struct {
 	site   site
 }
 
-// site are the names of a portal.
-type site struct{ host, apps, port string }
+// site are the names of a portal, and its certificate if that is not of the
+// testbed's CA.
+type site struct {
+	host, apps, port string
+	own              *x509.Certificate
+}
 
-var firstSite = site{portalHost, appsDomain, portalPort} //nolint:gochecknoglobals // a constant that Go cannot write
+var firstSite = site{portalHost, appsDomain, portalPort, nil} //nolint:gochecknoglobals // a constant that Go cannot write
 
 func (s site) url() string { return "https://" + s.host + ":" + s.port }
 
@@ -86,6 +90,9 @@ func (s site) visit(t *testing.T, name string) *visitor {
 		t.Fatal(err)
 	}
 	at, conf := net.JoinHostPort(address(t, login), s.port), webTLS(t)
+	if s.own != nil {
+		conf.RootCAs.AddCert(s.own)
+	}
 	var dialer net.Dialer
 	transport := &http.Transport{
 		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", at) },

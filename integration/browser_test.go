@@ -38,8 +38,9 @@ const screens = "../test-output/screens"
 
 // browser is one Chromium with a profile of its own: one person at one machine.
 type browser struct {
-	t   *testing.T
-	ctx context.Context
+	t     *testing.T
+	ctx   context.Context
+	close context.CancelFunc // ends it as a closed window does
 
 	mu       sync.Mutex
 	problems []string // what the console and the content policy complained about
@@ -90,7 +91,7 @@ func open(t *testing.T, options ...chromedp.ExecAllocatorOption) *browser {
 	b := &browser{t: t}
 	tab, cancel := chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	b.ctx = tab
+	b.ctx, b.close = tab, cancel
 	if err := chromedp.Do(tab); err != nil {
 		t.Fatalf("start chromium: %v", err)
 	}
@@ -118,6 +119,15 @@ func (b *browser) note(event any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch e := event.(type) {
+	case *page.EventJavascriptDialogOpening:
+		// An app that asks whether to leave it: yes. Not here, where events wait.
+		go func() {
+			if _, err := chromedp.Call(b.ctx, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{Accept: true}); err != nil && b.ctx.Err() == nil {
+				b.mu.Lock()
+				b.problems = append(b.problems, "dialog: "+err.Error())
+				b.mu.Unlock()
+			}
+		}()
 	case *log.EventEntryAdded:
 		if u, err := url.Parse(e.Entry.URL); err == nil && strings.HasSuffix(u.Hostname(), "."+appsDomain) && e.Entry.Source == log.EntrySourceNetwork {
 			return // what an app asks itself for is its own affair

@@ -9,7 +9,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -21,14 +20,6 @@ import (
 	"github.com/carme-hpc/carme/portal/client"
 	"github.com/carme-hpc/carme/portal/proxy"
 	"github.com/carme-hpc/carme/portal/web"
-)
-
-const (
-	// garbage is how much more than what lives the heap may hold before it is
-	// collected, in per cent; memory is where that ends. Requests are cheaper
-	// by a third than with Go's 100, and what lives is small.
-	garbage = 400
-	memory  = 1 << 30
 )
 
 // parts are what the files in the settings hold.
@@ -89,7 +80,7 @@ func serve(ctx context.Context, file string) error {
 		return err
 	}
 	log = logx.New(os.Stderr, level.Level())
-	economise()
+	economise(ctx)
 
 	backend := p.client()
 	names := proxy.Names{Portal: p.config.PortalHost, Apps: p.config.AppsDomain, Port: p.config.PublicPort}
@@ -123,16 +114,6 @@ func serve(ctx context.Context, file string) error {
 	stop()
 	background.Wait()
 	return err
-}
-
-// economise sets how the collector works, unless the unit does.
-func economise() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(garbage)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(memory)
-	}
 }
 
 func (p *parts) reload(log *slog.Logger) {

@@ -21,7 +21,7 @@ const (
 	recordSize = 4 << 10
 	// bulk is after how many full buffers in a row a stream is a transfer,
 	// which is faster in large records.
-	bulk = 4
+	bulk = 8
 	// lingerTime is how long a client may go on after its app has closed.
 	lingerTime = 10 * time.Second
 )

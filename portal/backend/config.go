@@ -10,6 +10,7 @@ import (
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth/ldapauth"
+	"github.com/carme-hpc/carme/portal/backend/jobs"
 	"github.com/carme-hpc/carme/portal/backend/policy"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Slurm         Slurm           `yaml:"slurm"`
 	Sessions      Sessions        `yaml:"sessions"`
 	Limits        policy.Limits   `yaml:"limits"`
+	// Default is what the start form begins with.
+	Default jobs.Default `yaml:"default"`
 	// AgentPort is where the nodes' agents listen.
 	AgentPort string `yaml:"agent_port"`
 	LogLevel  string `yaml:"log_level"`

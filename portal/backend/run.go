@@ -112,7 +112,7 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 	}
 	p.jobs = &jobs.Service{
 		DB: db, Audit: records, Log: log, Now: clock.Real, Slurm: client, Nodes: registry, Routes: ways, Agents: control,
-		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Catalogue: catalogue(root), Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
+		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Default: cfg.Default, Catalogue: catalogue(root), Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
 		AgentPort: cfg.AgentPort, Timeout: cfg.slurmTimeout(),
 		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) { return slurm.Queue(ctx, slurm.Exec) },
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -48,6 +49,7 @@ type Proxy struct {
 	log      *slog.Logger
 	now      func() time.Time
 	table    *table
+	opening  sync.Map // of an agent's address to chan struct{}
 	counts   counts
 }
 

@@ -15,6 +15,15 @@ type quietConn struct {
 	net.Conn
 	raw   syscall.RawConn
 	quiet atomic.Bool
+
+	// Of the one goroutine that reads while it is quiet: what would be in
+	// closures, made anew for each message.
+	onRead, onWait func(uintptr) bool
+	buffer         []byte
+	n              int
+	err            error
+	short          bool // the last read took all there was
+	waited         bool
 }
 
 func newQuiet(conn net.Conn) (*quietConn, error) {
@@ -27,7 +36,7 @@ func newQuiet(conn net.Conn) (*quietConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.raw = raw
+	q.raw, q.onRead, q.onWait = raw, q.tryRead, q.tryWait
 	return q, nil
 }
 
@@ -44,37 +53,58 @@ func wouldBlock(err error) bool {
 }
 
 // Read implements net.Conn.
-func (q *quietConn) Read(p []byte) (n int, err error) {
+func (q *quietConn) Read(p []byte) (int, error) {
 	if !q.quiet.Load() {
 		return q.Conn.Read(p)
 	}
-	failed := q.raw.Read(func(fd uintptr) bool {
-		for {
-			n, err = syscall.Read(int(fd), p)
-			if !errors.Is(err, syscall.EINTR) {
-				return true
-			}
-		}
-	})
+	if len(p) == 0 {
+		return 0, nil
+	}
+	if q.short {
+		return 0, blockError{} // wait looks whether more has come since
+	}
+	q.buffer = p
+	failed := q.raw.Read(q.onRead)
+	q.buffer = nil
 	switch {
 	case failed != nil:
 		return 0, failed
-	case errors.Is(err, syscall.EAGAIN):
+	case errors.Is(q.err, syscall.EAGAIN):
 		return 0, blockError{}
-	case err != nil:
-		return 0, err
-	case n == 0 && len(p) > 0:
+	case q.err != nil:
+		return 0, q.err
+	case q.n == 0:
 		return 0, errEOF
 	}
-	return n, nil
+	q.short = q.n < len(p)
+	return q.n, nil
+}
+
+func (q *quietConn) tryRead(fd uintptr) bool {
+	for {
+		q.n, q.err = syscall.Read(int(fd), q.buffer)
+		if !errors.Is(q.err, syscall.EINTR) {
+			return true
+		}
+	}
 }
 
 // wait returns when something can be read, the connection is closed, or its
 // read deadline has passed. What crypto/tls has read already must be drained
 // before, or it waits for ever.
 func (q *quietConn) wait() error {
+	q.short, q.waited = false, false
+	return q.raw.Read(q.onWait)
+}
+
+// tryWait looks once whether something is there, and then believes the poller.
+func (q *quietConn) tryWait(fd uintptr) bool {
+	if q.waited {
+		return true
+	}
+	q.waited = true
 	var one [1]byte
-	return q.raw.Read(func(fd uintptr) bool { return !empty(fd, one[:]) })
+	return !empty(fd, one[:])
 }
 
 // readable says whether something is there to read now, be it the end.

@@ -22,12 +22,14 @@ import (
 const RelayProtocol = "carme-relay/1"
 
 const (
-	dialPatience = 5 * time.Second
+	dialPatience = 8 * time.Second
 	// An agent that is started anew takes no connections for a moment, and cuts
 	// those it had not answered yet. For that long it is asked again, at first
 	// after dialPause.
 	dialAgain = 3 * time.Second
 	dialPause = 25 * time.Millisecond
+	// openingMax is how many connections to one agent are opened at once.
+	openingMax = 32
 	// writePatience is how long one piece of data may wait for its reader.
 	writePatience = 60 * time.Second
 	// unheard is how long an agent may leave data or a probe unacknowledged: a
@@ -202,6 +204,11 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	if err := s.hold(closerFunc(cancel)); err != nil {
 		return nil, err
 	}
+	leave, err := p.enterNode(ctx, g.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
+	}
+	defer leave()
 	conn, err := p.dialer.DialContext(ctx, "tcp", g.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
@@ -222,6 +229,22 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	}
 	m := &meter{Reader: secure}
 	return &upstream{stream: s, conn: secure, quiet: quiet, meter: m, reader: bufio.NewReaderSize(m, 4<<10)}, nil
+}
+
+// enterNode bounds how many connections to one agent are being opened: it shuts
+// out who opens too many at once, as all streams do after a restart.
+func (p *Proxy) enterNode(ctx context.Context, addr string) (leave func(), err error) {
+	found, ok := p.opening.Load(addr)
+	if !ok {
+		found, _ = p.opening.LoadOrStore(addr, make(chan struct{}, openingMax))
+	}
+	slots := found.(chan struct{})
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 // introduce shows the agent the route token.

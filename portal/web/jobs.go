@@ -31,6 +31,7 @@ type homeData struct {
 	MaxNodes    int
 	ImageText   string
 	AppTitle    string
+	Runs        map[string]bool // apps that an offered image has
 	Blocked     string
 }
 
@@ -114,6 +115,7 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 	if d.MaxNodes == 0 {
 		d.MaxNodes = 1024
 	}
+	d.Runs = runnable(d.Offer.Images)
 	for _, image := range d.Offer.Images {
 		if image.Name == d.Form.Image {
 			d.ImageText = image.Description
@@ -128,6 +130,17 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 	if limits.Running > 0 && d.Offer.Used.Running >= limits.Running {
 		d.Blocked = texts.number("start.toomany", limits.Running)
 	}
+}
+
+// runnable are the apps that one of the images has.
+func runnable(images []api.OfferImage) map[string]bool {
+	apps := map[string]bool{}
+	for _, image := range images {
+		for _, app := range image.Apps {
+			apps[app] = true
+		}
+	}
+	return apps
 }
 
 func newUUID() string {
@@ -154,7 +167,7 @@ const staleAfter = 20
 func stale(texts catalogue, jobs api.Jobs) string {
 	switch {
 	case jobs.Problem != "" && jobs.Age == 0: // there never was a picture
-		return jobs.Problem
+		return said(texts, jobs.ProblemCode, nil, jobs.Problem)
 	case jobs.Problem != "", jobs.Age > staleAfter:
 		return texts.text("stale", jobs.Age)
 	}
@@ -195,6 +208,9 @@ func (s *Server) start(c *gin.Context) {
 		return
 	}
 	job, err := s.backend.Start(c.Request.Context(), token(c), in)
+	if s.suit(c, &in, err) {
+		job, err = s.backend.Start(c.Request.Context(), token(c), in)
+	}
 	switch client.Code(err) {
 	case "":
 		c.Redirect(http.StatusSeeOther, "/jobs/"+cmp.Or(job.Intent, job.ID))
@@ -209,11 +225,41 @@ func (s *Server) start(c *gin.Context) {
 	}
 }
 
+// suit takes another image if the one of a refused form lacks its app, and says
+// whether it has: people choose an app, and without scripts nothing keeps the
+// two lists together.
+func (s *Server) suit(c *gin.Context, in *api.Start, refusal error) bool {
+	known, ok := errors.AsType[*client.RefusedError](refusal)
+	if !ok || known.What.Fields["app"] == "" {
+		return false
+	}
+	offer, err := s.backend.Offer(c.Request.Context(), token(c))
+	if err != nil {
+		return false
+	}
+	has := func(image api.OfferImage) bool { return slices.Contains(image.Apps, in.App) }
+	if slices.ContainsFunc(offer.Images, func(image api.OfferImage) bool { return image.Name == in.Image && has(image) }) {
+		return false // that is not what is wrong
+	}
+	at := slices.IndexFunc(offer.Images, func(image api.OfferImage) bool { return image.Name == offer.Default.Image && has(image) })
+	if at < 0 {
+		at = slices.IndexFunc(offer.Images, has)
+	}
+	if at < 0 {
+		return false
+	}
+	in.Image = offer.Images[at].Name
+	return true
+}
+
 type scriptData struct{ Script string }
 
 func (s *Server) script(c *gin.Context) {
 	in, _ := readForm(c)
 	script, err := s.backend.Script(c.Request.Context(), token(c), in)
+	if s.suit(c, &in, err) {
+		script, err = s.backend.Script(c.Request.Context(), token(c), in)
+	}
 	if err != nil {
 		if c.GetHeader("HX-Request") == "" || client.Code(err) == client.CodeNoSession {
 			s.fail(c, err)
@@ -277,7 +323,6 @@ type jobData struct {
 	Stale     string
 	Stream    string
 	Output    api.Output
-	Plots     bool
 	PlotNames map[string]string
 }
 
@@ -299,23 +344,31 @@ func (s *Server) job(c *gin.Context) {
 		return
 	}
 	texts := s.texts[chooseLanguage(c.Request)]
-	data := jobData{Job: job, Stream: streamName(c), Plots: !job.Started.IsZero(), PlotNames: map[string]string{}}
-	for _, name := range []string{"cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb", "gpu_power_w", "io_read_mbps", "io_write_mbps"} {
-		data.PlotNames[name] = texts.text("plot." + name)
-	}
+	data := newJobData(c, texts, job)
 	if job.ID != "" {
 		output, err := s.backend.Output(c.Request.Context(), token(c), job.ID, data.Stream, -tail)
 		if err != nil {
 			output.Problem = s.say(c, err)
 		}
+		output.Problem = said(texts, output.Code, output.Args, output.Problem)
 		data.Output = output
 	}
 	s.page(c, http.StatusOK, "job", view{Title: jobName(texts, job), Nav: "jobs", Me: me(c), Data: data})
 }
 
+func newJobData(c *gin.Context, texts catalogue, job api.Job) jobData {
+	data := jobData{Job: job, Stream: streamName(c), PlotNames: map[string]string{}}
+	for _, name := range []string{"cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb", "gpu_power_w", "io_read_mbps", "io_write_mbps"} {
+		data.PlotNames[name] = texts.text("plot." + name)
+	}
+	return data
+}
+
+// jobFragment is the whole of a job's page as it is now. The output and the
+// plots, which scripts keep up to date, stay as the browser has them.
 func (s *Server) jobFragment(c *gin.Context) {
 	if job, ok := s.oneJob(c); ok {
-		s.fragment(c, "job", "jobhead", view{Data: jobData{Job: job}})
+		s.fragment(c, "job", "jobpage", view{Data: newJobData(c, s.texts[chooseLanguage(c.Request)], job)})
 	}
 }
 
@@ -333,6 +386,7 @@ func (s *Server) output(c *gin.Context) {
 		return
 	}
 	output, err := s.backend.Output(c.Request.Context(), token(c), c.Param("id"), streamName(c), offset)
+	output.Problem = said(s.texts[chooseLanguage(c.Request)], output.Code, output.Args, output.Problem)
 	s.json(c, output, err)
 }
 

@@ -133,6 +133,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"steps":     func(j api.Job) []step { return steps(texts, j) },
 		"alive":     alive,
 		"failed":    failed,
+		"said":      func(code string, args []string, text string) string { return said(texts, code, args, text) },
 		"jobref":    jobRef,
 		"jobname":   func(j api.Job) string { return jobName(texts, j) },
 		"appurl":    s.appURL,
@@ -324,6 +325,20 @@ func reached(j api.Job) int {
 func alive(j api.Job) bool { return j.Stage != api.StageEnded && j.Stage != api.StageFailed }
 
 func failed(j api.Job) bool { return stageKind(j) == "bad" }
+
+// said is what the backend says by a code, in the page's language; text is what
+// it says in English, for codes that are younger than this portal.
+func said(texts catalogue, code string, args []string, text string) string {
+	known, ok := texts["said."+code]
+	if !ok || strings.Count(known, "{") != len(args) {
+		return text
+	}
+	all := make([]any, len(args))
+	for i, arg := range args {
+		all[i] = arg
+	}
+	return texts.text("said."+code, all...)
+}
 
 // jobRef is how a URL names a job: by Slurm's id, or by its intent as long as
 // it has none.

@@ -8,6 +8,8 @@ import (
 	"net/http/cookiejar"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -431,5 +433,74 @@ func TestTexts_are_complete_in_every_language(t *testing.T) {
 		if len(texts) != len(all["en"]) {
 			t.Errorf("%s has %d texts, English has %d", lang, len(texts), len(all["en"]))
 		}
+	}
+}
+
+func TestStart_an_app_without_its_image_gets_one_that_has_it(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	form := url.Values{"id": {newUUID()}, "image": {"base"}, "app": {"code-server"}, "gpus": {"1"}, "nodes": {"1"}, "minutes": {"60"}}
+	answer, _ := b.post("/", "/jobs", form)
+	if answer.StatusCode != http.StatusSeeOther {
+		t.Fatalf("%d", answer.StatusCode)
+	}
+	if _, page := b.get(answer.Header.Get("Location")); !strings.Contains(page, "<dd>pytorch</dd>") {
+		t.Error("not in the image that has the app")
+	}
+}
+
+func TestJob_its_fragment_is_all_of_the_page_that_changes(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	answer, _ := b.post("/", "/jobs", url.Values{"id": {newUUID()}, "image": {"base"}, "app": {"jupyterlab"}, "gpus": {"1"}, "nodes": {"1"}, "minutes": {"60"}})
+	at := answer.Header.Get("Location")
+	if _, page := b.get("/fragments" + at); !strings.Contains(page, "PENDING") || strings.Contains(page, `id="open-app"`) {
+		t.Error("before its start")
+	}
+	for range 4 {
+		b.backend.Advance(strings.TrimPrefix(at, "/jobs/"))
+	}
+	_, page := b.get("/fragments" + at)
+	for _, want := range []string{"RUNNING", `id="job-devices"`, `id="open-app"`, `id="job-plots" data-keep`, `id="job-output" data-keep`, "JupyterLab is ready"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("no %q when the app is ready", want)
+		}
+	}
+}
+
+func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../backend/jobs/*.go")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	codes := map[string]int{"problem.slurm": 0}
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range regexp.MustCompile(`say\("([a-z.]+)", (.*)`).FindAllStringSubmatch(string(data), -1) {
+			codes[m[1]] = strings.Count(m[2], "%s")
+		}
+	}
+	if len(codes) < 20 {
+		t.Fatalf("only %d codes", len(codes))
+	}
+	for lang, texts := range all {
+		for code, args := range codes {
+			if got := strings.Count(texts["said."+code], "{"); texts["said."+code] == "" || got != args {
+				t.Errorf("%s: %q says %q, with %d arguments for %d", lang, code, texts["said."+code], got, args)
+			}
+		}
+	}
+	if got := said(all["de"], "end.exit", []string{"3"}, "It ended"); got != "Er endete mit Exit-Code 3. Die Fehlerausgabe sagt vielleicht, warum." {
+		t.Error(got)
+	}
+	if got := said(all["de"], "end.younger", nil, "In English."); got != "In English." {
+		t.Error(got)
 	}
 }

@@ -86,10 +86,13 @@ type Used struct {
 // Home is the answer to GET /v1/home.
 type Home struct {
 	OK bool `json:"ok"`
-	// Message says what is wrong and the way out, empty if nothing is.
-	Message string `json:"message"`
-	FreeMB  int64  `json:"free_mb"`
-	TotalMB int64  `json:"total_mb"`
+	// Message says what is wrong and the way out, empty if nothing is; Code and
+	// Args as Job's EndCode and EndArgs.
+	Message string   `json:"message"`
+	Code    string   `json:"code,omitempty"`
+	Args    []string `json:"args,omitempty"`
+	FreeMB  int64    `json:"free_mb"`
+	TotalMB int64    `json:"total_mb"`
 }
 
 // Stages of a job on its way to a session, in their order.
@@ -134,10 +137,16 @@ type Job struct {
 	Image    string `json:"image,omitempty"`
 	App      string `json:"app,omitempty"`
 	Stage    string `json:"stage"`
-	// End is why it ended, in words; empty before.
-	End string `json:"end,omitempty"`
-	// Problem is what is wrong with the session now, in words.
-	Problem string `json:"problem,omitempty"`
+	// End is why it ended, in words; empty before. EndCode and EndArgs say the
+	// same for a client that has its own words for it.
+	End     string   `json:"end,omitempty"`
+	EndCode string   `json:"end_code,omitempty"`
+	EndArgs []string `json:"end_args,omitempty"`
+	// Problem is what is wrong with the session now, in words; its code and
+	// arguments as End's.
+	Problem     string   `json:"problem,omitempty"`
+	ProblemCode string   `json:"problem_code,omitempty"`
+	ProblemArgs []string `json:"problem_args,omitempty"`
 	// Host is the label of the session's origin (s-…), empty without a session.
 	Host string `json:"host,omitempty"`
 	// Detail is in GET /v1/jobs/{id} only.
@@ -171,6 +180,9 @@ type Event struct {
 	Time  time.Time `json:"time"`
 	Stage string    `json:"stage"`
 	Text  string    `json:"text"`
+	// Code and Args as Job's EndCode and EndArgs; none for what an app says.
+	Code string   `json:"code,omitempty"`
+	Args []string `json:"args,omitempty"`
 }
 
 // Jobs is the answer to GET /v1/jobs.
@@ -178,8 +190,9 @@ type Jobs struct {
 	Jobs []Job `json:"jobs"`
 	// Age is how old the picture is, in seconds; a banner says so when Slurm
 	// does not answer.
-	Age     int    `json:"age"`
-	Problem string `json:"problem,omitempty"`
+	Age         int    `json:"age"`
+	Problem     string `json:"problem,omitempty"`
+	ProblemCode string `json:"problem_code,omitempty"`
 }
 
 // Output is the answer to GET /v1/jobs/{id}/output?stream=out|err&offset=N.
@@ -188,8 +201,11 @@ type Output struct {
 	Offset int64  `json:"offset"` // of Text, in bytes
 	Next   int64  `json:"next"`   // the offset to ask with next
 	Size   int64  `json:"size"`   // of the file
-	// Problem says why there is no text.
-	Problem string `json:"problem,omitempty"`
+	// Problem says why there is no text; Code and Args as Job's EndCode and
+	// EndArgs.
+	Problem string   `json:"problem,omitempty"`
+	Code    string   `json:"code,omitempty"`
+	Args    []string `json:"args,omitempty"`
 }
 
 // Metrics is the answer to GET /v1/jobs/{id}/metrics.

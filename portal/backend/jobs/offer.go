@@ -66,25 +66,43 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 	return out, nil
 }
 
-func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
-	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
-	best := -1
-	for _, img := range o.Images {
-		// The site's image, else one with JupyterLab, else the first with an app.
-		if len(img.Apps) == 0 {
-			continue
+// Default is the app and the image to begin with; empty: the best there is.
+type Default struct {
+	App   string `yaml:"app"`
+	Image string `yaml:"image"`
+}
+
+// beginning is the app that people most likely want, and an image that has it:
+// the site's app, else JupyterLab, else the first that runs in anything offered.
+func (s *Service) beginning(c *config.Config, o *api.Offer) (app, image string) {
+	apps := []string{s.Default.App, favourite}
+	for _, a := range o.Apps {
+		apps = append(apps, a.Name)
+	}
+	for _, app := range apps {
+		best := -1
+		for _, img := range o.Images {
+			worth := 0
+			switch img.Name {
+			case s.Default.Image:
+				worth = 2
+			case c.Spank.DefaultImage:
+				worth = 1
+			}
+			if app != "" && slices.Contains(img.Apps, app) && worth > best {
+				best, image = worth, img.Name
+			}
 		}
-		worth, app := 0, img.Apps[0]
-		if slices.Contains(img.Apps, favourite) {
-			worth, app = 1, favourite
-		}
-		if img.Name == c.Spank.DefaultImage {
-			worth += 2
-		}
-		if worth > best {
-			best, d.Image, d.App = worth, img.Name, app
+		if best >= 0 {
+			return app, image
 		}
 	}
+	return "", ""
+}
+
+func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
+	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
+	d.App, d.Image = s.beginning(c, o)
 	if slices.ContainsFunc(o.GPUs, func(g api.GPUCount) bool { return g.PerNode > 0 }) {
 		d.GPUs = 1
 	}

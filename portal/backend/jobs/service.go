@@ -97,6 +97,8 @@ type Service struct {
 	Agents Agents
 	Hub    *Hub
 	Limits policy.Limits
+	// Default is what the site wants the start form to begin with.
+	Default Default
 	// Catalogue reads images and apps as they are now.
 	Catalogue func() (*config.Config, error)
 	// Identity returns the numeric groups of a user.
@@ -527,7 +529,7 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 	if err := s.begin(ctx, node, j); err != nil {
 		return err
 	}
-	if err := s.event(ctx, j.Job, j.Stage, stageText(node, j)); err != nil {
+	if err := s.event(ctx, j.Job, node, j.Stage); err != nil {
 		return err
 	}
 	if job, ok := s.known(ctx, j.Job); ok {
@@ -535,18 +537,6 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 	}
 	s.pokeNow()
 	return nil
-}
-
-func stageText(node string, j api.NodeJob) string {
-	switch j.Stage {
-	case api.StageImage:
-		return "The job is sealed on " + node + "; its image is starting."
-	case api.StageApp:
-		return "The app is starting on " + node + "."
-	case api.StageReady:
-		return "The app answers."
-	}
-	return j.Stage
 }
 
 // JobEnded takes the news of a node (nodes.Changes).
@@ -632,11 +622,12 @@ func (s *Service) Place(ctx context.Context, job uint32, instance string) (node,
 // KillWait are minutes); the end of the job itself closes its streams.
 const overtime = time.Hour
 
-func (s *Service) event(ctx context.Context, job uint32, stage, text string) error {
+func (s *Service) event(ctx context.Context, job uint32, node, stage string) error {
+	text := staged(node, stage).text
 	return s.DB.Write(ctx, func(tx store.Tx) error {
-		_, err := store.Exec(ctx, tx, `INSERT INTO job_events (job, at, stage, text) SELECT ?, ?, ?, ?
+		_, err := store.Exec(ctx, tx, `INSERT INTO job_events (job, at, stage, text, node) SELECT ?, ?, ?, ?, ?
 			WHERE NOT EXISTS (SELECT 1 FROM job_events WHERE job = ? AND stage = ? AND text = ?)`,
-			int64(job), s.Now().UnixMicro(), stage, text, int64(job), stage, text)
+			int64(job), s.Now().UnixMicro(), stage, text, node, int64(job), stage, text)
 		if err != nil {
 			return fmt.Errorf("store event: %w", err)
 		}

@@ -340,10 +340,10 @@ func (s *Service) outcome(ctx context.Context, user, intent string, job uint32, 
 	case errors.Is(cause, rest.ErrUnknown):
 		state = intentUnknown
 	case errors.As(cause, &refused):
-		state, text = intentFailed, "Slurm refused it: "+refused.Text
+		state, text = intentFailed, slurmRefused+refused.Text
 		answer = problem.Invalid(text, nil)
 	default:
-		state, text = intentFailed, "Slurm did not answer; nothing was submitted."
+		state, text = intentFailed, slurmSilent
 		answer = unavailableSlurm()
 	}
 	if cause != nil {
@@ -425,7 +425,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	if since, ok := s.answers(ctx, i.ID); !ok || s.Now().Sub(since) < max(2*s.Timeout, 2*pollEvery) {
 		return nil
 	}
-	return s.settle(ctx, i, intentFailed, 0, "Slurm never got the job. You may start it again.")
+	return s.settle(ctx, i, intentFailed, 0, slurmNever)
 }
 
 // answers says since when Slurm has answered whenever a submission was looked for.
@@ -496,7 +496,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	if err := s.Routes.EndInstance(ctx, n, ""); err != nil {
 		return err
 	}
-	if err := s.event(ctx, n, api.StageEnded, "Its owner stopped it."); err != nil {
+	if err := s.event(ctx, n, "", api.StageEnded); err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -526,16 +526,15 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	if stream == "err" {
 		file = j.Detail.Error
 	}
-	none := func(text string) (api.Output, error) { return api.Output{Problem: plain(text)}, nil }
 	switch {
 	case file == "" || !path.IsAbs(file):
-		return none("There is no output yet.")
+		return noOutput(say("output.none", "There is no output yet.")), nil
 	case j.Stage == api.StageQueued || j.Stage == api.StageSending || j.Stage == api.StageFailed:
-		return none("There is no output yet: the job has not started.")
+		return noOutput(say("output.waiting", "There is no output yet: the job has not started.")), nil
 	}
 	node, ok := s.anyNode(j.Nodes)
 	if !ok {
-		return none("No agent answers that could read the output: " + file)
+		return noOutput(say("output.agents", "No agent answers that could read the output: %s", file)), nil
 	}
 	as, err := s.as(ctx, sess)
 	if err != nil {
@@ -545,10 +544,10 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	var refused nodes.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		return none("The output cannot be read: " + refused.Text)
+		return noOutput(say("output.refused", "The output cannot be read: %s", refused.Text)), nil
 	case err != nil:
 		s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error())
-		return none("The node does not answer; its file is " + file)
+		return noOutput(say("output.node", "The node does not answer; its file is %s", file)), nil
 	}
 	return api.Output{Text: strings.ToValidUTF8(string(t.Data), "\uFFFD"), Offset: t.Offset, Next: t.Offset + int64(len(t.Data)), Size: t.Size}, nil
 }
@@ -612,14 +611,14 @@ func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error
 	var refused nodes.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		home.OK, home.Message = false, "Your home directory cannot be used: "+refused.Text
+		badHome(&home, say("home.unusable", "Your home directory cannot be used: %s", refused.Text))
 	case err != nil:
 		s.Log.WarnContext(ctx, "home could not be looked at", "node", node, "err", err.Error())
 		return home, nil
 	case st.Problem != "":
-		home.OK, home.Message = false, "Your home directory cannot be used: "+st.Problem
+		badHome(&home, say("home.unusable", "Your home directory cannot be used: %s", st.Problem))
 	case st.FreeMB < homeFewMB:
-		home.OK, home.Message = false, fmt.Sprintf("Your home directory has only %d MB left; remove something before you start.", st.FreeMB)
+		badHome(&home, fewMB(st.FreeMB))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

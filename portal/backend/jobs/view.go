@@ -124,11 +124,13 @@ func (i *intent) asJob(at time.Time) api.Job {
 	}
 	switch i.State {
 	case intentFailed:
-		j.Stage, j.State, j.End = api.StageFailed, "FAILED", i.Problem
+		j.Stage, j.State = api.StageFailed, "FAILED"
+		notSubmitted(i.Problem).end(&j)
 	case intentJob:
 		j.ID, j.Stage, j.State = strconv.FormatInt(i.Job, 10), api.StageQueued, statePending
 		if at.After(time.UnixMicro(i.Updated)) { // the picture is younger than the job, and lacks it
-			j.Stage, j.State, j.End = api.StageEnded, "UNKNOWN", "It has ended; Slurm no longer says how."
+			j.Stage, j.State = api.StageEnded, "UNKNOWN"
+			say("end.forgotten", "It has ended; Slurm no longer says how.").end(&j)
 		}
 	default:
 		j.Stage, j.State = api.StageSending, "SENDING"
@@ -160,6 +162,9 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 	}
 	s.mu.Lock()
 	out := api.Jobs{Jobs: []api.Job{}, Problem: s.pic.problem, Age: s.age()}
+	if out.Problem != "" {
+		out.ProblemCode = "problem.slurm"
+	}
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[uid] {
 		there[id] = true
@@ -236,10 +241,12 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 	j.Stage = s.stage(&j, row)
 	switch {
 	case over(row.State):
-		j.Ended, j.End = d.Ended, s.reason(row.ID, row.State, d)
+		j.Ended = d.Ended
+		s.reason(row.ID, row.State, d).end(&j)
 		return j
 	case row.State == stateCompleting:
-		j.Stage, j.End = api.StageEnded, "It is ending."
+		j.Stage = api.StageEnded
+		say("end.ending", "It is ending.").end(&j)
 		return j
 	}
 	j.Host = host
@@ -273,44 +280,11 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 			stage = n.Stage
 		}
 		if heard, since := s.Nodes.Heard(node); !heard {
-			j.Problem = fmt.Sprintf("Nothing was heard of %s since %s; the job goes on, its session may not answer.", node, since.UTC().Format("15:04:05 MST"))
+			w := silent(node, since)
+			j.Problem, j.ProblemCode, j.ProblemArgs = w.text, w.code, w.args
 		}
 	}
 	return stage
-}
-
-// reason says in words why a job ended.
-func (s *Service) reason(id uint32, state string, d rest.Job) string {
-	if _, oom := s.ended[id]; oom || state == "OUT_OF_MEMORY" {
-		return "It needed more memory than it asked for and was ended. Start it with more memory."
-	}
-	switch state {
-	case "COMPLETED":
-		return "It ended by itself."
-	case "CANCELLED":
-		return "It was cancelled."
-	case "TIMEOUT":
-		return "Its time was up. Start it with more minutes."
-	case "DEADLINE":
-		return "It could not have ended before its deadline."
-	case "PREEMPTED":
-		return "It had to make way for a job of higher priority."
-	case "NODE_FAIL":
-		return "Its node failed. Start it again."
-	case "BOOT_FAIL", "LAUNCH_FAILED":
-		return "Its node could not start it. Start it again; if that repeats, tell the administrators."
-	case "REVOKED":
-		return "Another cluster took it."
-	case "FAILED":
-		switch {
-		case d.Signal > 0:
-			return fmt.Sprintf("It was ended by signal %d. Its error output may say why.", d.Signal)
-		case d.ExitCode > 0:
-			return fmt.Sprintf("It ended with exit code %d. Its error output may say why.", d.ExitCode)
-		}
-		return "It failed. Its error output may say why."
-	}
-	return "It has ended."
 }
 
 // publish compares what users saw with what they would see now, tells them, and
@@ -446,25 +420,30 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 		At    int64
 		Stage string
 		Text  string
+		Node  string
 	}
-	err := store.One(ctx, s.DB.Read(), &rows, "SELECT at, stage, text FROM job_events WHERE job = ? ORDER BY at LIMIT 200", int64(id))
+	err := store.One(ctx, s.DB.Read(), &rows, "SELECT at, stage, text, node FROM job_events WHERE job = ? ORDER BY at LIMIT 200", int64(id))
 	if err != nil && !errors.Is(err, sql.ErrNoRows) {
 		return nil, fmt.Errorf("read events: %w", err)
 	}
 	log := []api.Event{}
 	if !j.Submitted.IsZero() {
-		log = append(log, api.Event{Time: j.Submitted, Stage: api.StageQueued, Text: "Slurm has the job."})
+		log = append(log, say("event.queued", "Slurm has the job.").event(j.Submitted, api.StageQueued))
 	}
 	if !j.Started.IsZero() {
-		log = append(log, api.Event{Time: j.Started, Stage: api.StageAllocated, Text: "It has its nodes: " + strings.Join(j.Nodes, ", ") + "."})
+		log = append(log, say("event.allocated", "It has its nodes: %s.", strings.Join(j.Nodes, ", ")).event(j.Started, api.StageAllocated))
 	}
 	for _, r := range rows {
 		if r.At >= j.Submitted.UnixMicro() { // Slurm's ids come round again
-			log = append(log, api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text})
+			one := api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text}
+			if w := staged(r.Node, r.Stage); w.text == r.Text {
+				one.Code, one.Args = w.code, w.args
+			}
+			log = append(log, one)
 		}
 	}
 	if over(j.State) {
-		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End})
+		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End, Code: j.EndCode, Args: j.EndArgs})
 	}
 	return log, nil
 }

@@ -170,11 +170,11 @@ func (b *Backend) Change(id string, change func(*api.Job)) {
 var stages = []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
 
 var stageTexts = map[string]string{
-	api.StageQueued:    "queued in partition gpu",
-	api.StageAllocated: "node carme-node1 is yours",
-	api.StageImage:     "sealed; the image base is starting",
-	api.StageApp:       "jupyterlab is starting",
-	api.StageReady:     "jupyterlab answers",
+	api.StageQueued:    "Slurm has the job.",
+	api.StageAllocated: "It has its nodes: carme-node1.",
+	api.StageImage:     "The job is sealed on carme-node1; its image is starting.",
+	api.StageApp:       "The app is starting on carme-node1.",
+	api.StageReady:     "The app answers.",
 }
 
 // Advance moves a job to its next stage and returns that.
@@ -188,7 +188,10 @@ func (b *Backend) Advance(id string) string {
 		}
 		job.Stage = stages[at+1]
 		stage = job.Stage
-		job.Detail.Log = append(job.Detail.Log, api.Event{Time: time.Now(), Stage: stage, Text: stageTexts[stage]})
+		job.Detail.Log = append(job.Detail.Log, api.Event{Time: time.Now(), Stage: stage, Text: stageTexts[stage], Code: "event." + stage})
+		if last := &job.Detail.Log[len(job.Detail.Log)-1]; stage != api.StageReady {
+			last.Args = []string{"carme-node1"}
+		}
 		if stage == api.StageAllocated {
 			job.State, job.Reason, job.Started, job.Nodes = "RUNNING", "", time.Now(), []string{"carme-node1"}
 			job.Detail.Devices = []api.Device{{Node: "carme-node1", UUID: "GPU-2c1f0e52-8a1e-4d3b-9b1c-0d7c6c1f9a01", Model: "NVIDIA A100-SXM4-40GB"}}
@@ -514,6 +517,12 @@ func (b *Backend) start(w http.ResponseWriter, r *http.Request, s *session) {
 		answer(w, http.StatusOK, job)
 		return
 	}
+	if in.App == "code-server" && in.Image == "base" {
+		answer(w, http.StatusUnprocessableEntity, api.ErrorBody{Error: api.Error{
+			Code: "invalid", Message: "see the marked fields", Fields: map[string]string{"app": "the image does not have this app"},
+		}})
+		return
+	}
 	if in.GPUs*in.Nodes > 8 {
 		answer(w, http.StatusUnprocessableEntity, api.ErrorBody{Error: api.Error{
 			Code: "limit", Message: "your limit is 8 GPUs per job", Fields: map[string]string{"gpus": "at most 8 over all nodes"},
@@ -531,7 +540,7 @@ func (b *Backend) start(w http.ResponseWriter, r *http.Request, s *session) {
 		Submitted: time.Now(), Minutes: in.Minutes, Carme: true, Image: in.Image, App: in.App, Stage: api.StageQueued,
 		Detail: &api.JobDetail{
 			WorkDir: "/home/" + s.user.Name, Output: "/home/" + s.user.Name + "/carme-" + strconv.Itoa(b.next) + ".out", Error: "/home/" + s.user.Name + "/carme-" + strconv.Itoa(b.next) + ".out",
-			Log: []api.Event{{Time: time.Now(), Stage: api.StageQueued, Text: stageTexts[api.StageQueued]}},
+			Log: []api.Event{{Time: time.Now(), Stage: api.StageQueued, Text: stageTexts[api.StageQueued], Code: "event.queued"}},
 		},
 	}
 	if in.GPUs == 0 {
@@ -580,7 +589,7 @@ func (b *Backend) stop(w http.ResponseWriter, r *http.Request, s *session) {
 	if job == nil {
 		return
 	}
-	job.Stage, job.State, job.Ended, job.End = api.StageEnded, "CANCELLED", time.Now(), "You stopped it."
+	job.Stage, job.State, job.Ended, job.End, job.EndCode = api.StageEnded, "CANCELLED", time.Now(), "It was cancelled.", "end.cancelled"
 	b.revoke(api.RevokeJob, job.ID)
 	w.WriteHeader(http.StatusNoContent)
 }
@@ -593,7 +602,7 @@ func (b *Backend) output(w http.ResponseWriter, r *http.Request, s *session) {
 		return
 	}
 	if job.Started.IsZero() {
-		answer(w, http.StatusOK, api.Output{Problem: "the job has not started yet"})
+		answer(w, http.StatusOK, api.Output{Problem: "There is no output yet: the job has not started.", Code: "output.waiting"})
 		return
 	}
 	text, size := outputText, int64(len(outputText))

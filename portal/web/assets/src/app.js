@@ -60,38 +60,83 @@ window.addEventListener("pageshow", () => {
   }
 });
 
-// The start form: apps of the image, GPUs of the type, the button's text.
+// The start form: an app brings an image that has it, and an image the app that
+// it has; GPUs of the type, the button's text.
 const start = document.getElementById("start");
 if (start) {
   const offer = JSON.parse(document.getElementById("offer").textContent);
   const image = start.elements.image;
   const type = start.elements.gpu_type;
   const number = start.elements.gpus;
-  const update = () => {
-    const known = offer.images.find((one) => one.name === image.value);
-    const apps = known && known.apps ? known.apps : [];
-    let chosen = false;
-    for (const radio of start.querySelectorAll("input[name=app]")) {
-      radio.disabled = !apps.includes(radio.value);
-      if (radio.disabled) radio.checked = false;
-      chosen = chosen || radio.checked;
+  const chosen = () => start.querySelector("input[name=app]:checked");
+  const has = (one, app) => one && app && (one.apps ?? []).includes(app.value);
+  const known = () => offer.images.find((one) => one.name === image.value);
+  let favourite = image.value; // the image that a person chose last
+  const update = (event) => {
+    if (event?.target === image) {
+      favourite = image.value;
+      const first = start.querySelector(`input[name=app][value="${CSS.escape(known()?.apps?.[0] ?? "")}"]`);
+      if (first && !has(known(), chosen())) first.checked = true;
+    } else if (event?.target.name === "app" || !has(known(), chosen())) {
+      const fit = [favourite, image.value, offer.default.image, ...offer.images.map((one) => one.name)].find((name) => has(offer.images.find((one) => one.name === name), chosen()));
+      if (fit) image.value = fit;
     }
-    const first = start.querySelector("input[name=app]:not(:disabled)");
-    if (!chosen && first) first.checked = true;
     const gpu = offer.gpus.find((one) => one.type === type?.value);
     const most = gpu ? gpu.per_node : Math.max(0, ...offer.gpus.map((one) => one.per_node));
     for (const option of number ? number.options : []) {
       option.disabled = Number(option.value) > most;
       if (option.disabled && option.selected) number.value = String(most);
     }
-    const app = start.querySelector("input[name=app]:checked");
+    const app = chosen();
     const label = start.querySelector("[data-start]");
     if (app && label) label.textContent = label.dataset.start.replace("{0}", app.dataset.title);
     const text = document.getElementById("image-text");
-    if (text && known) text.textContent = known.description;
+    if (text && known() && text.textContent !== known().description) text.textContent = known().description;
   };
   start.addEventListener("change", update);
   update();
+}
+
+// Stop asks in a dialog; without one, on a page of its own.
+const dialog = document.getElementById("stop-dialog");
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.("a[data-stop]");
+  if (!dialog || !link || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  event.preventDefault();
+  dialog.querySelector("h2").textContent = dialog.dataset.title.replace("{0}", () => link.dataset.stop);
+  dialog.querySelector("form").action = link.href;
+  dialog.showModal();
+});
+dialog?.addEventListener("click", (event) => {
+  if (event.target === dialog || event.target.closest("[data-close]")) dialog.close();
+});
+
+// A job's page: the title says that an app is ready, and who has asked for it is
+// taken there.
+const head = () => document.getElementById("jobhead");
+if (head()) {
+  const title = document.title;
+  const wants = "carme-auto-open";
+  let stage = head().dataset.stage;
+  const offerAuto = () => {
+    const label = document.getElementById("auto");
+    if (!label || !label.hidden) return;
+    const box = label.querySelector("input");
+    box.checked = localStorage.getItem(wants) === "1";
+    box.addEventListener("change", () => localStorage.setItem(wants, box.checked ? "1" : "0"));
+    label.hidden = false;
+  };
+  const look = () => {
+    if (!head()) return;
+    const now = head().dataset.stage;
+    const way = document.getElementById("open-app");
+    document.title = way ? `\u2713 ${title}` : title;
+    if (way && stage !== "ready" && now === "ready" && localStorage.getItem(wants) === "1") location.assign(way.href);
+    stage = now;
+    offerAuto();
+  };
+  document.addEventListener("htmx:afterSettle", look);
+  look();
 }
 
 for (const button of document.querySelectorAll("[data-copy]")) {
@@ -117,7 +162,10 @@ for (const button of document.querySelectorAll("[data-print]")) {
 const output = document.getElementById("output");
 if (output && output.dataset.url) {
   let next = Number(output.dataset.next);
+  let timer;
+  const none = document.getElementById("output-none");
   const more = async () => {
+    clearTimeout(timer);
     if (!document.hidden) {
       try {
         const answer = await fetch(`${output.dataset.url}&offset=${next}`, { headers: { Accept: "application/json" } });
@@ -128,17 +176,19 @@ if (output && output.dataset.url) {
             if (part.offset < next) output.textContent = "";
             output.append(part.text);
             if (output.textContent.length > 400000) output.textContent = output.textContent.slice(-300000);
-            if (atEnd) output.scrollTop = output.scrollHeight;
             output.hidden = false;
-            const none = document.getElementById("output-none");
-            if (none) none.hidden = true;
+            none.hidden = true;
+            if (atEnd) output.scrollTop = output.scrollHeight;
+          } else if (output.hidden) {
+            none.textContent = part.problem || none.dataset.none;
           }
           if (!part.problem) next = part.next;
         }
       } catch { /* the banner says so */ }
     }
-    setTimeout(more, document.getElementById("job-live") ? 2000 : 15000);
+    clearTimeout(timer);
+    timer = setTimeout(more, document.getElementById("job-live") ? 2000 : 15000);
   };
   output.scrollTop = output.scrollHeight;
-  setTimeout(more, 2000);
+  timer = setTimeout(more, 2000);
 }

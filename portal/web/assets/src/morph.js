@@ -2,7 +2,9 @@
 import htmx from "htmx.org";
 import { Idiomorph } from "idiomorph/dist/idiomorph.esm.js";
 
+// What scripts keep up to date themselves has data-keep and stays as it is.
 const kept = {
+  beforeNodeMorphed: (old) => !(old.dataset && old.dataset.keep !== undefined),
   beforeAttributeUpdated: (name, node) => !(name === "open" && node.tagName === "DETAILS"),
 };
 htmx.defineExtension("morph", {

@@ -2,7 +2,7 @@
 import uPlot from "uplot";
 
 const holder = document.getElementById("plots");
-const names = JSON.parse(document.getElementById("plot-names").textContent);
+const names = JSON.parse(document.getElementById("plot-names")?.textContent ?? "{}");
 const kinds = [
   ["cpu_percent", "%"], ["memory_mb", "MB"], ["gpu_percent", "%"], ["gpu_memory_mb", "MB"], ["gpu_power_w", "W"], ["io_read_mbps", "MB/s"], ["io_write_mbps", "MB/s"],
 ];
@@ -52,13 +52,16 @@ function draw(data) {
   document.getElementById("plots-none").hidden = plots.size > 0;
 }
 
+let timer;
 async function fetchAll() {
+  clearTimeout(timer);
   if (!document.hidden) {
     try {
       const answer = await fetch(holder.dataset.url, { headers: { Accept: "application/json" } });
       if (answer.ok) draw(await answer.json());
     } catch { /* the banner says so */ }
   }
-  if (document.getElementById("job-live")) setTimeout(fetchAll, 10000);
+  clearTimeout(timer);
+  if (document.getElementById("job-live")) timer = setTimeout(fetchAll, plots.size > 0 ? 10000 : 5000);
 }
-fetchAll();
+if (holder) fetchAll();

@@ -1,0 +1,75 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/carme-hpc/carme/bench/web"
+)
+
+// chpVersion is the release of configurable-http-proxy that is compared with.
+const chpVersion = "5.1.0"
+
+// webCommand is "bench web": the rows that need no cluster.
+func webCommand(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("bench web", flag.ExitOnError)
+	o := web.Options{Out: out}
+	flags.StringVar(&o.Programs.Portal, "portal", "build/carme-portal", "program")
+	flags.StringVar(&o.Programs.Agent, "agent", "build/carme-agent", "program")
+	flags.StringVar(&o.Programs.CHP, "chp", ".cache/chp/node_modules/.bin/configurable-http-proxy", "program")
+	flags.IntVar(&o.Rounds, "rounds", 7, "samples of each side of each row")
+	flags.DurationVar(&o.Lasting, "lasting", 3*time.Second, "how long one sample of a rate lasts")
+	flags.IntVar(&o.Sockets, "sockets", 10000, "idle websockets")
+	flags.Int64Var(&o.Big, "big", 2<<30, "size of the large transfer in bytes")
+	only := flags.String("only", "", "rows, separated by commas")
+	_ = flags.Parse(args) // it exits
+	if *only != "" {
+		o.Only = strings.Split(*only, ",")
+	}
+	figures, err := webRows(ctx, o)
+	if err != nil {
+		return err
+	}
+	return table(out, figures)
+}
+
+func webRows(ctx context.Context, o web.Options) ([]figure, error) {
+	var err error
+	if o.Programs.Self, err = os.Executable(); err != nil {
+		return nil, err
+	}
+	for _, p := range []*string{&o.Programs.Portal, &o.Programs.Agent, &o.Programs.CHP} {
+		if *p, err = filepath.Abs(*p); err != nil {
+			return nil, err
+		}
+	}
+	if o.Programs.Nginx, err = exec.LookPath("nginx"); err != nil {
+		return nil, fmt.Errorf("nginx is missing, as root: apt-get install nginx-light: %w", err)
+	}
+	if _, err := os.Stat(o.Programs.CHP); err != nil {
+		fmt.Fprintf(o.Out, "configurable-http-proxy is missing, it is left out; to have it: npm install --prefix .cache/chp configurable-http-proxy@%s\n", chpVersion)
+		o.Programs.CHP = ""
+	}
+	rows, err := web.Run(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	figures := make([]figure, 0, len(rows))
+	for _, r := range rows {
+		reaches := func(limit float64) bool {
+			if r.More {
+				return r.Value >= limit
+			}
+			return r.Value <= limit
+		}
+		figures = append(figures, figure{r.ID, r.What, r.Carme, r.Other, r.Raw, r.Value, r.Unit, r.Must, r.Goal, reaches(r.Must), reaches(r.Goal)})
+	}
+	return figures, nil
+}

@@ -1,0 +1,121 @@
+package jobs
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/internal/wire/api"
+)
+
+// words are said to a user: in English, and by a code and arguments for clients
+// that speak other languages (portal/web/locales, said.CODE).
+type words struct {
+	code string
+	args []string
+	text string
+}
+
+// say fills the arguments into the text, as %s.
+func say(code, text string, args ...string) words {
+	for _, arg := range args {
+		text = strings.Replace(text, "%s", arg, 1)
+	}
+	return words{code, args, text}
+}
+
+func (w words) event(at time.Time, stage string) api.Event {
+	return api.Event{Time: at, Stage: stage, Text: w.text, Code: w.code, Args: w.args}
+}
+
+func (w words) end(j *api.Job) { j.End, j.EndCode, j.EndArgs = w.text, w.code, w.args }
+
+// What became of a submission is stored in English.
+const (
+	slurmRefused = "Slurm refused it: "
+	slurmSilent  = "Slurm did not answer; nothing was submitted."
+	slurmNever   = "Slurm never got the job. You may start it again."
+)
+
+// notSubmitted is the stored reason why a submission became no job.
+func notSubmitted(stored string) words {
+	if cause, ok := strings.CutPrefix(stored, slurmRefused); ok {
+		return say("end.refused", slurmRefused+"%s", cause)
+	}
+	switch stored {
+	case slurmSilent:
+		return say("end.silent", stored)
+	case slurmNever:
+		return say("end.never", stored)
+	}
+	return words{text: stored}
+}
+
+// reason says why a job ended.
+func (s *Service) reason(id uint32, state string, d rest.Job) words {
+	if _, oom := s.ended[id]; oom || state == "OUT_OF_MEMORY" {
+		return say("end.memory", "It needed more memory than it asked for and was ended. Start it with more memory.")
+	}
+	switch state {
+	case "COMPLETED":
+		return say("end.completed", "It ended by itself.")
+	case "CANCELLED":
+		return say("end.cancelled", "It was cancelled.")
+	case "TIMEOUT":
+		return say("end.timeout", "Its time was up. Start it with more minutes.")
+	case "DEADLINE":
+		return say("end.deadline", "It could not have ended before its deadline.")
+	case "PREEMPTED":
+		return say("end.preempted", "It had to make way for a job of higher priority.")
+	case "NODE_FAIL":
+		return say("end.node", "Its node failed. Start it again.")
+	case "BOOT_FAIL", "LAUNCH_FAILED":
+		return say("end.launch", "Its node could not start it. Start it again; if that repeats, tell the administrators.")
+	case "REVOKED":
+		return say("end.revoked", "Another cluster took it.")
+	case "FAILED":
+		switch {
+		case d.Signal > 0:
+			return say("end.signal", "It was ended by signal %s. Its error output may say why.", strconv.Itoa(d.Signal))
+		case d.ExitCode > 0:
+			return say("end.exit", "It ended with exit code %s. Its error output may say why.", strconv.Itoa(d.ExitCode))
+		}
+		return say("end.failed", "It failed. Its error output may say why.")
+	}
+	return say("end.over", "It has ended.")
+}
+
+// staged says what a stage on a node means.
+func staged(node, stage string) words {
+	switch stage {
+	case api.StageImage:
+		return say("event.image", "The job is sealed on %s; its image is starting.", node)
+	case api.StageApp:
+		return say("event.app", "The app is starting on %s.", node)
+	case api.StageReady:
+		return say("event.ready", "The app answers.")
+	case api.StageEnded:
+		return say("event.stopped", "Its owner stopped it.")
+	}
+	return words{text: stage}
+}
+
+// silent says that a node was not heard of.
+func silent(node string, since time.Time) words {
+	at := since.UTC().Format("15:04:05 MST")
+	return say("problem.node", "Nothing was heard of %s since %s; the job goes on, its session may not answer.", node, at)
+}
+
+// noOutput is the answer of an output that is not there.
+func noOutput(w words) api.Output { return api.Output{Problem: w.text, Code: w.code, Args: w.args} }
+
+// badHome is the answer about a home in which nothing can be started.
+func badHome(h *api.Home, w words) {
+	h.OK, h.Message, h.Code, h.Args = false, w.text, w.code, w.args
+}
+
+func fewMB(mb int64) words {
+	return say("home.full", "Your home directory has only %s MB left; remove something before you start.", fmt.Sprint(mb))
+}
