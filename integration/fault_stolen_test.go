@@ -97,6 +97,7 @@ func TestFault_W14_a_stolen_portal_gets_nothing_of_who_is_not_logged_in_through_
 	if r := v.post("/security", "/logout"); r.to() != "/login" {
 		t.Fatalf("log out: %s", r)
 	}
+	before := queued(t, "alice")
 	th := stealPortal(t)
 	// It is the portal's: it may ask, and is told what needs a login.
 	if code, _ := th.call("GET", "/v1/openapi.yaml", "", nil); code != http.StatusOK {
@@ -156,8 +157,8 @@ func TestFault_W14_a_stolen_portal_gets_nothing_of_who_is_not_logged_in_through_
 	if s := state(t, app.job); s != "RUNNING" {
 		t.Errorf("alice's job is %s", s)
 	}
-	if got := lines(queued(t, "alice")); len(got) != 1 {
-		t.Errorf("alice's jobs: %v", got)
+	if after := queued(t, "alice"); after != before {
+		t.Errorf("alice's jobs: %s, before %s", after, before)
 	}
 	// The agents know the portal, and let it to no app without a token of the
 	// backend's; what is for the backend alone it cannot even begin.

@@ -180,7 +180,7 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 }
 
 func TestScenario_W3_W14_a_session_from_the_command_line_is_in_the_portal(t *testing.T) {
-	id := sbatch(t, "bob", "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap", ":")
+	id := sbatch(t, "bob", "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap=:")
 	t.Cleanup(func() { root(t, ctl, "scancel", id) })
 	b := open(t)
 	b.login("bob")

@@ -166,9 +166,9 @@ const staleAfter = 20
 
 func stale(texts catalogue, jobs api.Jobs) string {
 	switch {
-	case jobs.Problem != "":
+	case jobs.Problem != "" && jobs.Age == 0: // there never was a picture
 		return said(texts, jobs.ProblemCode, nil, jobs.Problem)
-	case jobs.Age > staleAfter:
+	case jobs.Problem != "", jobs.Age > staleAfter:
 		return texts.text("stale", jobs.Age)
 	}
 	return ""

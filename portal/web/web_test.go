@@ -362,6 +362,30 @@ func TestEvents_end_with_the_login(t *testing.T) {
 	}
 }
 
+func TestBanner_says_how_old_the_jobs_are_in_the_readers_language(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		lang string
+		jobs api.Jobs
+		want string
+	}{
+		{"de", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "seit 7 Sekunden"},
+		{"en", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "for 7 seconds"},
+		{"en", api.Jobs{Problem: "Slurm does not answer"}, "does not answer"},
+		{"en", api.Jobs{Age: 60}, "for 60 seconds"},
+	} {
+		if got := stale(all[c.lang], c.jobs); !strings.Contains(got, c.want) {
+			t.Errorf("%+v: %q", c.jobs, got)
+		}
+	}
+	if got := stale(all["en"], api.Jobs{Age: 5}); got != "" {
+		t.Errorf("a fresh one: %q", got)
+	}
+}
+
 func TestEvents_end_with_the_portal(t *testing.T) {
 	b := newBrowser(t)
 	b.login()

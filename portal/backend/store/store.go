@@ -83,7 +83,7 @@ func checkWritable(path string) error {
 		err = unix.Access(filepath.Dir(path), unix.W_OK)
 	}
 	if err != nil {
-		return fmt.Errorf("database %s cannot be written (%w); run chown carme-backend on it and its directory", path, err)
+		return fmt.Errorf("database %s cannot be written (%w); it and its directory must belong to the user that the backend runs as: chown carme-backend FILE", path, err)
 	}
 	return nil
 }
