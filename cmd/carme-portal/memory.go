@@ -28,7 +28,7 @@ const (
 
 // percent is how much garbage there may be for so much that lives, in bytes.
 func percent(live uint64) int {
-	return int(min(max(garbage*100/max(live, 1), leastPercent), mostPercent)) //nolint:gosec // at most mostPercent
+	return int(min(max(garbage*100/max(live, 1), leastPercent), mostPercent))
 }
 
 // economise keeps the collector fit for what lives until ctx ends, unless the

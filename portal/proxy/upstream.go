@@ -21,7 +21,7 @@ import (
 const RelayProtocol = "carme-relay/1"
 
 const (
-	dialPatience = 8 * time.Second
+	dialPatience = 5 * time.Second
 	// restartPatience is how long an agent that refuses connections is tried
 	// again: its restart takes a good second.
 	restartPatience = 3 * time.Second
@@ -131,9 +131,20 @@ func (m *meter) Read(p []byte) (int, error) {
 func (m *meter) bound()   { m.left = answerHeadMax }
 func (m *meter) unbound() { m.left = math.MaxInt64 }
 
-// dial opens a stream to the route's app.
-func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
+// dial opens a stream to the route's app, or takes one that became idle while
+// it waited for its turn, unless it must be fresh.
+func (p *Proxy) dial(ctx context.Context, r *route, fresh bool) (*upstream, error) {
 	g := r.grant.Load()
+	leave, err := p.enterNode(ctx, g.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
+	}
+	defer leave()
+	if !fresh {
+		if up, err := r.take(); up != nil || err != nil {
+			return up, err
+		}
+	}
 	s := &stream{route: r}
 	if err := r.register(s); err != nil {
 		return nil, err
@@ -152,11 +163,6 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	if err := s.hold(closerFunc(cancel)); err != nil {
 		return nil, err
 	}
-	leave, err := p.enterNode(ctx, g.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
-	}
-	defer leave()
 	conn, err := p.dialAgent(ctx, g.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
@@ -187,9 +193,13 @@ func (p *Proxy) enterNode(ctx context.Context, addr string) (leave func(), err e
 		found, _ = p.opening.LoadOrStore(addr, make(chan struct{}, openingMax))
 	}
 	slots := found.(chan struct{})
+	late := time.NewTimer(dialPatience)
+	defer late.Stop()
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil
+	case <-late.C:
+		return nil, errors.New("too many others wait too")
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
