@@ -38,8 +38,9 @@ const screens = "../test-output/screens"
 
 // browser is one Chromium with a profile of its own: one person at one machine.
 type browser struct {
-	t   *testing.T
-	ctx context.Context
+	t     *testing.T
+	ctx   context.Context
+	close context.CancelFunc // ends it as a closed window does
 
 	mu       sync.Mutex
 	problems []string // what the console and the content policy complained about
@@ -90,7 +91,7 @@ func open(t *testing.T, options ...chromedp.ExecAllocatorOption) *browser {
 	b := &browser{t: t}
 	tab, cancel := chromedp.NewContext(ctx)
 	t.Cleanup(cancel)
-	b.ctx = tab
+	b.ctx, b.close = tab, cancel
 	if err := chromedp.Do(tab); err != nil {
 		t.Fatalf("start chromium: %v", err)
 	}
@@ -118,6 +119,15 @@ func (b *browser) note(event any) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch e := event.(type) {
+	case *page.EventJavascriptDialogOpening:
+		// An app that asks whether to leave it: yes. Not here, where events wait.
+		go func() {
+			if _, err := chromedp.Call(b.ctx, page.HandleJavaScriptDialog, page.HandleJavaScriptDialogParams{Accept: true}); err != nil && b.ctx.Err() == nil {
+				b.mu.Lock()
+				b.problems = append(b.problems, "dialog: "+err.Error())
+				b.mu.Unlock()
+			}
+		}()
 	case *log.EventEntryAdded:
 		if u, err := url.Parse(e.Entry.URL); err == nil && strings.HasSuffix(u.Hostname(), "."+appsDomain) && e.Entry.Source == log.EntrySourceNetwork {
 			return // what an app asks itself for is its own affair
@@ -126,7 +136,11 @@ func (b *browser) note(event any) {
 			b.problems = append(b.problems, e.Entry.URL+": "+e.Entry.Text)
 		}
 	case *cdpruntime.EventExceptionThrown:
-		b.problems = append(b.problems, e.ExceptionDetails.Text)
+		text := e.ExceptionDetails.Text
+		if e.ExceptionDetails.Exception != nil {
+			text += ": " + e.ExceptionDetails.Exception.Description
+		}
+		b.problems = append(b.problems, text)
 	case *network.EventRequestWillBeSent:
 		u, err := url.Parse(e.Request.URL)
 		if err != nil || u.Scheme == "data" || u.Scheme == "blob" || u.Scheme == "about" {
@@ -141,7 +155,19 @@ func (b *browser) note(event any) {
 // step is one thing that a person does.
 type step = chromedp.Action[chromedp.Void]
 
-func goTo(url string) step            { return chromedp.Navigate(url) }
+// goTo opens an address. Chromium drops all connections when an interface of the
+// machine comes or goes, as those of other containers do, and then a person
+// would press reload.
+func goTo(url string) step {
+	return func(ctx context.Context, tab *chromedp.Target) (chromedp.Void, error) {
+		none, err := chromedp.Navigate(url)(ctx, tab)
+		for n := 0; n < 3 && err != nil && strings.Contains(err.Error(), "ERR_NETWORK_CHANGED"); n++ {
+			none, err = chromedp.Navigate(url)(ctx, tab)
+		}
+		return none, err
+	}
+}
+
 func fill(selector, text string) step { return chromedp.SendKeys(chromedp.CSS(selector), text) }
 func send(selector string) step       { return chromedp.Submit(chromedp.CSS(selector)) }
 func click(selector string) step      { return chromedp.Click(chromedp.CSS(selector)) }
@@ -178,12 +204,12 @@ func (b *browser) within(limit time.Duration, steps ...step) {
 	}
 }
 
-// ask runs one expression of JavaScript in the page.
+// ask runs one expression of JavaScript in the page, and awaits its promise.
 func ask[T any](b *browser, expression string) T {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.ctx, time.Minute)
 	defer cancel()
-	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression))
+	value, err := chromedp.Run(ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
 	if err != nil {
 		b.shot("failed")
 		b.t.Fatalf("%s: %v", expression, err)

@@ -9,6 +9,7 @@ testbed: ## bring the cluster up (SLURM_SUITE=trixie|forky); does nothing when i
 
 testbed-install: ## build the product again and put it into the running cluster
 	@testbed/bin/install
+	@testbed/bin/portal
 
 testbed-logs: ## the last lines of every machine's logs
 	@testbed/bin/logs

@@ -86,7 +86,7 @@ func serve(ctx context.Context, file string) error {
 	names := proxy.Names{Portal: p.config.PortalHost, Apps: p.config.AppsDomain, Port: p.config.PublicPort}
 	apps := proxy.New(proxy.Options{Names: names, Backend: backend, AgentTLS: agents(p.own), Log: log, Now: time.Now})
 	pages, err := web.New(web.Options{
-		Backend: backend, AppsPattern: names.AppsPattern(), Log: log, Now: time.Now,
+		Backend: backend, AppsPattern: names.AppsPattern(), Log: log, Now: time.Now, Stopping: ctx.Done(),
 		AppOrigin: func(label string) (string, bool) { return names.AppOrigin(label), proxy.ValidLabel(label) },
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +15,9 @@ const (
 	SharingView = "view" // others may look on
 	SharingFull = "full" // others may work in it
 )
+
+// appFileMax is the longest of an app's Files, in bytes.
+const appFileMax = 64 << 10
 
 // SessionDir is where a job sees the directory of its session's socket.
 const SessionDir = "/run/carme/sess"
@@ -27,9 +31,9 @@ type App struct {
 	// Icon is the name of one of the portal's icons.
 	Icon string `yaml:"icon"`
 	// Command and its arguments; {{socket}}, {{dir}}, {{home}}, {{user}},
-	// {{job}}, {{runtime}} and {{session}} stand for the socket to listen on, the
+	// {{job}}, {{runtime}}, {{files}} and {{session}} stand for the socket to listen on, the
 	// session's directory, the user's home directory and name, the job's id,
-	// XDG_RUNTIME_DIR, and the program that runs the app.
+	// XDG_RUNTIME_DIR, where Files are, and the program that runs the app.
 	Command []string `yaml:"command"`
 	// Socket is the name of the unix socket in the session's directory.
 	Socket string `yaml:"socket"`
@@ -38,6 +42,9 @@ type App struct {
 	Health AppHealth `yaml:"health"`
 	// Env is set for the app.
 	Env map[string]string `yaml:"env"`
+	// Files are written for the app before it starts, by their path below
+	// {{files}}.
+	Files map[string]string `yaml:"files"`
 	// PythonHidden are Python modules that open ports of their own: with the
 	// node's network, where others could reach them, the app does not find them.
 	PythonHidden []string `yaml:"python_hidden"`
@@ -110,7 +117,7 @@ var (
 
 // appBlanks are the words that Command may have in double braces.
 func appBlanks() []string {
-	return []string{"socket", "dir", "home", "user", "job", "runtime", "session"}
+	return []string{"socket", "dir", "home", "user", "job", "runtime", "files", "session"}
 }
 
 func (f *file) checkApp(a *App) {
@@ -143,6 +150,14 @@ func (f *file) checkApp(a *App) {
 	for i, code := range a.Health.Status {
 		if code < 100 || code > 599 {
 			f.fail("is no status of HTTP", "health", "status", i)
+		}
+	}
+	for name, text := range a.Files {
+		if !filepath.IsLocal(name) || path.Clean(name) != name || !printable(name) {
+			f.fail("must be a path of a file below {{files}}, without .. in it", "files", name)
+		}
+		if len(text) > appFileMax {
+			f.fail(fmt.Sprintf("is longer than %d bytes", appFileMax), "files", name)
 		}
 	}
 	for i, name := range a.PythonHidden {

@@ -73,6 +73,7 @@ func TestMistakes_in_apps_are_named(t *testing.T) {
 		"sharing":         {good + "sharing: all", "use none, view or full"},
 		"loader variable": {good + "env: {LD_PRELOAD: /x}", "may not be set here"},
 		"module":          {good + "python_hidden: [../x]", "no name of a Python module"},
+		"file outside":    {good + "files: {../x: a}", "must be a path of a file below"},
 		"unknown setting": {good + "port: 80", `there is no setting "port"`},
 		"timeout":         {good + "health: {timeout_seconds: 0}", "a second at least"},
 	}

@@ -62,6 +62,7 @@ type App struct {
 	Command       []string          `json:"command"`
 	Env           map[string]string `json:"env"`
 	Socket        string            `json:"socket"`
+	Files         map[string]string `json:"files"`
 	PythonHidden  []string          `json:"python_hidden"`
 	HealthPath    string            `json:"health_path"`
 	HealthStatus  []int             `json:"health_status"`

@@ -4,10 +4,12 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -267,7 +269,7 @@ func TestAttack_an_apps_answer_harms_no_sibling(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h := rw.Header()
 		for _, one := range []string{
-			"own=1; Path=/", "toss=1; Domain=apps.carme.localhost; Path=/", "toss2=1; path=/;  DOMAIN = .carme.localhost ;Secure", "__Host-carme-app=x; Secure; Path=/", " __host-CARME=x; Secure; Path=/", "a=domain; Path=/",
+			"own=1; Path=/", "toss=1; Domain=apps.carme.localhost; Path=/", "toss2=1; path=/;  DOMAIN = .carme.localhost ;Secure", "__Host-carme-app=x; Secure; Path=/", " __host-CARME=x; Secure; Path=/", "=__Host-carme-app=x; Path=/", " = __Host-carme=x", "a=domain; Path=/",
 		} {
 			h.Add("Set-Cookie", one)
 		}
@@ -500,6 +502,74 @@ func TestFault_agents_refusals_are_said_in_words(t *testing.T) {
 	}
 }
 
+func TestFault_an_agent_that_is_started_anew_is_waited_for(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(mirror))
+	host, cookie := w.session("alice", "a")
+	for name, kill := range map[string]func(){
+		"before it answers":             func() { w.agent.cut.Store(2) },
+		"before the app answers":        func() { w.agent.drop.Store(1) },
+		"one after the other":           func() { w.agent.cut.Store(1); w.agent.drop.Store(1) },
+		"before it takes a connection":  func() { w.backend.Addr = w.later(300 * time.Millisecond) },
+		"and is back where it was then": func() { w.backend.Addr = w.agent.addr },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w.proxy.table.closeAll()
+			kill()
+			if got := w.ask(w.client(false), "GET", host, "/", cookie, nil); got.StatusCode != 200 || text(t, got) == "" {
+				t.Errorf("the browser gets %d", got.StatusCode)
+			}
+		})
+	}
+}
+
+func TestFault_an_agent_that_is_unheard_of_is_given_up(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close() //nolint:errcheck // a test's
+	dialer := newDialer()
+	conn, err := dialer.DialContext(t.Context(), "tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close() //nolint:errcheck // a test's
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) {
+		if got, err := syscall.GetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout); err != nil || got != 10000 {
+			t.Errorf("it may be silent for %d ms, %v", got, err)
+		}
+	}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFault_what_changes_something_is_sent_once(t *testing.T) {
+	var mu sync.Mutex
+	got := 0
+	w := newWorld(t, http.HandlerFunc(func(_ http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		got++
+		panic(http.ErrAbortHandler)
+	}))
+	host, cookie := w.session("alice", "a")
+	for method, want := range map[string]int{"POST": 1, "DELETE": 1, "GET": 2} {
+		got = 0
+		if answer := w.ask(w.client(true), method, host, "/", cookie, nil, "Sec-Fetch-Site: same-origin"); answer.StatusCode != 502 {
+			t.Errorf("%s: %d", method, answer.StatusCode)
+		}
+		mu.Lock()
+		if got != want {
+			t.Errorf("%s: the app got it %d times, not %d", method, got, want)
+		}
+		mu.Unlock()
+	}
+}
+
 func TestAttack_piled_up_cookies_are_removed_by_name(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(mirror))
 	host, cookie := w.session("alice", "a")
@@ -515,6 +585,16 @@ func TestAttack_piled_up_cookies_are_removed_by_name(t *testing.T) {
 		if got := text(t, answer); !strings.Contains(got, `action="/.carme/clear"`) {
 			t.Errorf("no way out in %s", got)
 		}
+	}
+	deep := w.ask(w.client(true), "GET", host, "/lab/tree;x/y", "", nil, "Cookie: "+appCookie+"="+cookie+pile, "Sec-Fetch-Mode: navigate")
+	removed := strings.Join(deep.Header["Set-Cookie"], "\n")
+	for _, path := range []string{"/", "/lab", "/lab/", "/lab/tree"} {
+		if !strings.Contains(removed, "toss7=; Domain=") || !strings.Contains(removed, "; Path="+path+"; ") || len(removed) > removeMax+removeMax/10 {
+			t.Errorf("cookies of %s stay, or %d bytes of headers", path, len(removed))
+		}
+	}
+	if got := w.ask(w.client(true), "POST", host, pathClear, "", nil, "Cookie: "+pile); got.Header.Get("Clear-Site-Data") != `"cookies"` {
+		t.Errorf("the button under the flood: %d", got.StatusCode)
 	}
 	if got := w.ask(w.client(true), "POST", host, pathClear, "", nil, "Sec-Fetch-Site: same-site"); got.StatusCode != 403 {
 		t.Errorf("a sibling may clear: %d", got.StatusCode)

@@ -27,11 +27,12 @@ func (p *Proxy) forward(w http.ResponseWriter, r *http.Request, rt *route) {
 			p.noStream(w, r, rt, err)
 			return
 		}
-		if p.exchange(w, r, rt, up) {
+		if p.exchange(w, r, rt, up, attempt == 0) {
 			return
 		}
-		// A connection that had waited was closed by the app as the request
-		// was sent. Only what can be sent twice comes here, and only once.
+		// The connection ended before anything of the answer came: it had waited
+		// and was closed by the app, or the agent was killed. Only what can be
+		// sent twice comes here, and only once.
 	}
 }
 
@@ -53,13 +54,12 @@ func (p *Proxy) stream(ctx context.Context, rt *route, fresh bool) (*upstream, e
 	return up, err
 }
 
-// exchange carries one request and its answer. It returns false if nothing has
-// happened and the request can be sent again.
-func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *upstream) (done bool) {
+// exchange carries one request and its answer. It returns false if no answer
+// came and the request can be sent again.
+func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *upstream, first bool) (done bool) {
 	stop := context.AfterFunc(r.Context(), up.close)
 	defer stop()
-	again := up.used && safe(r.Method) && r.ContentLength == 0
-	up.used = true
+	again := first && safe(r.Method) && r.ContentLength == 0
 	sent, err := p.send(w, r, rt, up)
 	var answer *http.Response
 	if err == nil {
@@ -71,10 +71,15 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 		if r.Context().Err() != nil {
 			return true
 		}
-		if again {
+		cut := cutOff(err)
+		if again && (cut || startsAnew(err)) {
 			return false
 		}
 		p.log.InfoContext(r.Context(), "app: no answer", "job", rt.grant.Load().Job, "error", err)
+		if cut {
+			p.problem(w, r, pageNode)
+			return true
+		}
 		p.problem(w, r, pageBroken)
 		return true
 	}

@@ -132,23 +132,60 @@ func rememberedPath(encoded string) string {
 	return path
 }
 
+// removeMax bounds the headers that remove cookies, in bytes: browsers take
+// 256 KB of them in all.
+const removeMax = 200 << 10
+
 // tooLong answers a request whose head is too long to pass on: a sibling's page
 // can pile up cookies for all hosts below the apps domain. Each is removed by
 // name, where a sibling can have put it.
 func (p *Proxy) tooLong(w http.ResponseWriter, r *http.Request) {
-	parent := p.names.Apps
+	var names []string
 	seen := map[string]bool{}
 	for _, one := range r.Cookies() {
-		if seen[one.Name] || oursByName(one.Name) || len(seen) >= 500 {
-			continue
+		if !seen[one.Name] && !oursByName(one.Name) {
+			seen[one.Name] = true
+			names = append(names, one.Name)
 		}
-		seen[one.Name] = true
-		w.Header().Add("Set-Cookie", one.Name+"=; Domain="+parent+"; Path=/; Max-Age=0; Secure")
-		if _, above, ok := strings.Cut(parent, "."); ok && strings.Contains(above, ".") {
-			w.Header().Add("Set-Cookie", one.Name+"=; Domain="+above+"; Path=/; Max-Age=0; Secure")
+	}
+	size := 0
+	for _, path := range cookiePaths(r.URL.EscapedPath()) {
+		for _, name := range names {
+			for _, domain := range cookieDomains(p.names.Apps) {
+				line := name + "=; Domain=" + domain + "; Path=" + path + "; Max-Age=0; Secure"
+				if size += len(line); size <= removeMax {
+					w.Header().Add("Set-Cookie", line)
+				}
+			}
 		}
 	}
 	p.problem(w, r, pageCookieFlood)
+}
+
+// cookieDomains are those for which a page below the apps domain can set
+// cookies, as far as can be told without the list of public suffixes.
+func cookieDomains(apps string) []string {
+	var all []string
+	for domain := apps; strings.Contains(domain, "."); _, domain, _ = strings.Cut(domain, ".") {
+		all = append(all, domain)
+	}
+	return all
+}
+
+// cookiePaths are those that a cookie sent with a path can have been set for,
+// the widest first.
+func cookiePaths(path string) []string {
+	all := []string{"/"}
+	path, _, _ = strings.Cut(path, ";") // none can have been set with it
+	for at := 1; at < len(path); at++ {
+		if path[at] == '/' {
+			all = append(all, path[:at], path[:at+1])
+		}
+	}
+	if len(path) > 1 && !strings.HasSuffix(path, "/") {
+		all = append(all, path)
+	}
+	return all
 }
 
 // clear removes every cookie of the whole site, and with them the login.

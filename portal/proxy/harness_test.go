@@ -85,7 +85,7 @@ func newWorldNamed(t *testing.T, names Names, app http.Handler) *world {
 		w.ended <- Serve(ctx, tcp, &tls.Config{Certificates: []tls.Certificate{pair}}, names.Dispatch(pages, w.proxy), slog.New(slog.DiscardHandler))
 	})
 	t.Cleanup(func() { stop(); all.Wait() })
-	eventually(t, "the first heartbeat", func() bool { return w.proxy.table.beat.Load() != 0 })
+	eventually(t, "the first heartbeat", func() bool { return w.proxy.table.beat.Load() != nil })
 	return w
 }
 
@@ -266,6 +266,8 @@ type fakeAgent struct {
 	dials  atomic.Int64
 	open   atomic.Int64
 	hold   atomic.Pointer[chan struct{}] // if set, answers wait for it
+	cut    atomic.Int64                  // so many streams end without an answer
+	drop   atomic.Int64                  // so many end after it
 }
 
 func newFakeAgent(t *testing.T, ca *testCA, app http.Handler) *fakeAgent {
@@ -302,6 +304,9 @@ func (a *fakeAgent) serve(conn *tls.Conn, app string) {
 		return
 	}
 	a.dials.Add(1)
+	if a.cut.Add(-1) >= 0 {
+		return
+	}
 	if wait := a.hold.Load(); wait != nil {
 		<-*wait
 	}
@@ -311,7 +316,7 @@ func (a *fakeAgent) serve(conn *tls.Conn, app string) {
 		status = 3
 	}
 	_, _ = conn.Write([]byte{status})
-	if status != 0 {
+	if status != 0 || a.drop.Add(-1) >= 0 {
 		return
 	}
 	a.open.Add(1)
@@ -322,4 +327,40 @@ func (a *fakeAgent) serve(conn *tls.Conn, app string) {
 		_ = up.(*net.TCPConn).CloseWrite()
 	}()
 	_, _ = io.Copy(conn, up)
+}
+
+// later is an address at which the agent takes connections after a while only.
+func (w *world) later(pause time.Duration) string {
+	w.t.Helper()
+	reserved, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a test's
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	addr := reserved.Addr().String()
+	_ = reserved.Close()
+	timer := time.AfterFunc(pause, func() {
+		listener, err := net.Listen("tcp", addr) //nolint:noctx // a test's
+		if err != nil {
+			return // the test fails by the answer
+		}
+		w.t.Cleanup(func() { _ = listener.Close() })
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()                       //nolint:errcheck // a test's
+				up, err := net.Dial("tcp", w.agent.addr) //nolint:noctx // a test's
+				if err != nil {
+					return
+				}
+				defer up.Close() //nolint:errcheck // a test's
+				go func() { _, _ = io.Copy(up, conn) }()
+				_, _ = io.Copy(conn, up)
+			}()
+		}
+	})
+	w.t.Cleanup(func() { timer.Stop() })
+	return addr
 }

@@ -117,9 +117,10 @@ func field(w *bufio.Writer, name, value string) {
 	w.WriteString("\r\n")
 }
 
-// oursByName says whether a cookie, or a Set-Cookie, has a name of ours.
+// oursByName says whether a cookie, or a Set-Cookie, has a name of ours. One
+// without a name, "=__Host-carme-app=x", would come back as if it had ours.
 func oursByName(cookie string) bool {
-	name, _, _ := strings.Cut(cookie, "=")
+	name, _, _ := strings.Cut(strings.TrimLeft(cookie, "= \t"), "=")
 	name = strings.TrimSpace(name)
 	return len(name) >= len(cookiePrefix) && strings.EqualFold(name[:len(cookiePrefix)], cookiePrefix)
 }

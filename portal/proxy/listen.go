@@ -37,7 +37,9 @@ const (
 	headPatience = 10 * time.Second
 	idlePatience = 2 * time.Minute
 	headBytes    = 1 << 20
-	drainFor     = 20 * time.Second
+	// drainFor is how long requests under way may take to end. With systemd's
+	// socket, browsers wait that long for the next portal.
+	drainFor = 5 * time.Second
 )
 
 // Serve serves the handler over TLS, HTTP/2 and 1.1, on the listener until ctx
@@ -48,7 +50,8 @@ func Serve(ctx context.Context, tcp net.Listener, certificate *tls.Config, handl
 	config.MinVersion = tls.VersionTLS12
 	server := &http.Server{
 		Handler: handler, TLSConfig: config, ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience, MaxHeaderBytes: headBytes,
-		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		DisableGeneralOptionsHandler: true, // even OPTIONS * is for a host
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second, WriteByteTimeout: writePatience,
 		},

@@ -59,7 +59,7 @@ type counts struct{ requests, refused, websockets, open atomic.Int64 }
 func New(o Options) *Proxy {
 	return &Proxy{
 		names: o.Names, backend: o.Backend, agentTLS: o.AgentTLS, log: o.Log, now: o.Now,
-		dialer: net.Dialer{KeepAlive: 30 * time.Second},
+		dialer: newDialer(),
 		table:  newTable(o.Backend, o.Now),
 	}
 }
@@ -146,7 +146,8 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "no such host here", http.StatusMisdirectedRequest)
 		return
 	}
-	if headSize(r) > requestHeadMax {
+	// The button against too many cookies comes with all of them.
+	if headSize(r) > requestHeadMax && (r.Method != http.MethodPost || r.URL.Path != pathClear) {
 		p.tooLong(w, r)
 		return
 	}

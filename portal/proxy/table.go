@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -152,10 +153,10 @@ func (r *route) prune(now time.Time) int {
 type table struct {
 	backend Backend
 	now     func() time.Time
-	routes  sync.Map     // of key to *route: read on every request
-	beat    atomic.Int64 // unix nanoseconds of the backend's last sign of life
-	first   sync.Once
-	alive   chan struct{} // closed at the first one
+	routes  sync.Map                  // of key to *route: read on every request
+	beat    atomic.Pointer[time.Time] // the backend's last sign of life
+	first   chan struct{}             // closed by the first one
+	started time.Time
 	slots   chan struct{}
 
 	mu      sync.Mutex
@@ -178,7 +179,7 @@ type flight struct {
 
 func newTable(backend Backend, now func() time.Time) *table {
 	return &table{
-		backend: backend, now: now, slots: make(chan struct{}, asking), alive: make(chan struct{}),
+		backend: backend, now: now, slots: make(chan struct{}, asking), first: make(chan struct{}), started: now(),
 		index: map[mark]map[*route]struct{}{}, flights: map[key]*flight{},
 	}
 }
@@ -240,14 +241,9 @@ func (t *table) fly(k key, f *flight) {
 }
 
 func (t *table) request(k key) (*route, error) {
-	// A portal that has just begun to serve does not turn browsers away while it
-	// waits for the first sign of life.
-	select {
-	case <-t.alive:
-	case <-time.After(leaseNew):
-	}
+	t.begin()
 	started := t.now()
-	if started.Sub(time.Unix(0, t.beat.Load())) > leaseNew {
+	if t.silence(started) > leaseNew {
 		return nil, errAway
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), grantPatience)
@@ -260,6 +256,21 @@ func (t *table) request(k key) (*route, error) {
 		return nil, err
 	}
 	return t.insert(k, &g, started)
+}
+
+// begin waits for the first sign of life after the start, which browsers that
+// were at the portal before may be quicker than.
+func (t *table) begin() {
+	left := leaseNew - t.now().Sub(t.started)
+	if left <= 0 || t.beat.Load() != nil {
+		return
+	}
+	late := time.NewTimer(left)
+	defer late.Stop()
+	select {
+	case <-t.first:
+	case <-late.C:
+	}
 }
 
 // insert makes a grant known, unless it was revoked while it was under way.
@@ -346,7 +357,7 @@ func (t *table) revoke(m mark) {
 // sweep closes what has run its time. It is called every few seconds.
 func (t *table) sweep() {
 	now := t.now()
-	lost := now.Sub(time.Unix(0, t.beat.Load())) > leaseOpen
+	lost := t.silence(now) > leaseOpen
 	for _, found := range t.routes.Range {
 		r := found.(*route)
 		g := r.grant.Load()
@@ -373,8 +384,20 @@ func (t *table) review() {
 
 // heartbeat notes a sign of life.
 func (t *table) heartbeat() {
-	t.beat.Store(t.now().UnixNano())
-	t.first.Do(func() { close(t.alive) })
+	now := t.now()
+	if t.beat.Swap(&now) == nil {
+		close(t.first)
+	}
+}
+
+// silence is for how long there was none. It is counted by the clock that is
+// never set: one that is set back must not prolong the lease, nor one that is
+// set forward end every stream.
+func (t *table) silence(now time.Time) time.Duration {
+	if last := t.beat.Load(); last != nil {
+		return now.Sub(*last)
+	}
+	return math.MaxInt64
 }
 
 func (t *table) closeAll() {

@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -21,15 +22,24 @@ import (
 const RelayProtocol = "carme-relay/1"
 
 const (
-	dialPatience = 5 * time.Second
-	// restartPatience is how long an agent that refuses connections is tried
-	// again: its restart takes a good second.
-	restartPatience = 3 * time.Second
-	restartEvery    = 50 * time.Millisecond
+	dialPatience = 8 * time.Second
+	// An agent that is started anew takes no connections for a moment, and cuts
+	// those it had not answered yet. For that long it is asked again, at first
+	// after dialPause.
+	dialAgain = 3 * time.Second
+	dialPause = 25 * time.Millisecond
 	// openingMax is how many connections to one agent are opened at once.
 	openingMax = 32
 	// writePatience is how long one piece of data may wait for its reader.
 	writePatience = 60 * time.Second
+	// unheard is how long an agent may leave data or a probe unacknowledged: a
+	// node that lost its network says no word, and TCP alone would try for a
+	// quarter of an hour.
+	unheard = 10 * time.Second
+	// probeEvery is how often a connection on which nothing moves is probed.
+	probeEvery = 15 * time.Second
+	// tcpUserTimeout is TCP_USER_TIMEOUT of linux/tcp.h, which syscall lacks.
+	tcpUserTimeout = 18
 	// answerHeadMax bounds the head of an app's answer, in bytes.
 	answerHeadMax = 256 << 10
 )
@@ -110,7 +120,6 @@ type upstream struct {
 	meter  *meter
 	reader *bufio.Reader
 	since  time.Time // idle since
-	used   bool      // has carried a request
 }
 
 // meter bounds how much of an answer's head is read.
@@ -131,9 +140,53 @@ func (m *meter) Read(p []byte) (int, error) {
 func (m *meter) bound()   { m.left = answerHeadMax }
 func (m *meter) unbound() { m.left = math.MaxInt64 }
 
-// dial opens a stream to the route's app, or takes one that became idle while
-// it waited for its turn, unless it must be fresh.
+// newDialer returns one whose connections end once the other side is unheard.
+func newDialer() net.Dialer {
+	return net.Dialer{KeepAlive: probeEvery, Control: func(_, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(unheard.Milliseconds()))
+		})
+		return errors.Join(err, failed)
+	}}
+}
+
+// dial opens a stream to the route's app, and bridges the restart of an agent.
+// Unless it must be fresh, one that became idle while it waited for its turn will
+// do.
 func (p *Proxy) dial(ctx context.Context, r *route, fresh bool) (*upstream, error) {
+	late := time.Now().Add(dialAgain)
+	for pause := dialPause; ; pause *= 2 {
+		up, err := p.dialOnce(ctx, r, fresh)
+		if err == nil || !startsAnew(err) || time.Now().Add(pause).After(late) {
+			return up, err
+		}
+		wait := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return nil, ctx.Err()
+		case <-wait.C:
+		}
+	}
+}
+
+// startsAnew says whether an agent ended before it gave an answer, as one does
+// that is killed or not up yet. One that is silent may be cut off for long.
+func startsAnew(err error) bool {
+	return isOne(err, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EPIPE, io.EOF, io.ErrUnexpectedEOF)
+}
+
+// cutOff says whether there was no way to the agent for as long as unheard.
+func cutOff(err error) bool {
+	return isOne(err, syscall.ETIMEDOUT, syscall.EHOSTUNREACH, syscall.ENETUNREACH)
+}
+
+func isOne(err error, of ...error) bool {
+	return slices.ContainsFunc(of, func(one error) bool { return errors.Is(err, one) })
+}
+
+func (p *Proxy) dialOnce(ctx context.Context, r *route, fresh bool) (*upstream, error) {
 	g := r.grant.Load()
 	leave, err := p.enterNode(ctx, g.Addr)
 	if err != nil {
@@ -163,7 +216,7 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	if err := s.hold(closerFunc(cancel)); err != nil {
 		return nil, err
 	}
-	conn, err := p.dialAgent(ctx, g.Addr)
+	conn, err := p.dialer.DialContext(ctx, "tcp", g.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
 	}
@@ -202,21 +255,6 @@ func (p *Proxy) enterNode(ctx context.Context, addr string) (leave func(), err e
 		return nil, errors.New("too many others wait too")
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	}
-}
-
-// dialAgent waits a moment for an agent that is just being started again.
-func (p *Proxy) dialAgent(ctx context.Context, addr string) (net.Conn, error) {
-	for late := time.Now().Add(restartPatience); ; {
-		conn, err := p.dialer.DialContext(ctx, "tcp", addr)
-		if err == nil || !errors.Is(err, syscall.ECONNREFUSED) || time.Now().After(late) {
-			return conn, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(restartEvery):
-		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"errors"
 	"net"
 	"net/http"
 	"net/url"
@@ -82,10 +83,18 @@ func (s *Server) headers(c *gin.Context) {
 	c.Next()
 }
 
+var errInTheClear = errors.New("the page came without TLS")
+
 // crossOrigin refuses what another page sent, a session's on the same site
 // included, before anything else looks at it.
 func (s *Server) crossOrigin(c *gin.Context) {
-	if err := new(http.CrossOriginProtection).Check(c.Request); err != nil {
+	err := new(http.CrossOriginProtection).Check(c.Request)
+	// The library compares hosts: a page of the same host in the clear, which
+	// anybody on the way can write, would pass in a browser without Sec-Fetch.
+	if origin := c.GetHeader("Origin"); err == nil && c.Request.Method == http.MethodPost && strings.HasPrefix(origin, "http://") {
+		err = errInTheClear
+	}
+	if err != nil {
 		s.log.InfoContext(c.Request.Context(), "form: from another page", "path", c.Request.URL.Path, "error", err)
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"time"
@@ -18,7 +19,16 @@ const (
 // events passes the backend's events on. They say only what changed; the page
 // fetches the rest.
 func (s *Server) events(c *gin.Context) {
-	stream, err := s.backend.Events(c.Request.Context(), token(c), c.GetHeader("Last-Event-ID"))
+	ctx, cancel := context.WithCancel(c.Request.Context())
+	defer cancel()
+	go func() {
+		select {
+		case <-s.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	stream, err := s.backend.Events(ctx, token(c), c.GetHeader("Last-Event-ID"))
 	if err != nil {
 		s.json(c, nil, err)
 		return

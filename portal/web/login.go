@@ -53,9 +53,10 @@ func (s *Server) login(c *gin.Context) {
 		Device: cookieValue(c.Request, cookieDevice), Agent: agent(c.Request),
 	})
 	if err != nil {
-		status := http.StatusUnauthorized
-		if client.Code(err) == client.CodeUnavailable {
-			status = http.StatusServiceUnavailable
+		status := http.StatusServiceUnavailable
+		switch client.Code(err) {
+		case client.CodeLoginRefused, client.CodeSlowDown, client.CodeInvalid:
+			status = http.StatusUnauthorized
 		}
 		s.page(c, status, "login", view{Title: s.text(c, "login.title"), Notice: s.bad(c, err), Data: loginData{Next: next, Username: username}})
 		return
@@ -181,7 +182,7 @@ func (s *Server) enrolConfirm(c *gin.Context) {
 
 func (s *Server) logout(c *gin.Context) {
 	if token := cookieValue(c.Request, cookieSession); token != "" {
-		if err := s.backend.Logout(c.Request.Context(), token); err != nil && client.Code(err) == client.CodeUnavailable {
+		if err := s.backend.Logout(c.Request.Context(), token); err != nil && client.Code(err) != client.CodeNoSession {
 			s.fail(c, err) // the session still is: do not say that it ended
 			return
 		}

@@ -23,6 +23,10 @@ type Options struct {
 	AppsPattern string
 	Log         *slog.Logger
 	Now         func() time.Time
+	// Stopping is closed when the portal is to end: event streams, which never
+	// end by themselves, end then, and browsers open them again at the next. May
+	// be nil.
+	Stopping <-chan struct{}
 	// Bare lets the pages be made without style sheet and scripts, for tests.
 	Bare bool
 }
@@ -33,6 +37,7 @@ type Server struct {
 	appOrigin func(string) (string, bool)
 	log       *slog.Logger
 	now       func() time.Time
+	stopping  <-chan struct{}
 	texts     map[string]catalogue
 	assets    *assets
 	pages     map[string]*template.Template // by language/page
@@ -42,7 +47,7 @@ type Server struct {
 // New returns the handler of the portal's host.
 func New(o Options) (http.Handler, error) {
 	s := &Server{
-		backend: o.Backend, appOrigin: o.AppOrigin, log: o.Log, now: o.Now,
+		backend: o.Backend, appOrigin: o.AppOrigin, log: o.Log, now: o.Now, stopping: o.Stopping,
 		// A login may be followed by a redirect to an app, and browsers apply
 		// form-action to where a form leads in the end.
 		policy: "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; " +

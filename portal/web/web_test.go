@@ -22,20 +22,21 @@ import (
 
 // browser is a person's, with cookies, in front of the pages.
 type browser struct {
-	t       *testing.T
-	backend *clienttest.Backend
-	server  *httptest.Server
-	client  *http.Client
+	t        *testing.T
+	backend  *clienttest.Backend
+	server   *httptest.Server
+	client   *http.Client
+	stopping chan struct{}
 }
 
 const testLabel = "s-aaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
-	b := &browser{t: t, backend: clienttest.New()}
+	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{})}
 	rest := httptest.NewServer(b.backend)
 	pages, err := New(Options{
-		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.DiscardHandler), Now: time.Now, Bare: true,
+		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.DiscardHandler), Now: time.Now, Bare: true, Stopping: b.stopping,
 		AppOrigin: func(label string) (string, bool) {
 			return "https://" + label + ".apps.example", strings.HasPrefix(label, "s-")
 		},
@@ -207,6 +208,7 @@ func TestAttack_forms_of_other_pages_do_nothing(t *testing.T) {
 		"sibling":        {"Sec-Fetch-Site: same-site"},
 		"foreign origin": {"Origin: https://evil.example"},
 		"null origin":    {"Origin: null"},
+		"in the clear":   {"Origin: " + strings.Replace(b.server.URL, "https", "http", 1)},
 	} {
 		if answer, _ := b.post("/", "/logout", nil, headers...); answer.StatusCode != 403 {
 			t.Errorf("%s: %d", name, answer.StatusCode)
@@ -357,6 +359,21 @@ func TestEvents_end_with_the_login(t *testing.T) {
 	all, err := io.ReadAll(stream.Body)
 	if err != nil || !strings.Contains(string(all), "event: logout") {
 		t.Errorf("%q, %v", all, err)
+	}
+}
+
+func TestEvents_end_with_the_portal(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	r, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, b.server.URL+"/events", nil)
+	stream, err := b.client.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Body.Close() //nolint:errcheck // it was read
+	close(b.stopping)
+	if _, err := io.ReadAll(stream.Body); err != nil {
+		t.Error(err)
 	}
 }
 

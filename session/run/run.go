@@ -152,6 +152,7 @@ func (r *Runner) startApp(app *wire.App) *running {
 		env = append(env, name+"="+r.fill(value, app, a.socket))
 	}
 	env = append(env, r.hide(app)...)
+	r.writeFiles(app)
 	if err := os.Remove(a.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		fmt.Fprintf(r.Stderr, "carme: app %s: %v\n", app.Name, err)
 	}
@@ -172,6 +173,23 @@ func (r *Runner) startApp(app *wire.App) *running {
 	go r.watch(ctx, a)
 	go func() { a.ended <- a.cmd.Wait() }()
 	return a
+}
+
+// files is where the app's own files are.
+func (r *Runner) files() string { return filepath.Join(r.Paths.Dir, "files") }
+
+// writeFiles writes what the description has for the app.
+func (r *Runner) writeFiles(app *wire.App) {
+	for name, text := range app.Files {
+		file := filepath.Join(r.files(), name)
+		err := os.MkdirAll(filepath.Dir(file), 0o700)
+		if err == nil {
+			err = os.WriteFile(file, []byte(text), 0o600)
+		}
+		if err != nil {
+			fmt.Fprintf(r.Stderr, "carme: app %s: write %s: %v\n", app.Name, name, err)
+		}
+	}
 }
 
 // hide makes Python modules that cannot be imported, in front of all others, and
@@ -212,7 +230,7 @@ func (r *Runner) expand(app *wire.App, socket string) []string {
 func (r *Runner) fill(word string, _ *wire.App, socket string) string {
 	return strings.NewReplacer(
 		"{{socket}}", socket, "{{dir}}", r.Paths.Dir, "{{session}}", r.Paths.Session,
-		"{{home}}", r.variable("HOME"), "{{user}}", r.variable("USER"), "{{job}}", r.variable("SLURM_JOB_ID"), "{{runtime}}", r.variable("XDG_RUNTIME_DIR"),
+		"{{home}}", r.variable("HOME"), "{{user}}", r.variable("USER"), "{{job}}", r.variable("SLURM_JOB_ID"), "{{runtime}}", r.variable("XDG_RUNTIME_DIR"), "{{files}}", r.files(),
 	).Replace(word)
 }
 

@@ -155,6 +155,20 @@ func TestAn_app_that_is_not_there_leaves_the_command_alone(t *testing.T) {
 	}
 }
 
+func TestAn_app_finds_its_files(t *testing.T) {
+	app := served()
+	app.Files = map[string]string{"a/b.json": "{}\n"}
+	app.Command = []string{"sh", "-c", "cat {{files}}/a/b.json && exec {{session}} serve {{socket}}"}
+	r := newRunner(t, app)
+	done := r.start("true")
+	r.await(t, wire.AppReady)
+	r.get(t, "/end")
+	r.ends(t, done, 0)
+	if out, err := os.ReadFile(r.Stdout.Name()); err != nil || string(out) != "{}\n" {
+		t.Errorf("it read %q, %v", out, err)
+	}
+}
+
 func TestA_slow_app_is_called_slow_and_not_ended(t *testing.T) {
 	app := served()
 	app.HealthStatus = []int{299}

@@ -79,7 +79,7 @@ func (s *sandbox) showSession(dir int) error {
 		hidden = nil
 	}
 	data, err := json.Marshal(wire.App{
-		Name: app.Name, Title: app.Title, Command: app.Command, Env: app.Env, Socket: app.Socket, PythonHidden: hidden,
+		Name: app.Name, Title: app.Title, Command: app.Command, Env: app.Env, Socket: app.Socket, Files: app.Files, PythonHidden: hidden,
 		HealthPath: app.Health.Path, HealthStatus: app.Health.Status, HealthSeconds: app.Health.TimeoutSeconds,
 	})
 	if err != nil {

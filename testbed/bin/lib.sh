@@ -8,6 +8,8 @@ suite=${SLURM_SUITE:-trixie}
 machines=(carme-ldap carme-ctl carme-login carme-node1 carme-node2)
 # A second cluster beside the first: TESTBED_INSTANCE=try makes try-carme-ctl and so
 # on. Inside, the machines keep their names.
+# Browsers are tested on one release; the image with JupyterLab takes minutes to make.
+[[ $suite == trixie ]] && lab=carme-labimage || lab=carme-nolab
 prefix=${TESTBED_INSTANCE:+$TESTBED_INSTANCE-}
 label=org.carme.${prefix}testbed
 network=${prefix}carme-testbed
@@ -48,14 +50,23 @@ need_docker() {
 	"$repo/tools/prepare" testbed
 }
 
-build_image() { # build_image TARGET
-	local out=$state/build-$1-$suite.log
+build_image() { # build_image TARGET [DOCKERFILE]
+	local out=$state/build-$1-$suite.log file=$repo/${2:-Dockerfile.slurm-testbed}
+	local args=(--network host --target "$1" --build-arg "SUITE=$suite" --build-arg "LAB=$lab" -t "carme-$1:$suite" -f "$file" "$repo")
 	mkdir -p "$state"
-	if ! docker build -q --network host --target "$1" --build-arg "SUITE=$suite" -t "carme-$1:$suite" \
-		-f "$repo/Dockerfile.slurm-testbed" "$repo" >"$out" 2>&1; then
+	if ! docker build -q "${args[@]}" >"$out" 2>&1; then
 		# -q hides what failed; say it once more, aloud, from the cached layers on.
-		docker build --network host --target "$1" --build-arg "SUITE=$suite" -t "carme-$1:$suite" \
-			-f "$repo/Dockerfile.slurm-testbed" "$repo" 2>&1 | tail -40 >&2
+		docker build "${args[@]}" 2>&1 | tail -40 >&2
 		die "image $1 of $suite does not build"
+	fi
+}
+
+# build_lab makes the image that lab names.
+build_lab() {
+	if [[ $lab == carme-labimage ]]; then
+		build_image labimage testbed/lab/Dockerfile
+	else
+		printf 'FROM carme-base:%s\nRUN touch /lab.sif\n' "$suite" | docker build -q -t "$lab:$suite" - >/dev/null 2>&1 ||
+			die "image $lab of $suite does not build"
 	fi
 }

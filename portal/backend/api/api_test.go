@@ -81,6 +81,23 @@ type cluster struct {
 	lost   bool         // the job is made, the answer lost
 	asked  atomic.Int32
 	down   bool
+	hung   bool // slurmrestd is silent
+}
+
+func (c *cluster) Ping(context.Context, string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hung {
+		return rest.ErrUnavailable
+	}
+	return nil
+}
+
+// hang makes slurmrestd silent, or lets it go on.
+func (c *cluster) hang(yes bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hung = yes
 }
 
 func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uint32, error) {

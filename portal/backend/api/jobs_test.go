@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"net/http"
 	"strings"
@@ -85,9 +86,9 @@ func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
 	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
 		t.Fatalf("status %d", status)
 	}
-	w.clock.add(time.Minute)
 	var j wire.Job
 	w.eventually("the loss is noticed", func() bool {
+		w.clock.add(10 * time.Second)
 		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
 		return j.Stage == wire.StageFailed
 	})
@@ -95,6 +96,35 @@ func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
 	if status, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, &j); status != http.StatusCreated {
 		t.Errorf("pressed again: %d %+v", status, e)
 	}
+}
+
+func TestStart_is_not_called_lost_while_what_hangs_may_still_act_on_it(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.hang(true)
+	w.slurm.submit = func() error { return rest.ErrUnknown }
+	in := newStart()
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
+		t.Fatalf("status %d", status)
+	}
+	var j wire.Job
+	looked := w.slurm.asked.Load()
+	w.eventually("looks", func() bool {
+		w.clock.add(10 * time.Second)
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return w.slurm.asked.Load() > looked+3
+	})
+	if j.Stage != wire.StageSending {
+		t.Fatalf("while slurmrestd hangs the job is %s", j.Stage)
+	}
+	w.slurm.mu.Lock()
+	w.slurm.jobs[777] = rest.Job{ID: 777, Comment: "carme:" + in.ID, User: "alice", UID: 10001, State: "PENDING", Partition: "debug"}
+	w.slurm.mu.Unlock()
+	w.slurm.hang(false)
+	w.eventually("the job is found", func() bool {
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.ID == "777"
+	})
 }
 
 func TestStart_in_flight_when_the_process_died_is_looked_up(t *testing.T) {
@@ -218,6 +248,28 @@ func TestWhat_is_another_users_does_not_exist(t *testing.T) {
 	}
 }
 
+func TestAttack_texts_of_a_job_are_shown_without_control_characters(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	const evil = "a\x1b[31m\u202eb\n\u0085\x07"
+	w.slurm.jobs[77] = rest.Job{
+		ID: 77, Name: evil, Account: evil, QOS: evil, Reason: evil, User: "alice", UID: 10001, State: "RUNNING", Partition: "debug", Submitted: time.Now(),
+		WorkDir: "/home/" + evil, Stdout: "/home/alice/" + evil, Stderr: "/home/alice/" + evil,
+	}
+	for _, path := range []string{"/v1/jobs", "/v1/jobs/77", "/v1/jobs/77/output?stream=out"} {
+		var text json.RawMessage
+		w.must(w.portal, "GET", path, alice, nil, &text)
+		if path != "/v1/jobs/77/output?stream=out" && !strings.Contains(string(text), "a\uFFFD[31m\uFFFDb") {
+			t.Errorf("%s: %s", path, text)
+		}
+		for _, bad := range []string{`\u001b`, `\n`, `\u0007`, "\u0085", "\u202e"} {
+			if strings.Contains(string(text), bad) {
+				t.Errorf("%s has %q: %s", path, bad, text)
+			}
+		}
+	}
+}
+
 func TestCancelled_job_closes_its_session(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
@@ -248,6 +300,13 @@ func TestRequeued_job_has_another_origin(t *testing.T) {
 	}
 	if status, _ := w.ask(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha("n")}, nil); status != http.StatusNotFound {
 		t.Errorf("the old origin opens: %d", status)
+	}
+	// Its cookie's token is gone with it; a new login would lead nowhere.
+	if status, _ := w.ask(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: job.Host, Token: "old"}, nil); status != http.StatusNotFound {
+		t.Errorf("the old origin asks for a login: %d", status)
+	}
+	if status, _ := w.ask(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: again.Host, Token: "old"}, nil); status != http.StatusUnauthorized {
+		t.Errorf("the new origin with the old token: %d", status)
 	}
 }
 

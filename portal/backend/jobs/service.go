@@ -58,6 +58,7 @@ type Slurm interface {
 
 // Cluster is what all users share of it.
 type Cluster interface {
+	Ping(ctx context.Context, user string) error
 	Nodes(ctx context.Context, user string) ([]rest.Node, error)
 	Partitions(ctx context.Context, user string) ([]rest.Partition, error)
 }
@@ -117,6 +118,7 @@ type Service struct {
 	ended    map[uint32]api.NodeEnd
 	shown    map[string][]api.Job
 	homes    map[string]homeState
+	heard    map[string]time.Time // by intent (answers)
 	flight   *flight
 	poke     chan struct{}
 	submits  map[string]*sync.Mutex

@@ -395,6 +395,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
 	s.mu.Unlock()
 	if !healthy {
+		s.silent(i.ID)
 		return nil // the queue is older than the question
 	}
 	slices.Sort(ids)
@@ -419,11 +420,30 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	if err != nil {
 		s.Log.InfoContext(ctx, "slurm's database could not be asked", "err", err.Error())
 	}
-	// slurmctld works on what it accepted for at most its own time limit.
-	if s.Now().Sub(time.UnixMicro(i.Updated)) < max(2*s.Timeout, 2*pollEvery) {
+	// What hung may still act on what it was sent, once it goes on: only when all
+	// of Slurm has answered for a while does it not have the job.
+	if since, ok := s.answers(ctx, i.ID); !ok || s.Now().Sub(since) < max(2*s.Timeout, 2*pollEvery) {
 		return nil
 	}
 	return s.settle(ctx, i, intentFailed, 0, slurmNever)
+}
+
+// answers says since when Slurm has answered whenever a submission was looked for.
+func (s *Service) answers(ctx context.Context, intent string) (since time.Time, ok bool) {
+	err := s.Slurm.Ping(ctx, s.ServiceUser)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		delete(s.heard, intent)
+		return time.Time{}, false
+	}
+	if s.heard == nil {
+		s.heard = map[string]time.Time{}
+	}
+	if _, ok := s.heard[intent]; !ok {
+		s.heard[intent] = s.Now()
+	}
+	return s.heard[intent], true
 }
 
 func (s *Service) settle(ctx context.Context, i *intent, state string, job uint32, text string) error {
@@ -435,8 +455,16 @@ func (s *Service) settle(ctx context.Context, i *intent, state string, job uint3
 		}
 		return s.Audit.Write(ctx, tx, i.UserName, "job "+state+" after lookup", i.ID, map[string]string{"job": strconv.FormatUint(uint64(job), 10)})
 	})
+	s.silent(i.ID)
 	s.Hub.bump(userKey(i.UserName))
 	return err
+}
+
+// silent forgets since when Slurm has answered.
+func (s *Service) silent(intent string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.heard, intent)
 }
 
 // Cancel cancels one of the user's jobs.
@@ -490,7 +518,7 @@ func (s *Service) as(ctx context.Context, sess *auth.Session) (nodes.As, error) 
 
 // Output is a part of the job's output, read on one of its nodes as the user.
 func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream string, offset int64) (api.Output, error) {
-	j, err := s.Get(ctx, sess, id)
+	j, err := s.get(ctx, sess, id)
 	if err != nil {
 		return api.Output{}, err
 	}

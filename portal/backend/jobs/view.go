@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
@@ -201,11 +202,23 @@ func (s *Service) age() int {
 	return max(0, int(s.Now().Sub(s.pic.at).Seconds()))
 }
 
+// plain is a text of a user as it may be shown: Slurm takes any byte in a name,
+// and terminals obey some, as browsers do those that turn the direction of
+// writing.
+func plain(text string) string {
+	return strings.Map(func(c rune) rune {
+		if !unicode.IsPrint(c) {
+			return unicode.ReplacementChar
+		}
+		return c
+	}, text)
+}
+
 // assemble joins what Slurm, the submission and the nodes say of a job. The
 // caller holds the lock.
 func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *intent, host string) api.Job {
 	j := api.Job{
-		ID: row.Shown, Name: d.Name, User: user, State: row.State, Reason: d.Reason, Partition: row.Partition, Account: d.Account, QOS: d.QOS,
+		ID: row.Shown, Name: plain(d.Name), User: user, State: row.State, Reason: plain(d.Reason), Partition: row.Partition, Account: plain(d.Account), QOS: plain(d.QOS),
 		Nodes: slurm.Expand(d.Nodes), NodeCount: row.Nodes, CPUs: d.CPUs, MemoryMB: d.MemoryMB, GPUs: gpusOf(d.TRES), Submitted: d.Submitted,
 		Started: d.Started, Minutes: d.Minutes, ExitCode: d.ExitCode, Signal: d.Signal,
 	}
@@ -258,10 +271,10 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		}
 		j.Carme = true
 		if j.App == "" {
-			j.App = n.App
+			j.App = plain(n.App)
 		}
 		if j.Image == "" {
-			j.Image = n.Image
+			j.Image = plain(n.Image)
 		}
 		if slices.Index(order, n.Stage) > slices.Index(order, stage) {
 			stage = n.Stage
@@ -354,8 +367,20 @@ func (s *Service) number(j *api.Job) (uint32, bool) {
 	return 0, false
 }
 
-// Get is one job with everything.
+// Get is one job with everything, to be shown.
 func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
+	j, err := s.get(ctx, sess, id)
+	if d := j.Detail; d != nil {
+		d.WorkDir, d.Output, d.Error = plain(d.WorkDir), plain(d.Output), plain(d.Error)
+		for i := range d.Log {
+			d.Log[i].Text = plain(d.Log[i].Text)
+		}
+	}
+	return j, err
+}
+
+// get is Get with the texts as they are: files are opened by them.
+func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
 	j, err := s.find(ctx, sess, id)
 	if err != nil {
 		return j, err

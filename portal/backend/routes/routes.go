@@ -296,6 +296,9 @@ func (s *Service) Grant(ctx context.Context, portalKey [32]byte, in api.GrantReq
 	}
 	err := store.One(ctx, s.DB.Read(), &row, "SELECT session_id, expires FROM app_tokens WHERE hash = ? AND label = ?", digest(in.Token), in.Host)
 	if errors.Is(err, sql.ErrNoRows) || err == nil && !time.UnixMicro(row.Expires).After(s.Now()) {
+		if s.over(ctx, in.Host) {
+			return api.Grant{}, problem.NotFound() // a login would lead nowhere
+		}
 		return api.Grant{}, problem.NoSession()
 	}
 	if err != nil {
@@ -316,6 +319,14 @@ func (s *Service) Grant(ctx context.Context, portalKey [32]byte, in api.GrantReq
 		return api.Grant{}, err
 	}
 	return s.sign(ctx, portalKey, h, sess)
+}
+
+// over says whether there was an origin of that name that has ended. Who knows
+// its 128 bits may know that.
+func (s *Service) over(ctx context.Context, name string) bool {
+	var ended int64
+	err := store.One(ctx, s.DB.Read(), &ended, "SELECT ended FROM hosts WHERE label = ?", name)
+	return err == nil && ended > 0
 }
 
 func (s *Service) sign(ctx context.Context, portalKey [32]byte, h Host, sess *auth.Session) (api.Grant, error) {

@@ -66,7 +66,26 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	if info.Size() == 0 {
 		return nil, fmt.Errorf("database %s is empty, so something truncated it; restore it from a backup", path)
 	}
+	if err := checkWritable(path); err != nil {
+		return nil, err
+	}
 	return open(ctx, path, false)
+}
+
+// checkWritable refuses a file that could be read and not written, as one that
+// root has put back from a backup: nobody could log in.
+func checkWritable(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0) //nolint:gosec // G304: the admin's own setting
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		err = unix.Access(filepath.Dir(path), unix.W_OK)
+	}
+	if err != nil {
+		return fmt.Errorf("database %s cannot be written (%w); it and its directory must belong to the backend's user: chown carme-backend:", path, err)
+	}
+	return nil
 }
 
 func open(ctx context.Context, path string, fresh bool) (*DB, error) {

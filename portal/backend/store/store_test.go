@@ -65,6 +65,29 @@ func TestOpen_refuses(t *testing.T) {
 	}
 }
 
+func TestOpen_refuses_what_it_cannot_write(t *testing.T) {
+	if os.Geteuid() == 0 {
+		t.Skip("root may write anything; integration has the same test with the backend's user")
+	}
+	for name, spoil := range map[string]func(path string) error{
+		"the file":      func(p string) error { return os.Chmod(p, 0o400) },
+		"its directory": func(p string) error { return os.Chmod(filepath.Dir(p), 0o500) }, //nolint:gosec // G302: it is a directory
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := fresh(t)
+			if err := spoil(path); err != nil {
+				t.Fatal(err)
+			}
+			if db, err := Open(t.Context(), path); err == nil || !strings.Contains(err.Error(), "chown carme-backend") {
+				t.Errorf("%v, %v", db, err)
+			}
+			if err := os.Chmod(filepath.Dir(path), 0o700); err != nil { //nolint:gosec // G302: it is a directory
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
 func remove(t *testing.T, path string) {
 	t.Helper()
 	if err := os.Remove(path); err != nil {
