@@ -48,10 +48,19 @@ fmt: ## Format Go and C sources
 	git ls-files '*.c' '*.h' | xargs -r clang-format -i
 
 .PHONY: bench
-bench: ## Benchmarks side by side, with a table of ratios at the end
-	@tools/prepare testbed
+bench: bench-programs ## Benchmarks side by side, with a table of ratios at the end (root)
 	@$(MAKE) --no-print-directory testbed
 	@go run -buildvcs=false ./bench
+
+.PHONY: bench-web
+bench-web: bench-programs ## Of them, the way from a browser to an app: needs no cluster; ONLY=R1,W1 for some rows
+	@go run -buildvcs=false ./bench web $(if $(ONLY),-only '$(ONLY)')
+
+.PHONY: bench-programs
+bench-programs:
+	@tools/prepare bench
+	@$(MAKE) --no-print-directory $(OUT)/carme-portal $(OUT)/carme-agent
+	@npm install --prefix .cache/chp --ignore-scripts --no-audit --no-fund --loglevel=error configurable-http-proxy@5.3.0
 
 ##@ Demo
 

@@ -48,6 +48,11 @@ func run(ctx context.Context, rounds int, output string, out io.Writer) (err err
 	if err != nil {
 		return err
 	}
+	more, err := webRows(ctx, webDefaults(out))
+	if err != nil {
+		return err
+	}
+	figures = append(figures, more...)
 	if err := table(out, figures); err != nil {
 		return err
 	}

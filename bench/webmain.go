@@ -15,19 +15,19 @@ import (
 )
 
 // chpVersion is the release of configurable-http-proxy that is compared with.
-const chpVersion = "5.1.0"
+const chpVersion = "5.3.0"
 
 // webCommand is "bench web": the rows that need no cluster.
 func webCommand(ctx context.Context, args []string, out io.Writer) error {
 	flags := flag.NewFlagSet("bench web", flag.ExitOnError)
-	o := web.Options{Out: out}
-	flags.StringVar(&o.Programs.Portal, "portal", "build/carme-portal", "program")
-	flags.StringVar(&o.Programs.Agent, "agent", "build/carme-agent", "program")
-	flags.StringVar(&o.Programs.CHP, "chp", ".cache/chp/node_modules/.bin/configurable-http-proxy", "program")
-	flags.IntVar(&o.Rounds, "rounds", 7, "samples of each side of each row")
-	flags.DurationVar(&o.Lasting, "lasting", 3*time.Second, "how long one sample of a rate lasts")
-	flags.IntVar(&o.Sockets, "sockets", 10000, "idle websockets")
-	flags.Int64Var(&o.Big, "big", 2<<30, "size of the large transfer in bytes")
+	o := webDefaults(out)
+	flags.StringVar(&o.Programs.Portal, "portal", o.Programs.Portal, "program")
+	flags.StringVar(&o.Programs.Agent, "agent", o.Programs.Agent, "program")
+	flags.StringVar(&o.Programs.CHP, "chp", o.Programs.CHP, "program")
+	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "samples of each side of each row")
+	flags.DurationVar(&o.Lasting, "lasting", o.Lasting, "how long one sample of a rate lasts")
+	flags.IntVar(&o.Sockets, "sockets", o.Sockets, "idle websockets")
+	flags.Int64Var(&o.Big, "big", o.Big, "size of the large transfer in bytes")
 	only := flags.String("only", "", "rows, separated by commas")
 	_ = flags.Parse(args) // it exits
 	if *only != "" {
@@ -38,6 +38,16 @@ func webCommand(ctx context.Context, args []string, out io.Writer) error {
 		return err
 	}
 	return table(out, figures)
+}
+
+func webDefaults(out io.Writer) web.Options {
+	const gigabyte = 1 << 30
+	return web.Options{
+		Programs: web.Programs{
+			Portal: "build/host/carme-portal", Agent: "build/host/carme-agent", CHP: ".cache/chp/node_modules/.bin/configurable-http-proxy",
+		},
+		Rounds: 7, Lasting: 3 * time.Second, Sockets: 10000, Big: 2 * gigabyte, Out: out,
+	}
 }
 
 func webRows(ctx context.Context, o web.Options) ([]figure, error) {

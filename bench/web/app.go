@@ -109,7 +109,7 @@ func frame(payload []byte, masked bool) []byte {
 	case n < 1<<16:
 		out = binary.BigEndian.AppendUint16(append(out, bit|short16), uint16(n))
 	default:
-		out = binary.BigEndian.AppendUint64(append(out, bit|short64), uint64(n)) //nolint:gosec // it is not negative
+		out = binary.BigEndian.AppendUint64(append(out, bit|short64), uint64(n))
 	}
 	if masked {
 		out = append(out, 0, 0, 0, 0) // a mask that changes nothing

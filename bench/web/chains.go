@@ -327,7 +327,7 @@ func reachable(ctx context.Context, network, address string) error {
 		if time.Now().After(deadline) || ctx.Err() != nil {
 			return fmt.Errorf("wait for %s: %w", address, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		<-time.After(20 * time.Millisecond)
 	}
 }
 

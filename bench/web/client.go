@@ -156,12 +156,18 @@ func (t target) open(ctx context.Context, viewer, buffer int) (*conn, error) {
 // drive runs one step after another in each of several clients.
 func (t target) drive(_ context.Context, clients int, lasting time.Duration, begin func(viewer int) (step func() (int64, error), end func(), err error)) (load, error) {
 	steps := make([]func() (int64, error), clients)
+	var ends []func()
+	defer func() {
+		for _, end := range ends {
+			end()
+		}
+	}()
 	for i := range steps {
 		step, end, err := begin(i)
 		if err != nil {
 			return load{}, err
 		}
-		defer end()
+		ends = append(ends, end)
 		if _, err := step(); err != nil { // the way is open now
 			return load{}, fmt.Errorf("%s: %w", t.name, err)
 		}
@@ -191,7 +197,7 @@ func (t target) drive(_ context.Context, clients int, lasting time.Duration, beg
 			}
 		})
 	}
-	time.Sleep(lasting)
+	<-time.After(lasting)
 	stop.Store(true)
 	all.Wait()
 	seconds := time.Since(began).Seconds()

@@ -281,7 +281,8 @@ func each(n, atOnce int, do func(i int) error) error {
 // settle waits until a program's memory no longer shrinks.
 func (b *bench) settle(name string) int64 {
 	least, since := b.memory(name), time.Now()
-	for began := time.Now(); time.Since(began) < 40*time.Second && time.Since(since) < 8*time.Second; time.Sleep(500 * time.Millisecond) {
+	for began := time.Now(); time.Since(began) < 40*time.Second && time.Since(since) < 8*time.Second; {
+		<-time.After(500 * time.Millisecond)
 		if now := b.memory(name); now < least-least/200 {
 			least, since = now, time.Now()
 		}
@@ -334,7 +335,7 @@ func (b *bench) w4(open []*conn) error {
 	for i := range sessions {
 		sessions[i] = tokenOf(i)
 	}
-	time.Sleep(time.Second)
+	<-time.After(time.Second) // until all of them wait
 	began := time.Now()
 	b.backend.revoke(sessions)
 	ended.Wait()
@@ -364,47 +365,64 @@ const (
 	seconds = 8
 )
 
-func (b *bench) restart(ctx context.Context, name string) (failed int64, p99 float64, err error) {
-	t := b.target("carme")
-	idle := make(chan *conn, 256)
-	var (
-		bad  atomic.Int64
-		mu   sync.Mutex
-		took []float64
-		why  = map[string]int{}
-		all  sync.WaitGroup
-	)
-	ask := func(viewer int) error {
-		var err error
-		for again := range 3 { // as browsers do when a connection that had waited is closed
-			var c *conn
-			if again == 0 {
-				select {
-				case c = <-idle:
-				default:
-				}
+// crowd asks as browsers do, on connections that are kept.
+type crowd struct {
+	target
+	idle chan *conn
+
+	mu   sync.Mutex
+	took []float64 // ms
+	why  map[string]int
+}
+
+// ask sends one request; again on a fresh connection if one that had waited was
+// closed, for there was no answer then.
+func (c *crowd) ask(ctx context.Context, viewer int) error {
+	var err error
+	for again := range 3 {
+		var to *conn
+		if again == 0 {
+			select {
+			case to = <-c.idle:
+			default:
 			}
-			if c == nil {
-				if c, err = t.dial(ctx, 4<<10); err != nil {
-					return err
-				}
-			}
-			c.request = []byte(t.head("GET", "/1024", viewer) + "\r\n")
-			if _, err = c.get(); err == nil {
-				select {
-				case idle <- c:
-				default:
-					_ = c.tls.Close()
-				}
-				return nil
-			}
-			_ = c.tls.Close()
-			if strings.HasPrefix(err.Error(), "answer ") {
+		}
+		if to == nil {
+			if to, err = c.dial(ctx, 4<<10); err != nil {
 				return err
 			}
 		}
-		return err
+		to.request = []byte(c.head("GET", "/1024", viewer) + "\r\n")
+		if _, err = to.get(); err == nil {
+			select {
+			case c.idle <- to:
+			default:
+				_ = to.tls.Close()
+			}
+			return nil
+		}
+		_ = to.tls.Close()
+		if strings.HasPrefix(err.Error(), "answer ") {
+			return err
+		}
 	}
+	return err
+}
+
+func (c *crowd) timed(ctx context.Context, viewer int) {
+	began := time.Now()
+	err := c.ask(ctx, viewer)
+	ms := float64(time.Since(began).Microseconds()) / 1e3
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.took = append(c.took, ms)
+	if err != nil {
+		c.why[err.Error()]++
+	}
+}
+
+func (b *bench) restart(ctx context.Context, name string) (failed int, p99 float64, err error) {
+	c := &crowd{target: b.target("carme"), idle: make(chan *conn, 256), why: map[string]int{}}
 	restarted := make(chan error, 1)
 	time.AfterFunc(2*time.Second, func() {
 		b.end(name)
@@ -414,29 +432,20 @@ func (b *bench) restart(ctx context.Context, name string) (failed int64, p99 flo
 			restarted <- b.runAgent(ctx)
 		}
 	})
+	var all sync.WaitGroup
 	tick := time.NewTicker(time.Second / rate)
 	defer tick.Stop()
 	for i := range rate * seconds {
 		<-tick.C
-		all.Go(func() {
-			began := time.Now()
-			err := ask(i % 64)
-			ms := float64(time.Since(began).Microseconds()) / 1e3
-			mu.Lock()
-			defer mu.Unlock()
-			took = append(took, ms)
-			if err != nil {
-				bad.Add(1)
-				why[err.Error()]++
-			}
-		})
+		all.Go(func() { c.timed(ctx, i%64) })
 	}
 	all.Wait()
-	for text, n := range why {
+	for text, n := range c.why {
+		failed += n
 		fmt.Fprintf(b.Out, "     %d times %s\n", n, text)
 	}
-	slices.Sort(took)
-	return bad.Load(), took[len(took)*99/100], <-restarted
+	slices.Sort(c.took)
+	return failed, c.took[len(c.took)*99/100], <-restarted
 }
 
 // s2 is the portal's memory with nobody, and with 5,000 websockets.

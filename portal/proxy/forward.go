@@ -43,13 +43,13 @@ func (p *Proxy) stream(ctx context.Context, rt *route, fresh bool) (*upstream, e
 			return up, err
 		}
 	}
-	up, err := p.dial(ctx, rt)
+	up, err := p.dial(ctx, rt, fresh)
 	if refusal, ok := errors.AsType[relayError](err); ok && refusal.status == statusToken {
 		// The token ran out on its way, or the agent has new keys.
 		if _, err := p.table.ask(ctx, rt.key); err != nil {
 			return nil, err
 		}
-		return p.dial(ctx, rt)
+		return p.dial(ctx, rt, fresh)
 	}
 	return up, err
 }

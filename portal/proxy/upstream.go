@@ -152,10 +152,12 @@ func newDialer() net.Dialer {
 }
 
 // dial opens a stream to the route's app, and bridges the restart of an agent.
-func (p *Proxy) dial(ctx context.Context, r *route) (*upstream, error) {
+// Unless it must be fresh, one that became idle while it waited for its turn will
+// do.
+func (p *Proxy) dial(ctx context.Context, r *route, fresh bool) (*upstream, error) {
 	late := time.Now().Add(dialAgain)
 	for pause := dialPause; ; pause *= 2 {
-		up, err := p.dialOnce(ctx, r)
+		up, err := p.dialOnce(ctx, r, fresh)
 		if err == nil || !startsAnew(err) || time.Now().Add(pause).After(late) {
 			return up, err
 		}
@@ -184,8 +186,18 @@ func isOne(err error, of ...error) bool {
 	return slices.ContainsFunc(of, func(one error) bool { return errors.Is(err, one) })
 }
 
-func (p *Proxy) dialOnce(ctx context.Context, r *route) (*upstream, error) {
+func (p *Proxy) dialOnce(ctx context.Context, r *route, fresh bool) (*upstream, error) {
 	g := r.grant.Load()
+	leave, err := p.enterNode(ctx, g.Addr)
+	if err != nil {
+		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
+	}
+	defer leave()
+	if !fresh {
+		if up, err := r.take(); up != nil || err != nil {
+			return up, err
+		}
+	}
 	s := &stream{route: r}
 	if err := r.register(s); err != nil {
 		return nil, err
@@ -204,11 +216,6 @@ func (p *Proxy) connect(ctx context.Context, s *stream, g *api.Grant) (*upstream
 	if err := s.hold(closerFunc(cancel)); err != nil {
 		return nil, err
 	}
-	leave, err := p.enterNode(ctx, g.Addr)
-	if err != nil {
-		return nil, fmt.Errorf("wait for agent of %s: %w", g.Node, err)
-	}
-	defer leave()
 	conn, err := p.dialer.DialContext(ctx, "tcp", g.Addr)
 	if err != nil {
 		return nil, fmt.Errorf("dial agent of %s: %w", g.Node, err)
@@ -239,9 +246,13 @@ func (p *Proxy) enterNode(ctx context.Context, addr string) (leave func(), err e
 		found, _ = p.opening.LoadOrStore(addr, make(chan struct{}, openingMax))
 	}
 	slots := found.(chan struct{})
+	late := time.NewTimer(dialPatience)
+	defer late.Stop()
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil
+	case <-late.C:
+		return nil, errors.New("too many others wait too")
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
