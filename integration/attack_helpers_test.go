@@ -483,8 +483,8 @@ func (l *line) ask(bytes string) *reply {
 }
 
 // handshake is a request for a websocket.
-func handshake(host, path string, headers ...string) string {
-	return "GET " + path + " HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" +
+func handshake(host string, headers ...string) string {
+	return "GET /ws HTTP/1.1\r\nHost: " + host + "\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n" +
 		"Sec-WebSocket-Key: " + base64.StdEncoding.EncodeToString([]byte("0123456789abcdef")) + "\r\n" + strings.Join(append(headers, "\r\n"), "\r\n")
 }
 
@@ -510,7 +510,7 @@ func (l *line) frame() (string, error) {
 func (v *visitor) websocket(app opened, headers ...string) (*line, string, int) {
 	v.t.Helper()
 	l := v.line(app.host())
-	res := l.ask(handshake(app.host(), "/ws", append(headers, "Cookie: "+appCookie+"="+v.cookie(app.origin, appCookie))...))
+	res := l.ask(handshake(app.host(), append(headers, "Cookie: "+appCookie+"="+v.cookie(app.origin, appCookie))...))
 	if res == nil {
 		v.t.Fatal("no answer to a websocket's handshake")
 	}

@@ -35,7 +35,7 @@ func TestAttack_W14_another_users_session_stays_closed(t *testing.T) {
 			t.Errorf("%s: %s", what, r)
 		}
 		l := v.line(hers.host())
-		if res := l.ask(handshake(hers.host(), "/ws", "Origin: "+hers.origin, "Cookie: "+appCookie+"="+value)); res == nil || res.code < 400 {
+		if res := l.ask(handshake(hers.host(), "Origin: "+hers.origin, "Cookie: "+appCookie+"="+value)); res == nil || res.code < 400 {
 			t.Errorf("%s by websocket: %v", what, res)
 		}
 	}
@@ -283,7 +283,7 @@ func TestAttack_W14_nothing_of_ours_and_nothing_spoofed_reaches_the_app(t *testi
 	check("over HTTP/1.1", res.body)
 	check("over HTTP/2", v.get(app.origin+"/echo", spoofed[:len(spoofed)-1]...).body)
 	l = v.line(app.host())
-	res = l.ask(strings.TrimSuffix(handshake(app.host(), "/ws", "Origin: "+app.origin, strings.Join(spoofed[:len(spoofed)-1], "\r\n")), "\r\n\r\n") + "\r\n\r\n")
+	res = l.ask(strings.TrimSuffix(handshake(app.host(), "Origin: "+app.origin, strings.Join(spoofed[:len(spoofed)-1], "\r\n")), "\r\n\r\n") + "\r\n\r\n")
 	if res == nil || res.code != http.StatusSwitchingProtocols {
 		t.Fatalf("a websocket with many headers: %v", res)
 	}

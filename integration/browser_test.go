@@ -303,14 +303,13 @@ func (b *browser) password(user, password string) {
 	b.do(goTo(portalURL+"/login"), fill("#username", user), fill("#password", password), send("#password"))
 }
 
-// enrol logs a user in for the first time and returns the secret.
-func (b *browser) enrol(user string) string {
+// enrol logs a user in for the first time.
+func (b *browser) enrol(user string) {
 	b.t.Helper()
 	resetFactor(b.t, user)
 	b.password(user, user+"-pass")
 	secret := strings.ReplaceAll(b.text("#secret"), " ", "")
 	b.do(fill("#code", code(b.t, secret)), send("#code"), appears(".codes"))
-	return secret
 }
 
 // login is enrol and on to the dashboard.

@@ -93,7 +93,7 @@ func (v *visitor) socket(app opened) *line {
 	if l == nil {
 		return nil
 	}
-	res := l.ask(handshake(app.host(), "/ws", "Origin: "+app.origin, "Cookie: "+appCookie+"="+v.cookie(app.origin, appCookie)))
+	res := l.ask(handshake(app.host(), "Origin: "+app.origin, "Cookie: "+appCookie+"="+v.cookie(app.origin, appCookie)))
 	if res == nil || res.code != http.StatusSwitchingProtocols {
 		return nil
 	}
