@@ -24,7 +24,9 @@ type demo struct {
 	// cluster beside the first (TESTBED_INSTANCE, testbed/bin/lib.sh).
 	prefix string
 	// farewell is how long the traces of ended jobs may stay.
-	farewell  time.Duration
+	farewell time.Duration
+	// answers asks the portal for its first page.
+	answers   func(context.Context) error
 	neighbour facts
 }
 

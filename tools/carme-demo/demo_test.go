@@ -90,7 +90,7 @@ func cluster(log *[]string, broken string) func(context.Context, io.Writer, stri
 func play(t *testing.T, from int, broken string) (screen string, commands []string, err error) {
 	t.Helper()
 	var out strings.Builder
-	d := &demo{out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond}
+	d := &demo{out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond, answers: func(context.Context) error { return nil }}
 	err = d.show(t.Context(), from)
 	return out.String(), commands, err
 }

@@ -18,13 +18,14 @@ func steps() []step {
 			return d.tool(ctx, "tools/prepare", "testbed")
 		}},
 		{title: "build Carme and bring the cluster up", do: func(ctx context.Context, d *demo) error {
-			return d.tool(ctx, "make", "--no-print-directory", "testbed")
+			return d.tool(ctx, "env", "TESTBED_PUBLISH=8443", "make", "--no-print-directory", "testbed")
 		}},
 		{title: "without Carme: alice shares everything", seen: true, do: without},
 		{title: "with Carme: alice has one GPU and no neighbours", seen: true, do: with},
 		{title: "the proof, from inside the job", seen: true, do: proof},
 		{title: "mallory attacks from inside a sealed job", seen: true, do: attack},
 		{title: "the jobs are over: nothing is left", do: nothingLeft},
+		{title: "the portal: JupyterLab in a sealed job, from your browser", do: portal},
 	}
 }
 
@@ -90,7 +91,7 @@ func (d *demo) lookAll(ctx context.Context, sights ...sight) error {
 }
 
 func nothingLeft(ctx context.Context, d *demo) error {
-	const show = "ls -A /run/carme/jobs 2>/dev/null; grep -c /run/carme/jobs/ /proc/self/mountinfo; pgrep -a carme-"
+	const show = "ls -A /run/carme/jobs 2>/dev/null; grep -c /run/carme/jobs/ /proc/self/mountinfo; pgrep -a 'carme-(anchor|init|hold|host|session)'"
 	fmt.Fprintf(d.out, "\n# directories of jobs, mounts, processes of Carme on the node\nroot@%s# %s\n", node, show)
 	var left string
 	err := until(ctx, d.farewell, func() bool {
