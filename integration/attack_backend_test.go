@@ -124,7 +124,18 @@ func api(t *testing.T, cert *tls.Certificate) rest {
 
 // ask sends a request with a session's token, if there is one. The status is 0
 // if there was no answer at all.
-func (a rest) ask(method, path, token string, body any) (int, string) {
+func (a rest) ask(method, path, token string, body any) (code int, text string) {
+	a.t.Helper()
+	// The API bounds how much one source may ask in a moment: that is no answer.
+	eventually(a.t, time.Minute, "an answer to "+method+" "+path, func() bool {
+		code, text = a.once(method, path, token, body)
+		return code != http.StatusTooManyRequests
+	})
+	return code, text
+}
+
+// once asks without patience.
+func (a rest) once(method, path, token string, body any) (int, string) {
 	a.t.Helper()
 	var data []byte
 	if body != nil {

@@ -84,7 +84,7 @@ install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/sbin $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/etc/carme/apps.d
 	install -m 755 $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal $(DESTDIR)/usr/sbin/
 	install -m 644 packaging/sysusers.d/carme.conf $(DESTDIR)/usr/lib/sysusers.d/
-	install -m 644 contrib/systemd/* $(DESTDIR)/usr/lib/systemd/system/
+	install -m 644 packaging/systemd/* $(DESTDIR)/usr/lib/systemd/system/
 	for page in docs/man/*.[1-8]; do install -D -m 644 $$page $(DESTDIR)/usr/share/man/man$${page##*.}/$${page##*/}; done
 	install -m 644 contrib/slurm/plugstack.d/carme.conf $(DESTDIR)/etc/carme/plugstack.d/
 
