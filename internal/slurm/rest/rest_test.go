@@ -8,7 +8,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -22,7 +24,7 @@ func (t *tokens) Token(_ context.Context, user string) (string, time.Time, error
 }
 
 // server is a slurmrestd that speaks one version and answers from a table.
-func server(t *testing.T, version string, answers map[string]string) (*Client, *tokens, *[]string) {
+func server(t *testing.T, version string, answers map[string]string) (c *Client, tok *tokens, asked func() []string) {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "s")
 	var conf net.ListenConfig
@@ -30,7 +32,10 @@ func server(t *testing.T, version string, answers map[string]string) (*Client, *
 	if err != nil {
 		t.Fatal(err)
 	}
-	var seen []string
+	var (
+		mu   sync.Mutex
+		seen []string
+	)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		path, ok := strings.CutPrefix(r.URL.Path, "/slurm/"+version)
@@ -45,7 +50,9 @@ func server(t *testing.T, version string, answers map[string]string) (*Client, *
 			_, _ = w.Write([]byte(`{"pings":[{"responding":true,"primary":true}]}`))
 			return
 		}
+		mu.Lock()
 		seen = append(seen, r.Method+" "+path)
+		mu.Unlock()
 		text, ok := answers[r.Method+" "+path]
 		if !ok {
 			t.Errorf("asked %s %s", r.Method, path)
@@ -63,12 +70,16 @@ func server(t *testing.T, version string, answers map[string]string) (*Client, *
 	srv.Listener = l
 	srv.Start()
 	t.Cleanup(srv.Close)
-	tok := &tokens{}
-	c, err := New("unix:"+socket, 2*time.Second, tok, time.Now)
+	tok = &tokens{}
+	c, err = New("unix:"+socket, 2*time.Second, tok, time.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return c, tok, &seen
+	return c, tok, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(seen)
+	}
 }
 
 const jobText = `{"jobs":[{"job_id":7,"name":"a\nb","comment":"carme:x","user_name":"alice","user_id":10001,"job_state":["RUNNING","COMPLETING"],
@@ -134,8 +145,8 @@ func TestSubmit_tells_apart_what_happened(t *testing.T) {
 			if !c.check(id, err) {
 				t.Errorf("got %d, %v", id, err)
 			}
-			if len(*seen) != 1 {
-				t.Errorf("sent %v", *seen)
+			if sent := seen(); len(sent) != 1 {
+				t.Errorf("sent %v", sent)
 			}
 		})
 	}
