@@ -169,7 +169,10 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 		id := regexp.MustCompile(`Job ([0-9]+)`).FindStringSubmatch(b.text("#jobhead p"))
 		t.Cleanup(func() { root(t, ctl, "scancel", id[1]) })
 		b.do(goTo(ask[string](b, "document.querySelector('"+ready+"').href")), appears(".xterm-helper-textarea"))
-		b.do(chromedp.KeyEvent("id -un; echo $CARME_JOB_APP-$((40+2))\n"))
+		eventually(t, time.Minute, "a prompt for "+user, func() bool {
+			return b.text("#state") == "Connected" && strings.TrimSpace(b.text(".xterm-rows")) != ""
+		})
+		b.do(click(".xterm-screen"), chromedp.KeyEvent("id -un; echo $CARME_JOB_APP-$((40+2))"), chromedp.KeyEvent(kb.Enter))
 		eventually(t, time.Minute, "the shell's answer to "+user, func() bool {
 			screen := b.text(".xterm-rows")
 			return strings.Contains(screen, "terminal-42") && strings.Contains(screen, user)
