@@ -126,9 +126,19 @@ func slurmFault(t *testing.T, v *visitor, app opened, mend func(), limit time.Du
 	}
 }
 
+// remembered waits until slurmctld has written down that a job runs, which it
+// does some seconds later: killed before, it would start the job anew.
+func remembered(t *testing.T, job string) {
+	t.Helper()
+	eventually(t, 30*time.Second, "slurmctld's record of job "+job, func() bool {
+		return root(t, ctl, "sh", "-c", `test "$(stat -c %Y /var/spool/slurmctld/job_state)" -gt "$(date -d "$(squeue -h -j `+job+` -o %S)" +%s)"`).code == 0
+	})
+}
+
 func TestFault_W6_A9_slurm_is_away(t *testing.T) {
 	v, app := mirrored(t)
 	t.Cleanup(func() { scancel("-u", "alice") })
+	remembered(t, app.job)
 	for name, f := range map[string]fault{"slurmctld is down": {ctl, killed, "slurmctld"}, "slurmctld hangs": {ctl, frozen, "slurmctld"}} {
 		t.Run(name, func(t *testing.T) { slurmFault(t, v, app, f.strike(t), time.Minute) })
 	}
