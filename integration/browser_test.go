@@ -17,6 +17,7 @@ import (
 
 	"github.com/chromedp/cdproto/cdp"
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
 	"github.com/chromedp/cdproto/log"
 	"github.com/chromedp/cdproto/network"
 	"github.com/chromedp/cdproto/page"
@@ -317,6 +318,24 @@ func (b *browser) login(user string) {
 	b.t.Helper()
 	b.enrol(user)
 	b.do(goTo(portalURL+"/"), appears("#start"))
+}
+
+// keys types text as a keyboard does: one event per key, whose character
+// Chromium makes itself. chromedp.KeyEvent sends the character once more, and
+// xterm.js takes both.
+func (b *browser) keys(text string) {
+	b.t.Helper()
+	for _, c := range text {
+		for _, kind := range []input.DispatchKeyEventType{input.DispatchKeyEventTypeKeyDown, input.DispatchKeyEventTypeKeyUp} {
+			event := input.DispatchKeyEventParams{Type: kind, Key: string(c)}
+			if kind == input.DispatchKeyEventTypeKeyDown {
+				event.Text = string(c)
+			}
+			if _, err := chromedp.Call(b.ctx, input.DispatchKeyEvent, event); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+	}
 }
 
 // dark makes the browser prefer dark pages.

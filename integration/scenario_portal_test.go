@@ -172,7 +172,9 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 		eventually(t, time.Minute, "a prompt for "+user, func() bool {
 			return b.text("#state") == "Connected" && strings.TrimSpace(b.text(".xterm-rows")) != ""
 		})
-		b.do(click(".xterm-screen"), chromedp.KeyEvent("id -un; echo $CARME_JOB_APP-$((40+2))"), chromedp.KeyEvent(kb.Enter))
+		b.do(click(".xterm-screen"))
+		b.keys("id -un; echo $CARME_JOB_APP-$((40+2))")
+		b.do(chromedp.KeyEvent(kb.Enter))
 		eventually(t, time.Minute, "the shell's answer to "+user, func() bool {
 			screen := b.text(".xterm-rows")
 			return strings.Contains(screen, "terminal-42") && strings.Contains(screen, user)
