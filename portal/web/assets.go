@@ -15,8 +15,8 @@ import (
 //go:embed assets/dist
 var assetFiles embed.FS
 
-// ErrNoAssets means that the program was compiled before make web.
-var ErrNoAssets = errors.New("this carme-portal was built without its style sheet and scripts; run make web, then build it again")
+// ErrNoAssets means that the program was compiled before make assets.
+var ErrNoAssets = errors.New("this carme-portal was built without its style sheet and scripts; run make assets, then build it again")
 
 // assets are the files that build.mjs makes.
 type assets struct {
