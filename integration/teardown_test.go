@@ -3,6 +3,7 @@
 package integration
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,18 +51,31 @@ func nothingRuns(t *testing.T, node string) {
 	leaves(t, node, swept+remains)
 }
 
+// found are the lines that leaves has reported: what one test left behind is told
+// once, with its story, and not again by each test after it.
+var found = map[string]bool{} //nolint:gochecknoglobals // of the cluster, which the tests share
+
 // leaves waits at most a second until a script prints nothing on a node.
 func leaves(t *testing.T, node, script string) {
 	t.Helper()
-	var left string
 	for end := time.Now().Add(time.Second); ; {
 		began := time.Now()
-		if left = root(t, node, "sh", "-c", script).out; left == "" {
+		left := slices.DeleteFunc(lines(root(t, node, "sh", "-c", script).out), func(line string) bool { return line == "" || found[node+line] })
+		if len(left) == 0 {
 			return
 		}
-		if began.After(end) {
-			t.Fatalf("%s still has after a second:\n%s", node, left)
+		if began.Before(end) {
+			continue
 		}
+		for _, line := range left {
+			found[node+line] = true
+			if _, at, is := strings.Cut(line, "/job_"); is {
+				id, _, _ := strings.Cut(at, "/")
+				t.Logf("job %s: %s\n%s", id, root(t, ctl, "sacct", "-nPXj", id, "-o", "user,jobname,state,start,end,submitline").out,
+					root(t, node, "grep", "-F", "["+id+".", "/var/log/testbed/slurmd.log").out)
+			}
+		}
+		t.Fatalf("%s still has after a second:\n%s", node, strings.Join(left, "\n"))
 	}
 }
 
