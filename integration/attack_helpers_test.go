@@ -202,11 +202,12 @@ var (
 // midStep waits out the last seconds of a one-time code's step: the backend may
 // read a code a moment after it was made, and takes that of the step before its
 // own at the earliest.
-func midStep() {
-	now := time.Now()
-	if next := now.Truncate(codeStep).Add(codeStep); next.Sub(now) < 6*time.Second {
-		time.Sleep(next.Sub(now))
-	}
+func midStep(t *testing.T) {
+	t.Helper()
+	eventually(t, codeStep, "a step of the one-time codes with some seconds left", func() bool {
+		now := time.Now()
+		return now.Truncate(codeStep).Add(codeStep).Sub(now) > 6*time.Second
+	})
 }
 
 // login logs somebody in for the first time, with the code of the moment before
@@ -223,7 +224,7 @@ func (v *visitor) login() *visitor {
 		v.t.Fatalf("no secret is shown: %s", r)
 	}
 	v.secret = strings.ReplaceAll(m[1], " ", "")
-	midStep()
+	midStep(v.t)
 	r = v.post("/login/enrol", "/login/enrol", "code", v.codeAt(time.Now().Add(-codeStep)))
 	if v.codes = shownCode.FindAllString(r.body, -1); r.code != http.StatusOK || len(v.codes) != 10 {
 		v.t.Fatalf("%s's first code: %s", v.name, r)

@@ -363,7 +363,7 @@ func TestAttack_W1_a_session_cannot_be_fixed_beforehand(t *testing.T) {
 		t.Fatal("no secret")
 	}
 	v.secret = strings.ReplaceAll(m[1], " ", "")
-	midStep()
+	midStep(t)
 	v.post("/login/enrol", "/login/enrol", "code", v.codeAt(time.Now().Add(-codeStep)))
 	second := v.cookie(portalURL, portalCookie)
 	if second == first || !v.in() {
