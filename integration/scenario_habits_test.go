@@ -161,3 +161,41 @@ func TestScenario_J12_a_job_is_suspended_for_another_and_goes_on(t *testing.T) {
 	}
 	idle(t)
 }
+
+// displayServer speaks as much of X11 as a client's first request needs: it lets
+// in who has the cookie (X Window System Protocol, 8).
+const displayServer = `use Socket; my ($path, $cookie) = @ARGV; $| = 1; unlink $path;
+socket(S, AF_UNIX, SOCK_STREAM, 0) && bind(S, pack_sockaddr_un($path)) && listen(S, 9) or die "listen: $!"; chmod 0777, $path;
+sub take { my ($n, $b) = ($_[0], ''); while (length $b < $n) { sysread(C, $b, $n - length $b, length $b) or return $b } $b }
+while (accept(C, S)) {
+	my ($order, $major, $minor, $n, $d) = unpack 'a x v v v v', take(12); $n = ($n + 3) & ~3; take($n); my $got = unpack 'H*', take($d);
+	my $body = $got eq $cookie ? "it-display" . "\0" x 2 : "go away "; syswrite C, pack('C C v v v', $got eq $cookie, 8, 11, 0, length($body) / 4) . $body; close C }`
+
+// displayClient asks the display that its environment names for a connection.
+const displayClient = `use Socket; my ($host, $n) = $ENV{DISPLAY} =~ /^(.*):(\d+)/ or die "no DISPLAY"; open F, '<', $ENV{XAUTHORITY} || "$ENV{HOME}/.Xauthority" or die "no cookies: $!";
+local $/; my $all = <F>; my $cookie = ''; while (length $all) { my ($family, $a, $number, $name, $data, $rest) = unpack 'n n/a n/a n/a n/a a*', $all; $cookie = $data if $number eq $n; $all = $rest }
+socket(C, AF_INET, SOCK_STREAM, 0) && connect(C, pack_sockaddr_in(6000 + $n, inet_aton($host))) or die "connect: $!";
+syswrite C, pack('a x v v v v x2', 'l', 11, 0, 18, length $cookie) . "MIT-MAGIC-COOKIE-1\0\0" . $cookie; my ($b, $part) = ('', ''); $b .= $part while sysread C, $part, 999; print unpack('C', $b) ? 'let in by ' : 'refused: ', unpack('x8 Z*', $b), "\n"`
+
+func TestScenario_J20_a_program_in_the_job_opens_a_window_at_home(t *testing.T) {
+	const cookie, socket = "00112233445566778899aabbccddeeff", "/tmp/.X11-unix/X9"
+	root(t, login, "install", "-d", "-m", "1777", "/tmp/.X11-unix").ok(t)
+	undo(t, login, "rm -f "+socket+" /home/alice/.Xauthority")
+	background(t, "alice", login, "perl", "-e", displayServer, socket, cookie)
+	as(t, "alice", login, "xauth", "-q", "add", ":9", ".", cookie).ok(t)
+	client := put(t, "alice", "it-client.pl", displayClient)
+	run := func(args ...string) result {
+		return as(t, "alice", login, prefix(append([]string{"timeout", "80", "srun", "--time=2", "-w", node1, "--x11"}, args...), "DISPLAY=:9")...)
+	}
+	if got := run("perl", client).ok(t); got != "let in by it-display" {
+		t.Fatalf("without Carme: %q", got)
+	}
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			if got := run(seal, "perl", client).ok(t); got != "let in by it-display" {
+				t.Errorf("it prints %q", got)
+			}
+		})
+	}
+	idle(t)
+}
