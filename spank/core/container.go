@@ -13,10 +13,10 @@ import (
 )
 
 // systemPaths of the node belong into every container: the job's own view,
-// authentication of Slurm commands, their configuration, and the sockets of
-// name services.
+// authentication of Slurm commands, their configuration (/run/slurm on a
+// configless node), and the sockets of name services.
 var systemPaths = []string{
-	runDir, "/run/user", "/run/munge", "/etc/slurm", "/etc/carme/plugstack.d", "/usr/lib/carme", "/run/nslcd", "/var/lib/sss/pipes",
+	runDir, "/run/user", "/run/munge", "/etc/slurm", "/run/slurm", "/etc/carme/plugstack.d", "/usr/lib/carme", "/run/nslcd", "/var/lib/sss/pipes",
 }
 
 // runtimeArgs is the command that starts the container. The runtime makes only
