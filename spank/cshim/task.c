@@ -22,6 +22,10 @@ static const char *const task_owns[] = {
     "HOME", "USER", "LOGNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR",
     "DISPLAY", "TERM", "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR", "LANG", "LC_ALL",
     "APPTAINER_BIND", "SINGULARITY_BIND",
+    /* The runtime only knows where the anchor has mounted the image; the core
+     * sets them (spank/core/setup.go:environment). */
+    "APPTAINER_CONTAINER", "APPTAINER_NAME", "SINGULARITY_CONTAINER",
+    "SINGULARITY_NAME",
     /* Slurm's, by the task's GPUs */
     "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK"};
