@@ -298,8 +298,7 @@ func (j *job) environment() map[string]string {
 		env["CARME_JOB_APP"] = j.plan.App.Name
 	}
 	if j.plan.Image != nil {
-		// As the runtime sets them where it is given the path (apptainer(1));
-		// spank/cshim/task.c keeps its own from the task.
+		// As the runtime sets them where it is given the path (apptainer(1)).
 		for _, runtime := range []string{"APPTAINER", "SINGULARITY"} {
 			env[runtime+"_CONTAINER"] = j.plan.imageKey()
 			env[runtime+"_NAME"] = filepath.Base(j.plan.imageKey())

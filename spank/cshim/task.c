@@ -22,10 +22,6 @@ static const char *const task_owns[] = {
     "HOME", "USER", "LOGNAME", "PWD", "OLDPWD", "SHLVL", "_", "TMPDIR",
     "DISPLAY", "TERM", "SHELL", "HOSTNAME", "XDG_RUNTIME_DIR", "LANG", "LC_ALL",
     "APPTAINER_BIND", "SINGULARITY_BIND",
-    /* The runtime only knows where the anchor has mounted the image; the core
-     * sets them (spank/core/setup.go:environment). */
-    "APPTAINER_CONTAINER", "APPTAINER_NAME", "SINGULARITY_CONTAINER",
-    "SINGULARITY_NAME",
     /* Slurm's, by the task's GPUs */
     "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES",
     "ZE_AFFINITY_MASK"};
@@ -168,6 +164,10 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 		    "the job's anchor sent no container; submit the job again");
 	else
 		take_environment(sp, &s->plan, &r);
+	/* What the core says of the job wins over both: the conda environment
+	 * over what was dropped of the host's, the image's path over the place
+	 * where the runtime found it. */
+	step_set_environment(sp, s);
 	record_free(&r);
 	return failed() ? -1 : 0;
 }
