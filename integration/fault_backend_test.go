@@ -402,3 +402,52 @@ func TestFault_W1_W6_A9_the_backends_disk_is_full(t *testing.T) {
 		t.Errorf("the audit log: %s%s", out.out, out.err)
 	}
 }
+
+func TestFault_W3_W4_A9_mistakes_in_the_sites_files_are_named_and_cost_no_more_than_they_must(t *testing.T) {
+	alice := visit(t, "alice").login()
+	soon := func(what string, yes func(page string) bool) {
+		t.Helper()
+		eventually(t, 30*time.Second, what, func() bool { // it is read anew every ten seconds
+			r := alice.get("/")
+			return r.code == http.StatusOK && yes(r.body)
+		})
+	}
+	check := func() result {
+		return root(t, ctl, "setpriv", "--reuid", "carme-backend", "--regid", "carme-backend", "--init-groups", "/usr/sbin/carme-backend", "--check")
+	}
+	for _, machine := range []string{ctl, node1} {
+		place(t, machine, "/etc/carme/apps.d/odd.yaml", []byte("name: odd\ntitle: Odd one\ncommand: [x]\nport: 80\n"))
+		place(t, machine, "/etc/carme/apps.d/sound.yaml", []byte("name: sound\ntitle: Sound one\ncommand: [x]\n"))
+	}
+	soon("the apps but the one with a mistake", func(page string) bool {
+		return strings.Contains(page, "Sound one") && strings.Contains(page, "JupyterLab") && !strings.Contains(page, "Odd one")
+	})
+	const place1 = "/etc/carme/apps.d/odd.yaml:4"
+	if r := check(); r.code == 0 || !strings.Contains(r.err, place1) {
+		t.Errorf("carme-backend --check: %d %s", r.code, r.err)
+	}
+	if out := sh(t, ctl, "cat /var/log/testbed/carme-backend.log"); !strings.Contains(out, place1) {
+		t.Error("the backend's log does not name the file")
+	}
+	if out := root(t, node1, "timeout", "60", "carme", "doctor").out; !strings.Contains(out, place1) {
+		t.Errorf("carme doctor does not name the file:\n%s", out)
+	}
+	job := alice.session("terminal")
+	if r := alice.enter(job.origin); r.code != http.StatusOK {
+		t.Errorf("the terminal beside it: %s", r)
+	}
+	srun(t, "alice", "-w", node1, "--carme=none", "--carme-app=odd", "true").fails(t, place1)
+
+	place(t, ctl, "/etc/carme/images.d/odd.yaml", []byte("name: odd\nnonsense: 1\n"))
+	soon("the mistake in an image", func(page string) bool {
+		return strings.Contains(page, "The site&#39;s configuration has a mistake") && !strings.Contains(page, `id="start"`) && !strings.Contains(page, "odd.yaml")
+	})
+	if r := alice.get("/jobs/" + job.job); r.code != http.StatusOK {
+		t.Errorf("the job that runs: %s", r)
+	}
+	if r := alice.get(job.origin); r.code != http.StatusOK {
+		t.Errorf("the session that runs: %s", r)
+	}
+	root(t, ctl, "rm", "/etc/carme/images.d/odd.yaml").ok(t)
+	soon("the form", func(page string) bool { return strings.Contains(page, `id="start"`) })
+}

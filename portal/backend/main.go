@@ -81,7 +81,11 @@ func command(ctx context.Context, src config.Source, args []string, stdout, stde
 		o.file = defaultFile
 	}
 	cfg, err := LoadConfig(o.src, o.file)
-	if err != nil || o.check {
+	if o.check {
+		_, wrong := readCatalogue(o.src)
+		return errors.Join(err, wrong)
+	}
+	if err != nil {
 		return err
 	}
 	switch {

@@ -58,6 +58,7 @@ const (
 	CodeLimit         = "limit"
 	CodeUnavailable   = "unavailable"
 	CodeConflict      = "conflict"
+	CodeMisconfigured = "misconfigured"
 )
 
 // Code is the code of a RefusedError, "internal" for any other error and "" for none.

@@ -33,6 +33,7 @@ type homeData struct {
 	AppTitle    string
 	Runs        map[string]bool // apps that an offered image has
 	Blocked     string
+	Broken      string // why there is nothing to choose from
 }
 
 // dashboard shows the running sessions, the form for another, and the cluster.
@@ -56,6 +57,9 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 	all.Go(func() { data.Home, homeErr = s.backend.Home(ctx, own) })
 	all.Go(func() { cluster, cluErr = s.backend.Cluster(ctx, own) })
 	all.Wait()
+	if client.Code(offerErr) == client.CodeMisconfigured { // what runs goes on, and is shown
+		data.Broken, offerErr = s.say(c, offerErr), nil
+	}
 	if err := cmp.Or(offerErr, jobsE); err != nil {
 		s.fail(c, err)
 		return

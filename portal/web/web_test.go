@@ -341,6 +341,19 @@ func TestFault_backend_away_is_said_and_the_login_stays(t *testing.T) {
 	}
 }
 
+func TestFault_a_mistake_in_the_sites_configuration_is_said_and_the_rest_stays(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	b.backend.Misconfigured = true
+	answer, page := b.get("/", "Accept-Language: de")
+	if answer.StatusCode != 200 || !strings.Contains(page, "In der Konfiguration ist ein Fehler") || strings.Contains(page, `id="start"`) {
+		t.Errorf("%d %s", answer.StatusCode, page)
+	}
+	if answer, _ := b.get("/jobs"); answer.StatusCode != 200 {
+		t.Errorf("the table: %d", answer.StatusCode)
+	}
+}
+
 func TestEvents_end_with_the_login(t *testing.T) {
 	b := newBrowser(t)
 	b.login()

@@ -99,7 +99,7 @@ type LoginSession struct {
 type Error struct {
 	// Code is for programs: "login_refused", "slow_down", "factor_refused",
 	// "no_session", "forbidden", "not_found", "invalid", "limit",
-	// "unavailable", "conflict", "internal".
+	// "unavailable", "misconfigured", "conflict", "internal".
 	Code string `json:"code"`
 	// Message is one sentence for a person: what is wrong and the way out.
 	Message string `json:"message"`
