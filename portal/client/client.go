@@ -310,6 +310,11 @@ func (c *Client) Cluster(ctx context.Context, token string) (api.Cluster, error)
 	return get[api.Cluster](ctx, c, token, "/v1/cluster")
 }
 
+// Renew asks for another certificate of the portal that calls.
+func (c *Client) Renew(ctx context.Context, in api.Enrol) (api.Enrolled, error) {
+	return post[api.Enrolled](ctx, c, "", "/v1/renew", in)
+}
+
 // Open asks for a one-time code for an app's origin.
 func (c *Client) Open(ctx context.Context, token string, in api.Open) (api.Opened, error) {
 	return post[api.Opened](ctx, c, token, "/v1/open", in)
