@@ -107,7 +107,7 @@ func serve(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	stopMetrics, err := serveMetrics(ctx, p.config.MetricsListen, apps, log)
+	stopMetrics, err := serveMetrics(ctx, p.config.MetricsListen, counters(apps.Stats, p.own), log)
 	if err != nil {
 		return err
 	}
