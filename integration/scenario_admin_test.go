@@ -3,8 +3,12 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestScenario_A1_the_plugin_file_acts_with_the_next_step(t *testing.T) {
@@ -32,6 +36,36 @@ func TestScenario_A2_doctor_finds_a_sound_node_ready_and_names_what_is_wrong(t *
 	for _, want := range []string{"NOT ready", "chmod go-w /usr/libexec/carme/carme-anchor", "rm /etc/carme/disabled"} {
 		if r.code == 0 || !strings.Contains(r.out, want) {
 			t.Errorf("doctor ends with %d and does not say %q:\n%s", r.code, want, r.out)
+		}
+	}
+}
+
+func TestScenario_W2_an_admin_takes_a_lost_factor_away_and_the_audit_log_has_it(t *testing.T) {
+	alice := visit(t, "alice").login()
+	if out := root(t, ctl, "carme", "health").ok(t); !strings.Contains(out, "database") || strings.Contains(out, "FAIL") {
+		t.Errorf("carme health:\n%s", out)
+	}
+	before := root(t, ctl, "carme", "audit", "verify").ok(t)
+	var count int
+	if _, err := fmt.Sscanf(before, "%d records, unbroken", &count); err != nil {
+		t.Fatalf("carme audit verify: %q", before)
+	}
+	root(t, ctl, "carme", "reset-factors", "alice").ok(t)
+	eventually(t, 10*time.Second, "end of her login", func() bool { return !alice.loggedIn() })
+	if r := alice.password("alice", "alice-pass"); !strings.HasPrefix(r.to(), "/login/enrol") {
+		t.Errorf("her next login: %s", r)
+	}
+	list := root(t, ctl, "carme", "audit", "list", "--after", strconv.Itoa(count), "--json").ok(t)
+	var r struct{ Act, Object, Actor string }
+	if err := json.Unmarshal([]byte(lines(list)[0]), &r); err != nil || r.Act != "factors removed" || r.Object != "alice" || r.Actor != "local uid 0" {
+		t.Errorf("audit: %v\n%s", err, list)
+	}
+	if r := root(t, ctl, "carme", "reset-factors", "nobody-there"); r.code == 0 || !strings.Contains(r.err, "carme: There is no such") {
+		t.Errorf("no such user: %d %s", r.code, r.err)
+	}
+	for _, words := range [][]string{{"carme", "audit", "list"}, {"carme", "reset-factors", "alice"}, {"carme", "health"}} {
+		if r := as(t, "alice", ctl, words...); r.code == 0 {
+			t.Errorf("%v as a user: %s", words, r.out)
 		}
 	}
 }
