@@ -178,15 +178,47 @@ func jobsWith(t *testing.T, id string) []string {
 	return found
 }
 
+// unanswered lets every request come to slurmctld, and drops what it answers: all
+// packets that carry more than an acknowledgement.
+func unanswered(t *testing.T) (mend func()) {
+	t.Helper()
+	image := run(t, "docker", "inspect", "-f", "{{.Image}}", container(login)).ok(t) // it has iptables
+	rule := func(verb string) {
+		t.Helper()
+		run(t, "docker", "run", "--rm", "--cap-add", "NET_ADMIN", "--network", "container:"+container(ctl), "--entrypoint", "iptables", image,
+			verb, "OUTPUT", "-p", "tcp", "--sport", "6817", "-m", "length", "--length", "100:", "-j", "DROP").ok(t)
+	}
+	rule("-I")
+	mended := false
+	mend = func() {
+		if !mended {
+			mended = true
+			rule("-D")
+		}
+	}
+	t.Cleanup(mend)
+	return mend
+}
+
 func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
-	for name, stopped := range map[string]time.Duration{"soon after": 2 * time.Second, "long after it was given up": 25 * time.Second} {
+	asleep := func(t *testing.T) (mend func()) { t.Helper(); return freeze(t, ctl, "^slurmrestd") }
+	for name, c := range map[string]struct {
+		lose  func(*testing.T) (mend func())
+		since time.Duration
+		// sure says that Slurm got the request.
+		sure bool
+	}{
+		"soon after":                 {asleep, 2 * time.Second, false},
+		"long after it was given up": {asleep, 25 * time.Second, false},
+		"dropped by the network":     {unanswered, 25 * time.Second, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			forgetAttempts(t)
 			v := visit(t, "carol").login()
 			t.Cleanup(func() { scancel("-u", "carol") })
 			v.get("/")
 			id, csrf := newID(t), v.token("/security")
-			thaw := freeze(t, ctl, "^slurmrestd")
+			mend := c.lose(t)
 			start := time.Now()
 			// Sent twice, as by somebody who reloads.
 			atOnce(2, func(int) {
@@ -194,7 +226,7 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 				t.Logf("a start whose answer does not come: %d %s %v after %v: %s", r.code, r.to(), err, time.Since(start).Round(10*time.Millisecond), words(r.body))
 			})
 			seen := map[string]bool{}
-			kept(t, max(stopped-time.Since(start), time.Second), "an answer to the page", func() bool {
+			kept(t, max(c.since-time.Since(start), time.Second), "an answer to the page", func() bool {
 				r, took := v.timed("/jobs/" + id)
 				state := query(t, "SELECT state, problem FROM intents WHERE id = '"+id+"'")
 				if text := fmt.Sprint(r.code, " ", state); !seen[text] {
@@ -204,7 +236,7 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 				return took < 12*time.Second
 			})
 			before := query(t, "SELECT state FROM intents WHERE id = '"+id+"'")
-			thaw()
+			mend()
 			recovers(t, 60*time.Second, "the outcome", func() bool {
 				s := query(t, "SELECT state FROM intents WHERE id = '"+id+"'")
 				return s == "job" || s == "failed"
@@ -219,6 +251,9 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 			t.Logf("before the end of the fault %q, then %q with Slurm's jobs %q", before, state, found)
 			if (found != "") != (state == "job") {
 				t.Errorf("the portal says %s, Slurm has %q", state, found)
+			}
+			if c.sure && found == "" {
+				t.Error("Slurm had the request, and there is no job")
 			}
 			if before == "failed" && found != "" {
 				t.Error("it was called failed, and there is a job: whoever starts again has two")
