@@ -126,10 +126,12 @@ func slurmFault(t *testing.T, v *visitor, app opened, mend func(), limit time.Du
 	}
 }
 
-// remembered waits until slurmctld has written down that a job runs, which it
-// does some seconds later: killed before, it would start the job anew.
+// remembered waits until slurmctld has written down that a job runs: killed
+// before, it would start the job anew. It writes some seconds after a job comes or
+// goes, but not when the backfill scheduler starts one, hence another job.
 func remembered(t *testing.T, job string) {
 	t.Helper()
+	scancel(as(t, "bob", login, "sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true").ok(t))
 	eventually(t, 30*time.Second, "slurmctld's record of job "+job, func() bool {
 		return root(t, ctl, "sh", "-c", `test "$(stat -c %Y /var/spool/slurmctld/job_state)" -gt "$(date -d "$(squeue -h -j `+job+` -o %S)" +%s)"`).code == 0
 	})
