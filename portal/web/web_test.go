@@ -388,13 +388,13 @@ func TestBanner_says_how_old_the_jobs_are_in_the_readers_language(t *testing.T) 
 		{"de", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "seit 7 Sekunden"},
 		{"en", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "for 7 seconds"},
 		{"en", api.Jobs{Problem: "Slurm does not answer"}, "does not answer"},
-		{"en", api.Jobs{Age: 60}, "for 60 seconds"},
+		{"en", api.Jobs{Age: 60}, "for 1 minute"},
 	} {
-		if got := stale(all[c.lang], c.jobs); !strings.Contains(got, c.want) {
+		if got := stale(all[c.lang], c.jobs.Age, c.jobs.Problem, c.jobs.ProblemCode); !strings.Contains(got, c.want) {
 			t.Errorf("%+v: %q", c.jobs, got)
 		}
 	}
-	if got := stale(all["en"], api.Jobs{Age: 5}); got != "" {
+	if got := stale(all["en"], 5, "", ""); got != "" {
 		t.Errorf("a fresh one: %q", got)
 	}
 }
