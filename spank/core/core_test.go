@@ -271,6 +271,38 @@ func TestAnchorConnectionCarriesRecordsAndRefusesOthers(t *testing.T) {
 	}
 }
 
+func TestStepHasTheOptionsOfItsJobAndItsOwn(t *testing.T) {
+	job := func(name, value string) request.Given {
+		return request.Given{Name: name, Value: value, Inherited: true}
+	}
+	step := func(name, value string) request.Given { return request.Given{Name: name, Value: value} }
+	private := []request.Given{job(request.OptCarme, "base"), job(request.OptNet, request.NetPrivate)}
+	for name, c := range map[string]struct {
+		options []request.Given
+		want    request.Request
+		says    string
+	}{
+		"none of its own": {private, request.Request{Enabled: true, Image: "base", Net: request.NetPrivate}, ""},
+		"another image":   {append([]request.Given{step(request.OptCarme, "none")}, private...), request.Request{Enabled: true, Image: "none", Net: request.NetPrivate}, ""},
+		"another network": {append([]request.Given{step(request.OptCarme, "base"), step(request.OptNet, request.NetHost)}, private...), request.Request{}, "submission (private)"},
+		"none of the job": {[]request.Given{step(request.OptCarme, "base")}, request.Request{Enabled: true, Image: "base"}, ""},
+		"hostile":         {[]request.Given{job(request.OptCarme, "base"), job(request.OptNet, "x\ny")}, request.Request{}, "carme-net"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parse(request.Input{Context: request.ContextRemote, Options: c.options})
+			if c.says != "" {
+				if err == nil || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("got %v, want %q", err, c.says)
+				}
+				return
+			}
+			if err != nil || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got %+v, %v", got, err)
+			}
+		})
+	}
+}
+
 func TestRequestOfThePluginMustNameTheJobAndItsUser(t *testing.T) {
 	for name, fields := range map[string][]wire.Field{
 		"no job":         {{Key: "uid", Value: "1"}, {Key: "gid", Value: "1"}},

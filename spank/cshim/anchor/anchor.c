@@ -519,16 +519,17 @@ static void remove_jobdir(const struct anchor *a)
 
 /*
  * The directory itself goes with the extern step's last callback, or with the
- * next job that finds it. A set-up that failed leaves nothing in it and may be
- * tried again; of a job that was sealed off its identity stays, so that a step
- * that is just starting does not take the job for a plain one.
+ * next job that finds it. A set-up that failed leaves nothing in it but what
+ * was there before, and may be tried again; of a job that was sealed off its
+ * identity stays, so that a step that is just starting does not take the job
+ * for a plain one.
  */
 static void clear_directory(const struct anchor *a)
 {
 	int pmix;
 
 	if (!a->complete) {
-		rmtree_contents(a->jobdir);
+		rmtree_contents_but(a->jobdir, JOB_ASKED);
 		return;
 	}
 	unlinkat(a->jobdir, JOB_SOCKET, 0);
