@@ -308,6 +308,7 @@ func TestScenario_J12_salloc_gives_a_shell_whose_steps_are_sealed(t *testing.T) 
 	s.says("ready> ")
 	s.types("srun --carme=none -n1 sh -c 'cat /proc/1/comm'\n")
 	s.says("carme-init")
+	s.says("ready> ") // before, srun would take what is typed
 	s.types("exit 3\n")
 	if code := s.ends(); code != 3 {
 		t.Errorf("exit status %d", code)
