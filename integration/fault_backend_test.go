@@ -126,10 +126,12 @@ func slurmFault(t *testing.T, v *visitor, app opened, mend func(), limit time.Du
 	}
 }
 
-// remembered waits until slurmctld has written down that a job runs, which it
-// does some seconds later: killed before, it would start the job anew.
+// remembered waits until slurmctld has written down that a job runs: killed
+// before, it would start the job anew. It writes some seconds after a job comes or
+// goes, but not when the backfill scheduler starts one, hence another job.
 func remembered(t *testing.T, job string) {
 	t.Helper()
+	scancel(as(t, "bob", login, "sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true").ok(t))
 	eventually(t, 30*time.Second, "slurmctld's record of job "+job, func() bool {
 		return root(t, ctl, "sh", "-c", `test "$(stat -c %Y /var/spool/slurmctld/job_state)" -gt "$(date -d "$(squeue -h -j `+job+` -o %S)" +%s)"`).code == 0
 	})
@@ -178,15 +180,47 @@ func jobsWith(t *testing.T, id string) []string {
 	return found
 }
 
+// unanswered lets every request come to slurmctld, and drops what it answers: all
+// packets that carry more than an acknowledgement.
+func unanswered(t *testing.T) (mend func()) {
+	t.Helper()
+	image := run(t, "docker", "inspect", "-f", "{{.Image}}", container(login)).ok(t) // it has iptables
+	rule := func(verb string) {
+		t.Helper()
+		run(t, "docker", "run", "--rm", "--cap-add", "NET_ADMIN", "--network", "container:"+container(ctl), "--entrypoint", "iptables", image,
+			verb, "OUTPUT", "-p", "tcp", "--sport", "6817", "-m", "length", "--length", "100:", "-j", "DROP").ok(t)
+	}
+	rule("-I")
+	mended := false
+	mend = func() {
+		if !mended {
+			mended = true
+			rule("-D")
+		}
+	}
+	t.Cleanup(mend)
+	return mend
+}
+
 func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
-	for name, stopped := range map[string]time.Duration{"soon after": 2 * time.Second, "long after it was given up": 25 * time.Second} {
+	asleep := func(t *testing.T) (mend func()) { t.Helper(); return freeze(t, ctl, "^slurmrestd") }
+	for name, c := range map[string]struct {
+		lose  func(*testing.T) (mend func())
+		since time.Duration
+		// sure says that Slurm got the request.
+		sure bool
+	}{
+		"soon after":                 {asleep, 2 * time.Second, false},
+		"long after it was given up": {asleep, 25 * time.Second, false},
+		"dropped by the network":     {unanswered, 25 * time.Second, true},
+	} {
 		t.Run(name, func(t *testing.T) {
 			forgetAttempts(t)
 			v := visit(t, "carol").login()
 			t.Cleanup(func() { scancel("-u", "carol") })
 			v.get("/")
 			id, csrf := newID(t), v.token("/security")
-			thaw := freeze(t, ctl, "^slurmrestd")
+			mend := c.lose(t)
 			start := time.Now()
 			// Sent twice, as by somebody who reloads.
 			atOnce(2, func(int) {
@@ -194,7 +228,7 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 				t.Logf("a start whose answer does not come: %d %s %v after %v: %s", r.code, r.to(), err, time.Since(start).Round(10*time.Millisecond), words(r.body))
 			})
 			seen := map[string]bool{}
-			kept(t, max(stopped-time.Since(start), time.Second), "an answer to the page", func() bool {
+			kept(t, max(c.since-time.Since(start), time.Second), "an answer to the page", func() bool {
 				r, took := v.timed("/jobs/" + id)
 				state := query(t, "SELECT state, problem FROM intents WHERE id = '"+id+"'")
 				if text := fmt.Sprint(r.code, " ", state); !seen[text] {
@@ -204,7 +238,7 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 				return took < 12*time.Second
 			})
 			before := query(t, "SELECT state FROM intents WHERE id = '"+id+"'")
-			thaw()
+			mend()
 			recovers(t, 60*time.Second, "the outcome", func() bool {
 				s := query(t, "SELECT state FROM intents WHERE id = '"+id+"'")
 				return s == "job" || s == "failed"
@@ -219,6 +253,9 @@ func TestFault_W6_a_submit_whose_answer_is_lost_is_one_job(t *testing.T) {
 			t.Logf("before the end of the fault %q, then %q with Slurm's jobs %q", before, state, found)
 			if (found != "") != (state == "job") {
 				t.Errorf("the portal says %s, Slurm has %q", state, found)
+			}
+			if c.sure && found == "" {
+				t.Error("Slurm had the request, and there is no job")
 			}
 			if before == "failed" && found != "" {
 				t.Error("it was called failed, and there is a job: whoever starts again has two")
@@ -401,4 +438,53 @@ func TestFault_W1_W6_A9_the_backends_disk_is_full(t *testing.T) {
 	if out := root(t, ctl, "carme-backend", "audit", "verify"); out.code != 0 {
 		t.Errorf("the audit log: %s%s", out.out, out.err)
 	}
+}
+
+func TestFault_W3_W4_A9_mistakes_in_the_sites_files_are_named_and_cost_no_more_than_they_must(t *testing.T) {
+	alice := visit(t, "alice").login()
+	soon := func(what string, yes func(page string) bool) {
+		t.Helper()
+		eventually(t, 30*time.Second, what, func() bool { // it is read anew every ten seconds
+			r := alice.get("/")
+			return r.code == http.StatusOK && yes(r.body)
+		})
+	}
+	check := func() result {
+		return root(t, ctl, "setpriv", "--reuid", "carme-backend", "--regid", "carme-backend", "--init-groups", "/usr/sbin/carme-backend", "--check")
+	}
+	for _, machine := range []string{ctl, node1} {
+		place(t, machine, "/etc/carme/apps.d/odd.yaml", []byte("name: odd\ntitle: Odd one\ncommand: [x]\nport: 80\n"))
+		place(t, machine, "/etc/carme/apps.d/sound.yaml", []byte("name: sound\ntitle: Sound one\ncommand: [x]\n"))
+	}
+	soon("the apps but the one with a mistake", func(page string) bool {
+		return strings.Contains(page, "Sound one") && strings.Contains(page, "JupyterLab") && !strings.Contains(page, "Odd one")
+	})
+	const place1 = "/etc/carme/apps.d/odd.yaml:4"
+	if r := check(); r.code == 0 || !strings.Contains(r.err, place1) {
+		t.Errorf("carme-backend --check: %d %s", r.code, r.err)
+	}
+	if out := sh(t, ctl, "cat /var/log/testbed/carme-backend.log"); !strings.Contains(out, place1) {
+		t.Error("the backend's log does not name the file")
+	}
+	if out := root(t, node1, "timeout", "60", "carme", "doctor").out; !strings.Contains(out, place1) {
+		t.Errorf("carme doctor does not name the file:\n%s", out)
+	}
+	job := alice.session("terminal")
+	if r := alice.enter(job.origin); r.code != http.StatusOK {
+		t.Errorf("the terminal beside it: %s", r)
+	}
+	srun(t, "alice", "-w", node1, "--carme=none", "--carme-app=odd", "true").fails(t, place1)
+
+	place(t, ctl, "/etc/carme/images.d/odd.yaml", []byte("name: odd\nnonsense: 1\n"))
+	soon("the mistake in an image", func(page string) bool {
+		return strings.Contains(page, "The site&#39;s configuration has a mistake") && !strings.Contains(page, `id="start"`) && !strings.Contains(page, "odd.yaml")
+	})
+	if r := alice.get("/jobs/" + job.job); r.code != http.StatusOK {
+		t.Errorf("the job that runs: %s", r)
+	}
+	if r := alice.get(job.origin); r.code != http.StatusOK {
+		t.Errorf("the session that runs: %s", r)
+	}
+	root(t, ctl, "rm", "/etc/carme/images.d/odd.yaml").ok(t)
+	soon("the form", func(page string) bool { return strings.Contains(page, `id="start"`) })
 }

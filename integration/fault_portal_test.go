@@ -3,8 +3,12 @@
 package integration
 
 import (
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"net/http"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -199,6 +203,81 @@ func TestFault_W14_A8_browsers_certificate_is_replaced_under_a_live_stream(t *te
 	if !v.answers(app) || !v.loggedIn() {
 		t.Error("the app or the login is gone")
 	}
+}
+
+// aged signs the portal's own key anew with Carme's CA, for a time that is given
+// in days from now.
+func aged(t *testing.T, from, until int) {
+	t.Helper()
+	block := func(machine, file string) []byte {
+		t.Helper()
+		b, _ := pem.Decode([]byte(root(t, machine, "cat", file).ok(t)))
+		if b == nil {
+			t.Fatalf("%s is not PEM", file)
+		}
+		return b.Bytes
+	}
+	ca, err := x509.ParseCertificate(block(ctl, "/var/lib/carme/signer/ca.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := x509.ParsePKCS8PrivateKey(block(ctl, "/var/lib/carme/signer/ca.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now, err := x509.ParseCertificate(block(login, portalCert))
+	if err != nil {
+		t.Fatal(err)
+	}
+	now.NotBefore, now.NotAfter = time.Now().AddDate(0, 0, from), time.Now().AddDate(0, 0, until)
+	der, err := x509.CreateCertificate(rand.Reader, now, ca, now.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pipe(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), "docker", "exec", "-i", container(login), "sh", "-c",
+		"cat >"+portalCert+".aged && chown carme-portal: "+portalCert+".aged && mv "+portalCert+".aged "+portalCert)
+}
+
+const portalCert = "/var/lib/carme/portal/tls/cert.pem"
+
+func TestFault_A8_W14_the_portals_own_certificate_is_renewed_by_itself(t *testing.T) {
+	v, app := mirrored(t)
+	socket := v.socket(app)
+	if socket == nil {
+		t.Fatal("no websocket")
+	}
+	undo(t, login, "if [ -e "+portalCert+".kept ]; then mv "+portalCert+".kept "+portalCert+"; fi")
+	sh(t, login, "cp -p "+portalCert+" "+portalCert+".kept")
+	goodFor := func(days int) bool {
+		return root(t, login, "openssl", "x509", "-in", portalCert, "-noout", "-checkend", strconv.Itoa(days*24*3600)).code == 0
+	}
+	aged(t, -25, 5)
+	if goodFor(6) {
+		t.Fatal("the certificate is not an old one")
+	}
+	load := v.load(app, 4)
+	recovers(t, 90*time.Second, "a certificate for a month", func() bool { return goodFor(28) })
+	load.flows()
+	load.end()
+	if wrong := load.report("renewed"); wrong > 0 {
+		t.Errorf("%d requests failed", wrong)
+	}
+	if !socket.live() {
+		t.Error("the websocket has closed")
+	}
+	other := v.session("mirror")
+	if r := v.enter(other.origin + "/who"); r.body != "alice in job "+other.job {
+		t.Errorf("a session that starts afterwards: %s", r)
+	}
+	// One that was off for too long says so, and how to go on.
+	up := down(t, login, "stop", "carme-portal")
+	aged(t, -40, -10)
+	r := root(t, login, "setpriv", "--reuid", "carme-portal", "--regid", "carme-portal", "--init-groups", "/usr/sbin/carme-portal", "--check")
+	if text := r.out + r.err; r.code == 0 || !strings.Contains(text, "expired") || !strings.Contains(text, "carme setup --role portal") {
+		t.Errorf("an expired certificate: %d %s", r.code, text)
+	}
+	sh(t, login, "mv "+portalCert+".kept "+portalCert)
+	up()
 }
 
 func TestFault_W7_W14_a_job_that_is_requeued_on_its_node_gets_another_name(t *testing.T) {

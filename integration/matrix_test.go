@@ -198,6 +198,10 @@ func TestFault_J18_A2_the_keyword_required_with_a_broken_plugin(t *testing.T) {
 // The agent takes the node's feature away as soon as the switch is set; this is
 // about the moment before, and about a site without agents.
 func TestFault_J18_A13_A14_the_kill_switch(t *testing.T) {
+	// The agent may not have given it back yet after the test before.
+	eventually(t, 60*time.Second, "the feature of "+node1, func() bool {
+		return root(t, ctl, "sinfo", "-h", "-N", "-p", "debug", "-n", node1, "-o", "%b").out == "carme"
+	})
 	down(t, node1, "stop", "carme-agent")
 	a := allocate(t, "alice", "-w", node1, "--carme=none")
 	undo(t, node1, "rm -f /etc/carme/disabled")

@@ -3,6 +3,9 @@
 package integration
 
 import (
+	"encoding/json"
+	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -75,4 +78,85 @@ func TestScenario_A1_J18_a_configless_node(t *testing.T) {
 	}
 	scancel(a.id)
 	idle(t)
+}
+
+func TestScenario_W2_an_admin_takes_a_lost_factor_away_and_the_audit_log_has_it(t *testing.T) {
+	alice := visit(t, "alice").login()
+	if out := root(t, ctl, "carme", "health").ok(t); !strings.Contains(out, "database") || strings.Contains(out, "FAIL") {
+		t.Errorf("carme health:\n%s", out)
+	}
+	before := root(t, ctl, "carme", "audit", "verify").ok(t)
+	var count int
+	if _, err := fmt.Sscanf(before, "%d records, unbroken", &count); err != nil {
+		t.Fatalf("carme audit verify: %q", before)
+	}
+	root(t, ctl, "carme", "reset-factors", "alice").ok(t)
+	eventually(t, 10*time.Second, "end of her login", func() bool { return !alice.loggedIn() })
+	if r := alice.password("alice", "alice-pass"); !strings.HasPrefix(r.to(), "/login/enrol") {
+		t.Errorf("her next login: %s", r)
+	}
+	list := root(t, ctl, "carme", "audit", "list", "--after", strconv.Itoa(count), "--json").ok(t)
+	var r struct{ Act, Object, Actor string }
+	if err := json.Unmarshal([]byte(lines(list)[0]), &r); err != nil || r.Act != "factors removed" || r.Object != "alice" || r.Actor != "local uid 0" {
+		t.Errorf("audit: %v\n%s", err, list)
+	}
+	if r := root(t, ctl, "carme", "reset-factors", "nobody-there"); r.code == 0 || !strings.Contains(r.err, "carme: There is no such") {
+		t.Errorf("no such user: %d %s", r.code, r.err)
+	}
+	for _, words := range [][]string{{"carme", "audit", "list"}, {"carme", "reset-factors", "alice"}, {"carme", "health"}} {
+		if r := as(t, "alice", ctl, words...); r.code == 0 {
+			t.Errorf("%v as a user: %s", words, r.out)
+		}
+	}
+}
+
+func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
+	const port = "9744"
+	for machine, daemon := range map[string]string{ctl: "backend", login: "portal", node1: "agent"} {
+		file := "/etc/carme/" + daemon + ".yaml"
+		undo(t, machine, "mv "+file+".kept "+file+" && svc restart carme-"+daemon)
+		sh(t, machine, "cp -p "+file+" "+file+".kept && sed -i '/^metrics_listen:/d' "+file+" && echo 'metrics_listen: 127.0.0.1:"+port+"' >>"+file+" && svc restart carme-"+daemon)
+	}
+	metric := func(machine, name string) (value float64, found bool) {
+		t.Helper()
+		out := root(t, machine, "curl", "-sf", "http://127.0.0.1:"+port+"/metrics").out
+		for _, line := range lines(out) {
+			if rest, is := strings.CutPrefix(line, name+" "); is {
+				v, err := strconv.ParseFloat(rest, 64)
+				if err != nil {
+					t.Errorf("%s: %v", line, err)
+				}
+				return v, true
+			}
+		}
+		return 0, false
+	}
+	reaches := func(machine, name string, least float64) {
+		t.Helper()
+		eventually(t, 60*time.Second, fmt.Sprintf("%s of at least %v", name, least), func() bool {
+			v, found := metric(machine, name)
+			return found && v >= least
+		})
+	}
+	id := sbatch(t, "alice", "-w", node1, "--time=2", "--mem=200", "--gres=gpu:1", "--carme=none", "--wrap", `x=$(head -c 50000000 /dev/zero | tr '\0' a); while :; do :; done`)
+	labels := `{job="` + id + `",uid="10001"}`
+	reaches(node1, "carme_node_ready", 1)
+	reaches(node1, "carme_job_cpu_percent"+labels, 20)
+	reaches(node1, "carme_job_memory_bytes"+labels, 50e6)
+	reaches(node1, "carme_certificate_expires_seconds", float64(time.Now().Unix()))
+	if out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out; strings.Count(out, "\ncarme_gpu_memory_bytes{uuid=\"GPU-") < 4 {
+		t.Errorf("not all GPUs are there:\n%s", out)
+	}
+	visit(t, "alice").get("/login")
+	reaches(login, "carme_portal_certificate_expires_seconds", float64(time.Now().Unix()))
+	reaches(login, "carme_portal_routes", 0)
+	reaches(ctl, `carme_backend_requests_total{route="GET /v1/revocations",status="200"}`, 1)
+	scancel(id)
+	eventually(t, 60*time.Second, "the job to be forgotten", func() bool {
+		_, found := metric(node1, "carme_job_cpu_percent"+labels)
+		return !found
+	})
+	if out := root(t, login, "curl", "-s", "-m", "3", "http://"+node1+":"+port+"/metrics"); out.code == 0 {
+		t.Error("the counters answer others than their own host")
+	}
 }

@@ -3,15 +3,10 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net"
-	"net/http"
 	"os"
 	"strconv"
 	"syscall"
-	"time"
-
-	"github.com/carme-hpc/carme/portal/proxy"
 )
 
 const (
@@ -47,41 +42,4 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("listen for browsers: %w", err)
 	}
 	return listener, nil
-}
-
-// serveMetrics serves the counters for Prometheus, if an address is given.
-func serveMetrics(ctx context.Context, addr string, apps *proxy.Proxy, log *slog.Logger) (stop func(), err error) {
-	if addr == "" {
-		return func() {}, nil
-	}
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", addr)
-	if err != nil {
-		return nil, fmt.Errorf("listen for metrics: %w", err)
-	}
-	server := &http.Server{ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path != "/metrics" {
-			http.NotFound(w, r)
-			return
-		}
-		s := apps.Stats()
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		for _, one := range []struct {
-			name, kind, help string
-			value            int64
-		}{
-			{"carme_portal_app_requests_total", "counter", "Requests for sessions' hosts.", s.Requests},
-			{"carme_portal_app_refused_total", "counter", "Of them, refused.", s.Refused},
-			{"carme_portal_websockets_total", "counter", "Websockets opened.", s.Websockets},
-			{"carme_portal_websockets", "gauge", "Websockets open.", s.Open},
-			{"carme_portal_routes", "gauge", "Viewers' ways to apps in use.", s.Routes},
-		} {
-			fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", one.name, one.help, one.name, one.kind, one.name, one.value)
-		}
-	})}
-	go func() {
-		if err := server.Serve(listener); err != http.ErrServerClosed {
-			log.ErrorContext(ctx, "metrics: server ended", "error", err)
-		}
-	}()
-	return func() { _ = server.Close() }, nil
 }

@@ -36,10 +36,10 @@ func open(file string, problem func(error)) (*parts, error) {
 	}
 	p := &parts{config: c}
 	var ownErr, browserErr error
-	if p.own, ownErr = mtls.Open(mtls.Files{Cert: c.Backend.Cert, Key: c.Backend.Key, CA: c.Backend.CA}, problem); ownErr != nil {
+	if p.own, ownErr = mtls.Open(p.files(), problem); ownErr != nil {
 		ownErr = fmt.Errorf("backend's files: %w", ownErr)
 	} else {
-		ownErr = checkName(p.own, c.Name)
+		ownErr = checkName(p.own, c.Name, time.Now())
 	}
 	if p.browser, browserErr = openCertificate(c.TLS.Cert, c.TLS.Key, time.Now, problem); browserErr == nil {
 		browserErr = p.browser.covers(c.PortalHost, "s-example."+c.AppsDomain)
@@ -47,12 +47,23 @@ func open(file string, problem func(error)) (*parts, error) {
 	return p, errors.Join(ownErr, browserErr)
 }
 
+// files are those that prove to backend and agents who we are.
+func (p *parts) files() mtls.Files {
+	return mtls.Files{Cert: p.config.Backend.Cert, Key: p.config.Backend.Key, CA: p.config.Backend.CA}
+}
+
+func (p *parts) renewer(backend *client.Client, log *slog.Logger) *renewer {
+	return &renewer{own: p.own, files: p.files(), ask: backend.Renew, now: time.Now, log: log}
+}
+
 // checkName compares the certificate for the backend with the settings.
-func checkName(own *mtls.Store, name string) error {
+func checkName(own *mtls.Store, name string, now time.Time) error {
 	id, err := mtls.CertIdentity(own.Leaf())
 	switch {
 	case err != nil:
 		return fmt.Errorf("backend's files: %w", err)
+	case !now.Before(own.Leaf().NotAfter):
+		return fmt.Errorf("backend's files: the certificate has expired at %s; join again: carme setup --role portal, with a new join token", own.Leaf().NotAfter)
 	case id.Role != mtls.RolePortal || name != "" && id.Name != name:
 		return fmt.Errorf("backend's files: the certificate is that of %s, not of portal %s", id, name)
 	}
@@ -96,7 +107,7 @@ func serve(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	stopMetrics, err := serveMetrics(ctx, p.config.MetricsListen, apps, log)
+	stopMetrics, err := serveMetrics(ctx, p.config.MetricsListen, counters(apps.Stats, p.own), log)
 	if err != nil {
 		return err
 	}
@@ -106,6 +117,7 @@ func serve(ctx context.Context, file string) error {
 	var background sync.WaitGroup
 	running, stop := context.WithCancel(context.WithoutCancel(ctx))
 	background.Go(func() { apps.Run(running) })
+	background.Go(func() { p.renewer(backend, log).run(running) })
 	log.InfoContext(ctx, "portal: serving", "version", version.String(), "portal", names.PortalOrigin(), "apps", names.AppsPattern(), "listen", listener.Addr().String())
 	daemon.Notify(daemon.Ready)
 	// Requests under way are finished while revocations still come; then

@@ -129,6 +129,7 @@ func (m Machine) command(out io.Writer) *cobra.Command {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(m.proof(out), m.doctor(out), m.images(out), m.setup(out), versionCommand(out))
+	root.AddCommand(headCommands(out)...)
 	return root
 }
 

@@ -74,7 +74,8 @@ func (a *App) RunsIn(image string) bool {
 }
 
 // LoadApps reads and checks the app descriptions, sorted by file. Without
-// apps.d there are none. The error is a ProblemsError, or that of opening Root.
+// apps.d there are none. Those that are sound come beside the error, which is a
+// ProblemsError, or that of opening Root.
 func LoadApps(src Source) ([]App, error) {
 	l, err := newLoader(src)
 	if err != nil {
@@ -95,17 +96,17 @@ func LoadApps(src Source) ([]App, error) {
 		if f == nil {
 			continue
 		}
+		before := len(l.problems)
 		f.checkApp(&app)
 		if slices.ContainsFunc(apps, func(a App) bool { return a.Name == app.Name }) {
 			f.fail("another file has an app of that name already", "name")
 			continue
 		}
-		apps = append(apps, app)
+		if len(l.problems) == before {
+			apps = append(apps, app)
+		}
 	}
-	if err := l.problems.sorted(); err != nil {
-		return nil, err
-	}
-	return apps, nil
+	return apps, l.problems.sorted()
 }
 
 var (

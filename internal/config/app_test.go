@@ -59,6 +59,15 @@ func TestAn_app_gets_the_defaults(t *testing.T) {
 	}
 }
 
+func TestA_mistake_in_one_app_leaves_the_others(t *testing.T) {
+	apps, err := loadApps(t, map[string]string{
+		"a.yaml": "{name: a, command: [x]}", "b.yaml": "{name: b, command: [x], port: 1}", "c.yaml": "{name: c, command: [x], path: lab}", "d.yaml": "{name: d, command: [x]}",
+	})
+	if len(apps) != 2 || apps[0].Name != "a" || apps[1].Name != "d" || len(Problems(err)) != 2 {
+		t.Errorf("got %+v, %v", apps, err)
+	}
+}
+
 func TestMistakes_in_apps_are_named(t *testing.T) {
 	const good = "name: a\ncommand: [x]\n"
 	cases := map[string]struct{ text, want string }{

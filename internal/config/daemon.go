@@ -43,8 +43,18 @@ func (d Daemon) Read(v any, check func(fail Fail)) error {
 }
 
 // Problems lists what is wrong, one per line, for a person. An error of another
-// kind is one line.
+// kind is one line; those of a joined error follow each other, and nil has none.
 func Problems(err error) []string {
+	if err == nil {
+		return nil
+	}
+	if all, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // what is joined, not what is wrapped
+		var lines []string
+		for _, one := range all.Unwrap() {
+			lines = append(lines, Problems(one)...)
+		}
+		return lines
+	}
 	var problems ProblemsError
 	if !errors.As(err, &problems) {
 		return []string{err.Error()}

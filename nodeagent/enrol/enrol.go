@@ -104,18 +104,12 @@ func (e *Enroller) open() error {
 	return nil
 }
 
+func (e *Enroller) identity() mtls.Identity {
+	return mtls.Identity{Role: mtls.RoleNode, Name: e.Node}
+}
+
 func (e *Enroller) usable(leaf *x509.Certificate) error {
-	id, err := mtls.CertIdentity(leaf)
-	if err != nil {
-		return err
-	}
-	if want := (mtls.Identity{Role: mtls.RoleNode, Name: e.Node}); id != want {
-		return fmt.Errorf("certificate is of %s, not %s", id, want)
-	}
-	if !e.Now().Before(leaf.NotAfter) {
-		return fmt.Errorf("certificate has expired at %s", leaf.NotAfter)
-	}
-	return nil
+	return mtls.Usable(leaf, e.identity(), e.Now())
 }
 
 // Store has the certificate, nil before there is one.
@@ -156,7 +150,7 @@ func (e *Enroller) step(ctx context.Context) error {
 	if store == nil || e.usable(store.Leaf()) != nil {
 		return e.enrol(ctx)
 	}
-	if leaf := store.Leaf(); e.Now().Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3)) {
+	if !mtls.Due(store.Leaf(), e.Now()) {
 		return nil
 	}
 	return e.get(ctx, "/v1/agent/renew", store, "")
@@ -190,7 +184,7 @@ func (e *Enroller) get(ctx context.Context, path string, store *mtls.Store, join
 	if err != nil {
 		return fmt.Errorf("make key: %w", err)
 	}
-	id := mtls.Identity{Role: mtls.RoleNode, Name: e.Node}
+	id := e.identity()
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id.URI()}, DNSNames: []string{e.Node}}, key)
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
@@ -230,7 +224,7 @@ func (e *Enroller) install(key *ecdsa.PrivateKey, answer api.Enrolled) error {
 	if err != nil {
 		return err
 	}
-	leaf, err := e.checkAnswer(key, answer)
+	leaf, err := mtls.Accept(&key.PublicKey, answer.Certificate, answer.CA, e.identity(), e.Now())
 	if err != nil {
 		return err
 	}
@@ -267,32 +261,6 @@ func (e *Enroller) install(key *ecdsa.PrivateKey, answer api.Enrolled) error {
 		return store.Reload()
 	}
 	return e.open()
-}
-
-func (e *Enroller) checkAnswer(key *ecdsa.PrivateKey, answer api.Enrolled) (*x509.Certificate, error) {
-	block, rest := pem.Decode(answer.Certificate)
-	if block == nil {
-		return nil, errors.New("the answer has no certificate")
-	}
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return nil, err
-	}
-	if !key.PublicKey.Equal(leaf.PublicKey) {
-		return nil, errors.New("it is for another key")
-	}
-	if err := e.usable(leaf); err != nil {
-		return nil, err
-	}
-	roots, between := x509.NewCertPool(), x509.NewCertPool()
-	between.AppendCertsFromPEM(rest)
-	if !roots.AppendCertsFromPEM(answer.CA) {
-		return nil, errors.New("the answer has no CA")
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots: roots, Intermediates: between, CurrentTime: e.Now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	})
-	return leaf, err
 }
 
 // removeOthers removes certificates that are not in force any more.

@@ -16,6 +16,7 @@ import (
 	"github.com/carme-hpc/carme/internal/daemon"
 	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/version"
+	wireapi "github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/api"
 	"github.com/carme-hpc/carme/portal/backend/signer"
 )
@@ -81,7 +82,11 @@ func command(ctx context.Context, src config.Source, args []string, stdout, stde
 		o.file = defaultFile
 	}
 	cfg, err := LoadConfig(o.src, o.file)
-	if err != nil || o.check {
+	if o.check {
+		_, wrong := readCatalogue(o.src)
+		return errors.Join(err, wrong)
+	}
+	if err != nil {
 		return err
 	}
 	switch {
@@ -162,7 +167,7 @@ func tokenCommand(ctx context.Context, cfg *Config, args []string, stdout io.Wri
 }
 
 func verifyCommand(ctx context.Context, cfg *Config, stdout io.Writer) error {
-	var out api.Verified
+	var out wireapi.AuditVerified
 	if err := ask(ctx, cfg, http.MethodGet, "/v1/audit/verify", nil, &out); err != nil {
 		return err
 	}

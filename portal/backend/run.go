@@ -110,9 +110,10 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 	ways := &routes.Service{
 		DB: db, Audit: records, Feed: feed, Sessions: p.auth, Now: clock.Real, Cluster: cfg.Cluster, KeyID: keyID, Key: key,
 	}
+	offered := &catalogue{src: config.Source{Root: root}, log: log, now: clock.Real}
 	p.jobs = &jobs.Service{
 		DB: db, Audit: records, Log: log, Now: clock.Real, Slurm: client, Nodes: registry, Routes: ways, Agents: control,
-		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Default: cfg.Default, Catalogue: catalogue(root), Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
+		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Default: cfg.Default, Catalogue: offered.get, Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
 		AgentPort: cfg.AgentPort, Timeout: cfg.slurmTimeout(),
 		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) { return slurm.Queue(ctx, slurm.Exec) },
 	}
@@ -124,7 +125,7 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 			UID: uint32(os.Geteuid()), //nolint:gosec // it is one
 		},
 		Health: func(ctx context.Context) map[string]string {
-			return health(ctx, db, client, sign, cfg.Slurm.ServiceUser)
+			return health(ctx, db, client, sign, cfg.Slurm.ServiceUser, offered)
 		},
 	}
 	return p, nil
@@ -137,7 +138,7 @@ func boot() string {
 }
 
 // health is empty texts for what works.
-func health(ctx context.Context, db *store.DB, client *rest.Client, sign *signer.Client, user string) map[string]string {
+func health(ctx context.Context, db *store.DB, client *rest.Client, sign *signer.Client, user string, offered *catalogue) map[string]string {
 	say := func(err error) string {
 		if err != nil {
 			return err.Error()
@@ -148,31 +149,7 @@ func health(ctx context.Context, db *store.DB, client *rest.Client, sign *signer
 	_, _, err := sign.Token(ctx, user)
 	return map[string]string{
 		"database": say(store.One(ctx, db.Read(), &one, "SELECT 1")), "signer": say(err), "slurm": say(client.Ping(ctx, user)),
-	}
-}
-
-// catalogue reads images and apps anew after a while, and keeps the last good.
-func catalogue(root string) func() (*config.Config, error) {
-	const goodFor = 10 * time.Second
-	var mu sync.Mutex
-	var last *config.Config
-	var at time.Time
-	return func() (*config.Config, error) {
-		mu.Lock()
-		defer mu.Unlock()
-		if last != nil && time.Since(at) < goodFor {
-			return last, nil
-		}
-		src := config.Source{Root: root}
-		cfg, err := config.Load(src)
-		if err == nil {
-			cfg.Apps, err = config.LoadApps(src)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read catalogue: %w", err)
-		}
-		last, at = cfg, time.Now()
-		return cfg, nil
+		"catalogue": offered.problems(),
 	}
 }
 

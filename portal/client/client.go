@@ -58,6 +58,7 @@ const (
 	CodeLimit         = "limit"
 	CodeUnavailable   = "unavailable"
 	CodeConflict      = "conflict"
+	CodeMisconfigured = "misconfigured"
 )
 
 // Code is the code of a RefusedError, "internal" for any other error and "" for none.
@@ -307,6 +308,11 @@ func (c *Client) Metrics(ctx context.Context, token, id string) (api.Metrics, er
 // Cluster is the state of the cluster.
 func (c *Client) Cluster(ctx context.Context, token string) (api.Cluster, error) {
 	return get[api.Cluster](ctx, c, token, "/v1/cluster")
+}
+
+// Renew asks for another certificate of the portal that calls.
+func (c *Client) Renew(ctx context.Context, in api.Enrol) (api.Enrolled, error) {
+	return post[api.Enrolled](ctx, c, "", "/v1/renew", in)
 }
 
 // Open asks for a one-time code for an app's origin.

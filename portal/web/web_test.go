@@ -341,6 +341,19 @@ func TestFault_backend_away_is_said_and_the_login_stays(t *testing.T) {
 	}
 }
 
+func TestFault_a_mistake_in_the_sites_configuration_is_said_and_the_rest_stays(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	b.backend.Misconfigured = true
+	answer, page := b.get("/", "Accept-Language: de")
+	if answer.StatusCode != 200 || !strings.Contains(page, "In der Konfiguration ist ein Fehler") || strings.Contains(page, `id="start"`) {
+		t.Errorf("%d %s", answer.StatusCode, page)
+	}
+	if answer, _ := b.get("/jobs"); answer.StatusCode != 200 {
+		t.Errorf("the table: %d", answer.StatusCode)
+	}
+}
+
 func TestEvents_end_with_the_login(t *testing.T) {
 	b := newBrowser(t)
 	b.login()
@@ -375,13 +388,13 @@ func TestBanner_says_how_old_the_jobs_are_in_the_readers_language(t *testing.T) 
 		{"de", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "seit 7 Sekunden"},
 		{"en", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "for 7 seconds"},
 		{"en", api.Jobs{Problem: "Slurm does not answer"}, "does not answer"},
-		{"en", api.Jobs{Age: 60}, "for 60 seconds"},
+		{"en", api.Jobs{Age: 60}, "for 1 minute"},
 	} {
-		if got := stale(all[c.lang], c.jobs); !strings.Contains(got, c.want) {
+		if got := stale(all[c.lang], c.jobs.Age, c.jobs.Problem, c.jobs.ProblemCode); !strings.Contains(got, c.want) {
 			t.Errorf("%+v: %q", c.jobs, got)
 		}
 	}
-	if got := stale(all["en"], api.Jobs{Age: 5}); got != "" {
+	if got := stale(all["en"], 5, "", ""); got != "" {
 		t.Errorf("a fresh one: %q", got)
 	}
 }

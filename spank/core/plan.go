@@ -28,12 +28,15 @@ func (p *plan) imageKey() string {
 }
 
 // loadConfig reads the node's configuration, with the app descriptions if there
-// is an app; only root's files count.
+// is an app; only root's files count. A mistake in another app's description is
+// nothing to this job.
 func loadConfig(app string) (*config.Config, error) {
 	src := config.Source{Root: "/"}
 	cfg, err := config.Load(src)
 	if err == nil && app != "" {
-		cfg.Apps, err = config.LoadApps(src)
+		if cfg.Apps, err = config.LoadApps(src); cfg.App(app) != nil {
+			err = nil
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("the configuration of this node is broken: %w; tell the admin", err)

@@ -262,6 +262,17 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 	}
 }
 
+func TestMistakeInAnAppIsNotedAndStopsNoOtherJob(t *testing.T) {
+	p := healthy(t)
+	file("etc/carme/apps.d/a.yaml", "{name: a, command: [x], port: 1}\n")(t, p)
+	r := p.doctor().Examine(t.Context())
+	if !r.OK || !slices.ContainsFunc(r.Findings, func(f Finding) bool {
+		return f.Name == "apps" && f.Status == Note && strings.Contains(f.Detail, "/etc/carme/apps.d/a.yaml:1: there is no setting")
+	}) {
+		t.Errorf("got %+v", r)
+	}
+}
+
 func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 	cases := map[string]struct {
 		change func(*testing.T, *patient)

@@ -126,6 +126,10 @@ func (d Doctor) config(ctx context.Context) []Finding {
 		return []Finding{fail(name, "mend the file system", "%v", err)}
 	}
 	findings := []Finding{ok(name, "valid, %d images in the catalogue", len(cfg.Images))}
+	_, err = config.LoadApps(config.Source{Root: d.Root, TrustOwner: d.TrustOwner})
+	for _, line := range config.Problems(err) { // of that app alone: others start
+		findings = append(findings, note("apps", line, "correct the file; spank.yaml(5) describes it"))
+	}
 	for _, img := range cfg.Images {
 		if _, err := os.Stat(d.path(img.Path)); err != nil {
 			findings = append(findings, fail(images, "put the image there, or correct /"+config.ImagesDir, "%s: %v", img.Name, err))

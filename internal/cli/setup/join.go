@@ -8,9 +8,11 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -36,10 +38,34 @@ func (o Options) BackendName() string {
 	return host
 }
 
+// joined says whether the portal has a certificate that is still good: it renews
+// that by itself.
+func (s *setup) joined() (bool, error) {
+	name := stateOf(portalDir, "cert.pem")
+	data, err := os.ReadFile(s.path(name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the portal's certificate: %w", err)
+	}
+	if block, _ := pem.Decode(data); block != nil {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && s.now().Before(cert.NotAfter) {
+			s.say("kept", name, "")
+			return true, nil
+		}
+	}
+	s.say("found", name, "it has expired or cannot be read: joining again")
+	return false, nil
+}
+
 // join gets the portal its certificate, unless it has one, and starts it.
 func (s *setup) join(ctx context.Context) error {
-	if s.exists(stateOf(portalDir, "cert.pem")) {
-		s.say("kept", stateOf(portalDir, "cert.pem"), "")
+	have, err := s.joined()
+	if err != nil {
+		return err
+	}
+	if have {
 		return s.start(ctx, "carme-portal.service")
 	}
 	token, err := s.joinToken(ctx)

@@ -344,21 +344,13 @@ func auditList(r *request) error {
 	return r.answer(http.StatusOK, out)
 }
 
-// Verified is the answer to GET /v1/audit/verify.
-type Verified struct {
-	OK      bool   `json:"ok"`
-	Records int64  `json:"records"`
-	Hash    string `json:"hash"`
-	Problem string `json:"problem,omitempty"`
-}
-
 func auditVerify(r *request) error {
 	n, hash, err := audit.Verify(r.Context(), r.server.DB.Read())
 	var broken audit.BrokenError
 	if err != nil && !errors.As(err, &broken) {
 		return err
 	}
-	out := Verified{OK: err == nil, Records: n, Hash: hash}
+	out := api.AuditVerified{OK: err == nil, Records: n, Hash: hash}
 	if err != nil {
 		out.Problem = err.Error()
 	}

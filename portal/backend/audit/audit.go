@@ -14,22 +14,12 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
 // fieldMax is the longest text of a record that is kept, in bytes.
 const fieldMax = 512
-
-// Record is one act.
-type Record struct {
-	Seq    int64             `json:"seq"`
-	Time   time.Time         `json:"time"`
-	Actor  string            `json:"actor"` // a user, portal/NAME, node/NAME, local uid N
-	Act    string            `json:"act"`
-	Object string            `json:"object"`
-	Detail map[string]string `json:"detail,omitempty"`
-	Hash   string            `json:"hash"`
-}
 
 // Log writes records. One process writes to a database.
 type Log struct {
@@ -110,14 +100,14 @@ func clip(s string) string {
 const pageMax = 500
 
 // List returns the records after a sequence number, in order, 500 at most.
-func List(ctx context.Context, tx store.Tx, after int64) ([]Record, error) {
+func List(ctx context.Context, tx store.Tx, after int64) ([]api.AuditRecord, error) {
 	var rows []row
 	if err := store.One(ctx, tx, &rows, "SELECT seq, at, actor, act, object, detail, hash FROM audit WHERE seq > ? ORDER BY seq LIMIT ?", after, pageMax); err != nil {
 		return nil, fmt.Errorf("read audit log: %w", err)
 	}
-	list := make([]Record, 0, len(rows))
+	list := make([]api.AuditRecord, 0, len(rows))
 	for _, r := range rows {
-		rec := Record{Seq: r.Seq, Time: time.UnixMicro(r.At).UTC(), Actor: r.Actor, Act: r.Act, Object: r.Object, Hash: r.Hash}
+		rec := api.AuditRecord{Seq: r.Seq, Time: time.UnixMicro(r.At).UTC(), Actor: r.Actor, Act: r.Act, Object: r.Object, Hash: r.Hash}
 		if err := json.Unmarshal([]byte(r.Detail), &rec.Detail); err != nil {
 			rec.Detail = map[string]string{"unreadable": r.Detail}
 		}

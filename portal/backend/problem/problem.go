@@ -71,5 +71,11 @@ func Unavailable(message string) *Error {
 	return newError(http.StatusServiceUnavailable, "unavailable", message)
 }
 
+// Misconfigured says that a file of the site has a mistake; only administrators
+// are told which, by log and health.
+func Misconfigured(message string) *Error {
+	return newError(http.StatusServiceUnavailable, "misconfigured", message)
+}
+
 // Conflict says that the state is another one than the caller thinks.
 func Conflict(message string) *Error { return newError(http.StatusConflict, "conflict", message) }

@@ -49,6 +49,8 @@ type Backend struct {
 	// Down makes every answer a 503.
 	down   bool
 	grants int
+	// Misconfigured: nothing is offered.
+	Misconfigured bool
 	// QR is the picture of an enrolment.
 	QR []byte
 	// GrantFor is how long a grant is good.
@@ -473,6 +475,10 @@ func gpus() []api.GPUCount {
 }
 
 func (b *Backend) offer(w http.ResponseWriter, _ *http.Request, s *session) {
+	if b.Misconfigured {
+		fail(w, http.StatusServiceUnavailable, "misconfigured", "the site's configuration has a mistake")
+		return
+	}
 	used := api.Used{}
 	for _, job := range b.jobs {
 		if job.User == s.user.Name && job.Stage != api.StageEnded && job.Stage != api.StageFailed {
