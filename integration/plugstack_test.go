@@ -43,16 +43,16 @@ func sh(t *testing.T, machine, script string) string {
 	return root(t, machine, "sh", "-c", script).ok(t)
 }
 
-// pipe runs a command of the host with a standard input and returns its output.
-func pipe(t *testing.T, in []byte, name string, args ...string) []byte {
+// pipe runs a command of Docker's with a standard input and returns its output.
+func pipe(t *testing.T, in []byte, args ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var out, err bytes.Buffer
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &err
 	if failure := cmd.Run(); failure != nil {
-		t.Fatalf("%s: %v\n%s", name, failure, err.String())
+		t.Fatalf("docker: %v\n%s", failure, err.String())
 	}
 	return out.Bytes()
 }
@@ -61,7 +61,7 @@ func pipe(t *testing.T, in []byte, name string, args ...string) []byte {
 func place(t *testing.T, machine, path string, content []byte) {
 	t.Helper()
 	undo(t, machine, "rm -f "+path)
-	pipe(t, content, "docker", "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
+	pipe(t, content, "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
 }
 
 // noop compiles the plugin that does nothing against this Slurm and places it.
@@ -71,7 +71,7 @@ func noop(t *testing.T, flags string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	object := pipe(t, source, "docker", "run", "--rm", "-i", "carme-builder:"+suite(),
+	object := pipe(t, source, "run", "--rm", "-i", "carme-builder:"+suite(),
 		"sh", "-c", "gcc -O2 -fPIC -shared "+flags+" -xc -o /tmp/noop.so - && cat /tmp/noop.so")
 	path := pluginDir + "/noop.so"
 	for _, m := range everywhere {
@@ -83,7 +83,7 @@ func noop(t *testing.T, flags string) string {
 // forAnotherSlurm is the product's plugin as if built for another release.
 func forAnotherSlurm(t *testing.T) []byte {
 	t.Helper()
-	object := pipe(t, nil, "docker", "exec", container(node1), "cat", plugin)
+	object := pipe(t, nil, "exec", container(node1), "cat", plugin)
 	file, err := elf.NewFile(bytes.NewReader(object))
 	if err != nil {
 		t.Fatal(err)
