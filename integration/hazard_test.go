@@ -95,6 +95,19 @@ func programs(t *testing.T, args ...string) map[string][2]string {
 	return found
 }
 
+// oneMore is the number of threads of an extern step in 26.05 that has adopted a
+// process: it has none of its own beside which Carme's could be put, so that
+// Slurm's call is used, whose thread watches what was adopted, as for
+// pam_slurm_adopt.
+func oneMore(t *testing.T, threads string) string {
+	t.Helper()
+	n, err := strconv.Atoi(threads)
+	if err != nil {
+		t.Fatalf("%q threads", threads)
+	}
+	return strconv.Itoa(n + 1)
+}
+
 func TestHazard_J16_slurms_programs_keep_threads_and_signals(t *testing.T) {
 	want := map[string]posture{}
 	t.Run("with a plugin that does nothing", func(t *testing.T) {
@@ -113,12 +126,16 @@ func TestHazard_J16_slurms_programs_keep_threads_and_signals(t *testing.T) {
 	for name, args := range map[string][]string{"plain jobs": nil, "sealed jobs": {"--carme=none"}, "sealed jobs in an image": {"--carme=base"}} {
 		t.Run(name, func(t *testing.T) {
 			for name, p := range programs(t, args...) {
+				wanted := want[name]
+				if args != nil && suite() != "trixie" && strings.HasSuffix(name, "extern") {
+					wanted.threads = oneMore(t, wanted.threads)
+				}
 				var got posture
-				for end := time.Now().Add(5 * time.Second); got != want[name] && time.Now().Before(end); {
+				for end := time.Now().Add(5 * time.Second); got != wanted && time.Now().Before(end); {
 					got = postureOf(t, p[0], p[1])
 				}
-				if got != want[name] {
-					t.Errorf("%s has %+v, with a plugin that does nothing it is %+v", name, got, want[name])
+				if got != wanted {
+					t.Errorf("%s has %+v, with a plugin that does nothing it is %+v", name, got, wanted)
 				}
 				if kb := mapped(t, p[0], p[1], "carme"); kb >= 200 {
 					t.Errorf("%s holds %d KB of Carme's", name, kb)
@@ -294,6 +311,10 @@ func TestHazard_J16_a_later_plugin_fails(t *testing.T) {
 			}
 			// Slurm leaves the cgroup of a step that its first callback refused.
 			idle(t)
+			// Where the extern step was refused so, nobody is told of the
+			// job's end; what it was submitted with is a leftover in time.
+			eventually(t, 40*time.Second, "end of the jobs", func() bool { return root(t, ctl, "squeue", "-h", "-w", node1).out == "" })
+			sh(t, node1, "cd /run/carme/jobs && for d in *; do [ ! -e $d/asked ] || touch -d '2 hours ago' $d; done; carme doctor --clean >/dev/null || true")
 			nothingRuns(t, node1)
 		})
 	}

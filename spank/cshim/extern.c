@@ -29,6 +29,11 @@ typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
 typedef int namespace_f(int fd, uint16_t protocol);
 #endif
 
+static const char foreign_namespaces[] =
+    "Slurm's namespace/linux plugin gives this job namespaces of its own, "
+    "which --carme cannot build upon; ask the admin to use namespace/tmpfs "
+    "instead";
+
 static unsigned long long start_time(pid_t pid)
 {
 	unsigned long long t = 0;
@@ -104,6 +109,9 @@ int extern_open(uint32_t job, struct extern_step *e, const char **why)
 		return -1;
 	if (getsockopt(e->sock, SOL_SOCKET, SO_PEERCRED, &u, &len) ||
 	    u.uid != 0 || u.pid <= 0) {
+		/* It has no number here: this slurmstepd is in namespaces that
+		 * the extern step's is not in. */
+		*why = foreign_namespaces;
 		extern_close(e);
 		return -1;
 	}
@@ -230,10 +238,7 @@ static int take_mount_namespace(list_t *map, const char **why)
 			continue;
 		}
 		if (m->type == CLONE_NEWUSER || m->type == CLONE_NEWPID)
-			*why = "Slurm's namespace/linux plugin gives this job "
-			       "namespaces of its own, which --carme cannot "
-			       "build upon; ask the admin to use "
-			       "namespace/tmpfs instead";
+			*why = foreign_namespaces;
 		close(m->fd);
 	}
 	return mnt;
