@@ -166,8 +166,8 @@ func TestFault_J18_J14_a_node_without_the_feature_gets_no_carme_job(t *testing.T
 	set(node2, "carme")
 	// Nor where it was not the reason.
 	for what, args := range map[string][]string{"with --carme": {"--carme"}, "without": nil} {
-		if r := srun(t, "alice", append(args, "-N3", "true")...); r.code == 0 || strings.Contains(r.err, "carme: ") {
-			t.Errorf("a job of three nodes, %s, is told: %s", what, r.err)
+		if r := srun(t, "alice", append(args, "--gres=gpu:9", "true")...); r.code == 0 || strings.Contains(r.err, "carme: ") {
+			t.Errorf("a job of nine GPUs, %s, is told: %s", what, r.err)
 		}
 	}
 }
