@@ -188,6 +188,25 @@ func TestFactor_takes_a_recovery_code_once(t *testing.T) {
 	}
 }
 
+func TestAttack_a_secret_being_set_up_is_shown_to_its_own_login_alone(t *testing.T) {
+	w := newWorld(t)
+	thief, owner := w.password("alice"), w.password("alice")
+	var copied, own wire.Enrolment
+	w.must(w.portal, "POST", "/v1/login/enrol", thief.Token, nil, &copied)
+	w.must(w.portal, "POST", "/v1/login/enrol", owner.Token, nil, &own)
+	if copied.Secret == own.Secret {
+		t.Fatal("whoever has the password sees the secret that the owner sets up")
+	}
+	if status, e := w.ask(w.portal, "POST", "/v1/login/enrol/confirm", thief.Token, wire.Confirm{Code: w.code(copied.Secret)}, nil); status != http.StatusConflict {
+		t.Errorf("the secret that was replaced: %d %+v", status, e)
+	}
+	var done wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/enrol/confirm", owner.Token, wire.Confirm{Code: w.code(own.Secret)}, &done)
+	if status, e := w.ask(w.portal, "POST", "/v1/login/enrol/confirm", thief.Token, wire.Confirm{Code: w.code(copied.Secret)}, nil); status != http.StatusConflict {
+		t.Errorf("a second enrolment: %d %+v", status, e)
+	}
+}
+
 func TestSession_has_another_token_after_each_step(t *testing.T) {
 	w := newWorld(t)
 	_, secret := w.login("alice")
