@@ -1,7 +1,9 @@
 package api_test
 
 import (
+	"crypto/tls"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -306,6 +308,40 @@ func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	w.must(w.portal, "GET", "/v1/me", f.Token, nil, nil)
 	if status, _ := w.ask(w.portal, "GET", "/v1/me", old, nil, nil); status != http.StatusUnauthorized {
 		t.Errorf("the other session lives: %d", status)
+	}
+}
+
+func TestAttack_what_is_refused_is_in_the_log(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	bob, _ := w.login("bob")
+	job := w.submit(bob)
+	w.ask(w.portal, "GET", "/v1/audit", alice, nil, nil)
+	w.ask(w.portal, "DELETE", "/v1/jobs/"+job.ID, alice, nil, nil)
+	w.ask(w.node, "POST", "/v1/grants", "", wire.GrantRequest{}, nil)
+	w.ask(w.bare, "POST", "/v1/login", "", wire.Login{}, nil)
+	for range 5 {
+		w.try("mallory", "guess", "", "192.0.2.66")
+	}
+	old := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}} //nolint:gosec // what must not get through
+	if conn, err := old.DialContext(t.Context(), "tcp", strings.TrimPrefix(w.addr, "https://")); err == nil {
+		_ = conn.Close()
+		t.Error("TLS 1.2 is good enough")
+	}
+	for name, words := range map[string][]string{
+		"a user at an admin's path":     {"request refused", "GET /v1/audit", "code=forbidden", "who=alice"},
+		"a user at another's job":       {"request refused", "DELETE /v1/jobs/{id}", "code=not_found", "who=alice"},
+		"a node that plays a portal":    {"request refused", "POST /v1/grants", "who=carme://node/n1"},
+		"somebody without certificate":  {"request refused", "POST /v1/login", `who=""`},
+		"guesses that come too early":   {"attempt too early", "name:"},
+		"a handshake that goes nowhere": {"connection failed", "TLS handshake error"},
+	} {
+		if !w.log.comes(words...) {
+			t.Errorf("%s: no line with %q", name, words)
+		}
+	}
+	if w.log.has(bob) || w.log.has(alice) || w.log.has("alice-pass") {
+		t.Error("the log has a token or a password")
 	}
 }
 

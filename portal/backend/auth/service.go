@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/audit"
 	"github.com/carme-hpc/carme/portal/backend/auth/totp"
@@ -63,6 +64,8 @@ type Service struct {
 	Issuer string
 	Now    func() time.Time
 	Random io.Reader
+
+	guesses logx.Seldom
 }
 
 // Session is a login session with its user.
