@@ -294,6 +294,24 @@ func TestFactor_is_asked_once_a_day_on_a_device_where_policy_says_so(t *testing.
 	}
 }
 
+func TestSession_ends_for_want_of_use_though_a_page_stays_open(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	idle := w.auth.Rules.IdleLife
+	for range 3 { // somebody is there
+		w.clock.add(idle - time.Minute)
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+	}
+	w.clock.add(idle - time.Minute)
+	for _, path := range []string{"/v1/jobs", "/v1/cluster"} { // what an open page asks for
+		w.must(w.portal, "GET", path, tok, nil, nil)
+	}
+	w.clock.add(2 * time.Minute)
+	if status, e := w.ask(w.portal, "GET", "/v1/jobs", tok, nil, nil); status != http.StatusUnauthorized || e.Code != "no_session" {
+		t.Errorf("a login that nobody used: %d %+v", status, e)
+	}
+}
+
 func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	w := newWorld(t)
 	old, secret := w.login("alice")

@@ -201,6 +201,11 @@ func (s *Server) admit(r *request, rt route) error {
 		return err
 	}
 	r.session, r.token = sess, tok
+	if !rt.passive {
+		if err := s.Auth.Used(r.Context(), sess); err != nil {
+			return err
+		}
+	}
 	if rt.admin && !sess.Admin() {
 		return problem.Forbidden()
 	}

@@ -316,7 +316,8 @@ func savePerson(ctx context.Context, tx store.Tx, p Person) error {
 	return nil
 }
 
-// Authenticate returns the session of a token if it is in one of the states.
+// Authenticate returns the session of a token if it is in one of the states. That
+// is no use of it yet (Used).
 func (s *Service) Authenticate(ctx context.Context, token string, states ...string) (*Session, error) {
 	if len(token) != base64.RawURLEncoding.EncodedLen(tokenSize) {
 		return nil, problem.NoSession()
@@ -334,7 +335,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	if !now.Before(at(sess.Expires)) || idle || !slices.Contains(states, sess.State) {
 		return nil, problem.NoSession()
 	}
-	return &sess, s.Used(ctx, &sess)
+	return &sess, nil
 }
 
 // Used stores that the session is in use, once a minute.
