@@ -378,6 +378,24 @@ func TestAdmin_paths_are_for_admins(t *testing.T) {
 	if status, _ := w.ask(w.portal, "GET", "/v1/me", alice, nil, nil); status != http.StatusUnauthorized {
 		t.Errorf("alice's session lives after the reset: %d", status)
 	}
+	bob, _ := w.login("bob")
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/users/carol/sessions", bob, nil, nil); status != http.StatusForbidden {
+		t.Errorf("a user ends an admin's logins: %d", status)
+	}
+	next := w.revocations()
+	w.must(w.portal, "DELETE", "/v1/users/bob/sessions", carol, nil, nil)
+	if r := next(); r.Kind != wire.RevokeSession {
+		t.Errorf("portals were told %+v", r)
+	}
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", bob, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("bob's session lives: %d", status)
+	}
+	if b := w.password("bob"); b.State != wire.SessionPending {
+		t.Errorf("bob's factor is gone: %s", b.State)
+	}
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/users/nobody/sessions", carol, nil, nil); status != http.StatusNotFound {
+		t.Errorf("nobody's logins: %d", status)
+	}
 	if a := w.password("alice"); a.State != wire.SessionEnrol {
 		t.Errorf("state is %s", a.State)
 	}

@@ -31,7 +31,7 @@ type route struct {
 	// passive is what pages ask for by themselves, as long as they are open: that
 	// alone keeps no login alive. A page that a person opens also asks for /v1/me.
 	passive bool
-	handle        func(*request) error
+	handle  func(*request) error
 }
 
 func full() []string { return []string{api.SessionFull} }
@@ -80,6 +80,7 @@ func table() []route {
 		{method: "GET", path: "/v1/audit", states: full(), admin: true, handle: auditList},
 		{method: "GET", path: "/v1/audit/verify", states: full(), admin: true, handle: auditVerify},
 		{method: "DELETE", path: "/v1/users/{name}/factors", states: full(), admin: true, handle: resetFactors},
+		{method: "DELETE", path: "/v1/users/{name}/sessions", states: full(), admin: true, handle: endLogins},
 		{method: "POST", path: "/v1/join-tokens", states: full(), admin: true, handle: joinToken},
 		{method: "GET", path: "/v1/health", states: full(), admin: true, handle: health},
 		{method: "GET", path: "/v1/openapi.yaml", handle: description},
@@ -362,6 +363,13 @@ func auditVerify(r *request) error {
 
 func resetFactors(r *request) error {
 	if err := r.server.Auth.ResetFactors(r.Context(), r.actor(), r.PathValue("name")); err != nil {
+		return err
+	}
+	return r.done()
+}
+
+func endLogins(r *request) error {
+	if err := r.server.Auth.EndLogins(r.Context(), r.actor(), r.PathValue("name")); err != nil {
 		return err
 	}
 	return r.done()

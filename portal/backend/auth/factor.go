@@ -398,6 +398,27 @@ func (s *Service) ResetFactors(ctx context.Context, actor, user string) error {
 	return err
 }
 
+// EndLogins ends all sessions of a user, by an admin. The factors stay.
+func (s *Service) EndLogins(ctx context.Context, actor, user string) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		var known int
+		if err := store.One(ctx, tx, &known, "SELECT COUNT(*) FROM users WHERE name = ?", user); err != nil {
+			return fmt.Errorf("read user: %w", err)
+		}
+		if known == 0 {
+			return problem.NotFound()
+		}
+		if err := s.endAll(ctx, tx, user, ""); err != nil {
+			return err
+		}
+		return s.Audit.Write(ctx, tx, actor, "logins ended", user, nil)
+	})
+	if err == nil {
+		s.Revoke.Wake()
+	}
+	return err
+}
+
 // RecoveryLeft is how many recovery codes are unused.
 func (s *Service) RecoveryLeft(ctx context.Context, user string) (int, error) {
 	var n int
