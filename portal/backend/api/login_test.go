@@ -312,6 +312,21 @@ func TestSession_ends_for_want_of_use_though_a_page_stays_open(t *testing.T) {
 	}
 }
 
+func TestSession_ends_after_its_longest_time_whatever_its_use(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	hour := 0
+	for ; hour < 20; hour++ {
+		if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status == http.StatusUnauthorized {
+			break
+		}
+		w.clock.add(time.Hour)
+	}
+	if hour != 12 {
+		t.Errorf("it ended after %d hours", hour)
+	}
+}
+
 func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	w := newWorld(t)
 	old, secret := w.login("alice")

@@ -250,7 +250,7 @@ func (r *request) key() string {
 	if err != nil {
 		return "?"
 	}
-	return "addr " + host
+	return "addr " + network(host)
 }
 
 // actor is who did it, for the audit log.
