@@ -1,7 +1,9 @@
 package api_test
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"net/http"
 	"strings"
 	"sync"
@@ -372,6 +374,10 @@ func TestAttack_what_is_refused_is_in_the_log(t *testing.T) {
 		if !w.log.comes(words...) {
 			t.Errorf("%s: no line with %q", name, words)
 		}
+	}
+	sum := sha256.Sum256([]byte("mallory"))
+	if w.log.has(hex.EncodeToString(sum[:])) {
+		t.Error("the log has the whole hash of what was typed as a name")
 	}
 	if w.log.has(bob) || w.log.has(alice) || w.log.has("alice-pass") {
 		t.Error("the log has a token or a password")
