@@ -109,7 +109,9 @@ func (p *Proxy) come(w http.ResponseWriter, r *http.Request, label string) {
 			return
 		}
 		p.counts.refused.Add(1)
-		p.log.InfoContext(r.Context(), "hand-over: refused", "host", label, "error", err)
+		if left, ok := p.strangers.Turn(p.now()); ok {
+			p.log.InfoContext(r.Context(), "hand-over: refused", "host", label, "error", err, "from", remote(r), "left_out", left)
+		}
 		p.problem(w, r, pageLogin)
 		return
 	}

@@ -95,7 +95,9 @@ func (s *Server) crossOrigin(c *gin.Context) {
 		err = errInTheClear
 	}
 	if err != nil {
-		s.log.InfoContext(c.Request.Context(), "form: from another page", "path", c.Request.URL.Path, "error", err)
+		if left, ok := s.strangers.Turn(s.now()); ok {
+			s.log.InfoContext(c.Request.Context(), "form: from another page", "path", c.FullPath(), "error", err, "from", source(c.Request), "left_out", left)
+		}
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }
@@ -118,7 +120,9 @@ func (s *Server) csrf(c *gin.Context) {
 		return
 	}
 	if subtle.ConstantTimeCompare([]byte(c.PostForm("csrf")), []byte(csrfToken(c))) != 1 {
-		s.log.InfoContext(c.Request.Context(), "form: without its token", "path", c.FullPath(), "from", source(c.Request))
+		if left, ok := s.strangers.Turn(s.now()); ok {
+			s.log.InfoContext(c.Request.Context(), "form: without its token", "path", c.FullPath(), "from", source(c.Request), "left_out", left)
+		}
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,16 +28,35 @@ type browser struct {
 	server   *httptest.Server
 	client   *http.Client
 	stopping chan struct{}
+	log      *lockedBuffer
+}
+
+// lockedBuffer is a log that several goroutines write to.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 const testLabel = "s-aaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
-	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{})}
+	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{}), log: &lockedBuffer{}}
 	rest := httptest.NewServer(b.backend)
 	pages, err := New(Options{
-		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.DiscardHandler), Now: time.Now, Bare: true, Stopping: b.stopping,
+		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: time.Now, Bare: true, Stopping: b.stopping,
 		AppOrigin: func(label string) (string, bool) {
 			return "https://" + label + ".apps.example", strings.HasPrefix(label, "s-")
 		},
@@ -276,6 +296,17 @@ func TestAssets_are_named_with_their_charset(t *testing.T) {
 		if got := kindOf(name); got != want {
 			t.Errorf("%s is %q", name, got)
 		}
+	}
+}
+
+func TestAttack_forms_of_strangers_do_not_fill_the_log(t *testing.T) {
+	b := newBrowser(t)
+	for range 50 {
+		b.post("", "/login", url.Values{"username": {"alice"}})
+		b.post("", "/login", nil, "Origin: https://evil.example")
+	}
+	if n := strings.Count(b.log.String(), "form: "); n == 0 || n > 10 {
+		t.Errorf("%d lines for 100 forms", n)
 	}
 }
 
