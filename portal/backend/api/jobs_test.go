@@ -361,6 +361,32 @@ func TestCode_is_bound(t *testing.T) {
 	}
 }
 
+func TestAttack_made_up_codes_do_not_queue_for_the_database(t *testing.T) {
+	w := newWorld(t)
+	held, free, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		done <- w.db.Write(t.Context(), func(store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	const patience = 3 * time.Second
+	late := time.AfterFunc(patience, func() { close(free) })
+	begun := time.Now()
+	status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: "s-" + strings.Repeat("a", 26), Code: "made up", Nonce: "n"}, nil)
+	if took := time.Since(begun); status != http.StatusUnauthorized || took >= patience {
+		t.Errorf("%d after %v", status, took)
+	}
+	if late.Stop() {
+		close(free)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
