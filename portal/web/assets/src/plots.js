@@ -97,4 +97,16 @@ async function fetchAll() {
   clearTimeout(timer);
   if (document.getElementById("job-live")) timer = setTimeout(fetchAll, plots.size > 0 ? 10000 : 5000);
 }
-if (holder) fetchAll();
+if (holder) {
+  fetchAll();
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && plots.size === 0) fetchAll();
+  });
+  // Lines and letters have the colours of the theme they were drawn in.
+  new MutationObserver(() => {
+    for (const { plot } of plots.values()) plot.destroy();
+    plots.clear();
+    holder.replaceChildren();
+    fetchAll();
+  }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-bs-theme"] });
+}
