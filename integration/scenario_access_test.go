@@ -92,7 +92,7 @@ func (b *browser) press(keys ...string) {
 const focus = `(() => {
 	const e = document.activeElement;
 	if (!e || e === document.body) return {what: "", seen: true};
-	const marked = (x) => { const s = x && getComputedStyle(x); return !!s && (s.outlineStyle !== "none" && parseFloat(s.outlineWidth) >= 2 || s.boxShadow !== "none") };
+	const marked = (x) => { const s = x && getComputedStyle(x); return !!s && s.outlineStyle === "solid" && parseFloat(s.outlineWidth) >= 2 };
 	const box = (e.type === "radio" && e.nextElementSibling || e).getBoundingClientRect();
 	const there = box.width > 0 && box.height > 0 && box.right > 0 && box.bottom > 0 && box.left < innerWidth && box.top < innerHeight;
 	return {what: e.id || e.className + " " + (e.getAttribute("href") ?? e.getAttribute("name") ?? e.tagName), seen: there && (marked(e) || e.type === "radio" && marked(e.nextElementSibling) || e.id === "main")};
@@ -112,6 +112,9 @@ func (b *browser) tabTo(selector string) {
 		b.press(kb.Tab)
 		at := ask[focused](b, focus)
 		way = append(way, at.What)
+		for end := time.Now().Add(3 * time.Second); !at.Seen && time.Now().Before(end); { // pages glide
+			at = ask[focused](b, focus)
+		}
 		if !at.Seen {
 			b.shot("unseen")
 			b.t.Errorf("the focus on %q is not seen", at.What)
@@ -218,7 +221,7 @@ func (b *browser) fits(name string) {
 			`[...document.querySelectorAll("main *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1).slice(0, 5).map(e => e.tagName + "." + e.className + "#" + e.id)`))
 	}
 	for _, small := range ask[[]string](b, `[...document.querySelectorAll("a[href], button, input:not([type=hidden]):not([type=radio]), select, summary")].filter(e => {
-		const r = e.getBoundingClientRect(), s = getComputedStyle(e);
+		const r = (e.closest("label") ?? e).getBoundingClientRect(), s = getComputedStyle(e);
 		if (r.width === 0 || s.visibility === "hidden" || r.right < 0) return false;
 		if (e.tagName === "A" && s.display === "inline") return false; // a link in a sentence
 		return r.width < 24 || r.height < 24 }).map(e => (e.id || e.className || e.tagName) + " " + e.innerText.slice(0, 20))`) {
