@@ -118,8 +118,9 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"asset":     s.assets.url,
 		"icon":      s.icon,
 		"appicon":   s.appIcon,
-		"time":      func(at time.Time) template.HTML { return timeTag(at, false) },
-		"shorttime": func(at time.Time) template.HTML { return timeTag(at, true) },
+		"time":      func(at time.Time) template.HTML { return timeTag(at, "", "2006-01-02 15:04 UTC") },
+		"shorttime": func(at time.Time) template.HTML { return timeTag(at, " data-short", "15:04:05") },
+		"neartime":  func(at time.Time) template.HTML { return timeTag(at, " data-near", "2006-01-02 15:04 UTC") },
 		"minutes":   func(n int) string { return minutes(texts, n) },
 		"megabytes": megabytes,
 		"gigabytes": func(mb int64) int64 { return mb / 1024 },
@@ -169,16 +170,14 @@ var appIcons = []struct{ part, icon string }{
 	{"jupyter", "notebook"}, {"notebook", "notebook"}, {"code", "code"}, {"terminal", "terminal-2"}, {"board", "chart-line"}, {"plot", "chart-line"},
 }
 
-func timeTag(at time.Time, short bool) template.HTML {
+// timeTag is a time as it is without scripts; the kind tells scripts how they
+// say it in the browser's own zone.
+func timeTag(at time.Time, kind, layout string) template.HTML {
 	if at.IsZero() {
 		return "–"
 	}
 	at = at.UTC()
-	kind, text := "", at.Format("2006-01-02 15:04 UTC")
-	if short {
-		kind, text = " data-short", at.Format("15:04:05")
-	}
-	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + text + `</time>`) //nolint:gosec // digits only
+	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + at.Format(layout) + `</time>`) //nolint:gosec // digits, and the templates' own words
 }
 
 func minutes(texts catalogue, n int) string {
