@@ -190,13 +190,13 @@ func TestScenario_J7_J14_scancel_while_the_container_starts(t *testing.T) {
 			}
 			id := sbatch(t, "alice", append([]string{"-w", node1}, args...)...)
 			eventually(t, 30*time.Second, "the container's runtime", func() bool {
-				return root(t, node1, "pgrep", "-f", "slow.sif /run/carme/hold").code == 0
+				return root(t, node1, "pgrep", "-f", "image.sif /run/carme/hold").code == 0
 			})
 			start := time.Now()
 			root(t, ctl, "scancel", id).ok(t)
 			awaitState(t, id, 20*time.Second, "CANCELLED")
 			eventually(t, 10*time.Second, "end of the runtime", func() bool {
-				return root(t, node1, "pgrep", "-f", "slow.sif /run/carme/hold").code != 0
+				return root(t, node1, "pgrep", "-f", "image.sif /run/carme/hold").code != 0
 			})
 			if took := time.Since(start); took > 10*time.Second {
 				t.Errorf("it took %v", took)

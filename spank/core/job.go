@@ -38,6 +38,8 @@ type job struct {
 	request    request.Request   // as asked for
 	options    []wire.Field      // the same as Slurm had them, by name
 	plan       plan              // as allowed
+	image      int               // the image as a mount that is nowhere yet, with one
+	imageView  string            // where the runtime finds it
 	sources    map[string]string // the runtime's argument for each bind, by place
 	policy     *policy.Policy
 	owner      policy.User

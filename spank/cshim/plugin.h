@@ -111,6 +111,9 @@ extern struct step the_step;
 
 /* Where image, workdir, path and environment of this step stand. */
 const struct record *step_record(const struct step *s);
+/* Set that environment: before the tasks, and in each one that an image's
+ * environment has been laid over. */
+void step_set_environment(spank_t sp, const struct step *s);
 void step_start(spank_t sp);
 void step_end(void);
 

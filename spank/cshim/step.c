@@ -348,8 +348,10 @@ static int begin(spank_t sp, struct step *s)
 
 /* ---- environment ------------------------------------------------------ */
 
-static void set_environment(spank_t sp, const struct record *r)
+void step_set_environment(spank_t sp, const struct step *s)
 {
+	const struct record *r = step_record(s);
+
 	for (const char *e = NULL; (e = record_entry(r, e));) {
 		char name[128];
 		const char *eq = strchr(e, '=');
@@ -391,7 +393,7 @@ void step_start(spank_t sp)
 	if (read_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
-		set_environment(sp, step_record(s));
+		step_set_environment(sp, s);
 		remember_xauthority(sp, s);
 	}
 	/* The directory stays open for the tasks' own connections. */
