@@ -70,7 +70,7 @@ func (s *Server) recover(c *gin.Context) {
 func (s *Server) headers(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("Content-Security-Policy", s.policy)
-	h.Set("Strict-Transport-Security", "max-age=31536000")
+	h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "same-origin")
@@ -118,6 +118,7 @@ func (s *Server) csrf(c *gin.Context) {
 		return
 	}
 	if subtle.ConstantTimeCompare([]byte(c.PostForm("csrf")), []byte(csrfToken(c))) != 1 {
+		s.log.InfoContext(c.Request.Context(), "form: without its token", "path", c.FullPath(), "from", source(c.Request))
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }

@@ -243,10 +243,38 @@ func TestAttack_answers_carry_the_headers_that_protect_them(t *testing.T) {
 		if !strings.Contains(policy, "default-src 'none'") || !strings.Contains(policy, "frame-ancestors 'none'") || strings.Contains(policy, "unsafe") {
 			t.Errorf("%s: policy %q", path, policy)
 		}
-		for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Strict-Transport-Security": "max-age=31536000", "Cache-Control": "no-store", "Cross-Origin-Opener-Policy": "same-origin"} {
+		for name, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Strict-Transport-Security": "max-age=31536000; includeSubDomains", "Cache-Control": "no-store", "Cross-Origin-Opener-Policy": "same-origin"} {
 			if got := answer.Header.Get(name); got != want {
 				t.Errorf("%s: %s is %q", path, name, got)
 			}
+		}
+	}
+}
+
+func TestAttack_a_new_login_ends_the_one_before(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	at, err := url.Parse(b.server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before string
+	for _, one := range b.client.Jar.Cookies(at) {
+		if one.Name == cookieSession {
+			before = one.Value
+		}
+	}
+	b.login()
+	b.fresh()
+	if answer, _ := b.get("/jobs", "Cookie: "+cookieSession+"="+before); answer.StatusCode != 303 {
+		t.Errorf("the session of the login before: %d", answer.StatusCode)
+	}
+}
+
+func TestAssets_are_named_with_their_charset(t *testing.T) {
+	for name, want := range map[string]string{"logo-1.svg": "image/svg+xml; charset=utf-8", "app-1.css": "text/css; charset=utf-8", "app-1.js": "text/javascript; charset=utf-8"} {
+		if got := kindOf(name); got != want {
+			t.Errorf("%s is %q", name, got)
 		}
 	}
 }
@@ -365,7 +393,7 @@ func TestEvents_end_with_the_login(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stream.Body.Close() //nolint:errcheck // it was read
-	if got := stream.Header.Get("Content-Type"); got != "text/event-stream" {
+	if got := stream.Header.Get("Content-Type"); got != "text/event-stream; charset=utf-8" {
 		t.Fatal(got)
 	}
 	if answer, _ := b.post("/", "/logout", nil); answer.StatusCode != 303 {

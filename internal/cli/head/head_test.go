@@ -88,3 +88,11 @@ func TestErrors_say_what_to_do(t *testing.T) {
 		t.Errorf("no user: %v", err)
 	}
 }
+
+func TestEndLogins_asks_for_one_user(t *testing.T) {
+	var out strings.Builder
+	h := Head{Socket: backend(t, map[string]string{"DELETE /v1/users/alice/sessions": ""}), Out: &out}
+	if err := h.EndLogins(t.Context(), "alice"); err != nil || out.String() != "all logins of alice have ended, and what they had open\n" {
+		t.Errorf("%v, %q", err, &out)
+	}
+}

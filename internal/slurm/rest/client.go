@@ -75,7 +75,8 @@ type cached struct {
 	expires time.Time
 }
 
-// New returns a client of the server at address: unix:/PATH or http://HOST:PORT.
+// New returns a client of the server at address: unix:/PATH, https://HOST:PORT, or
+// http://HOST:PORT.
 func New(address string, timeout time.Duration, tokens Tokens, now func() time.Time) (*Client, error) {
 	transport := &http.Transport{MaxIdleConns: 8, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: timeout}
 	server := address
@@ -86,7 +87,7 @@ func New(address string, timeout time.Duration, tokens Tokens, now func() time.T
 	}
 	u, err := url.Parse(server)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("address of slurmrestd %q: write unix:/PATH or http://HOST:PORT", address)
+		return nil, fmt.Errorf("address of slurmrestd %q: write unix:/PATH or https://HOST:PORT", address)
 	}
 	c := &Client{server: server, timeout: timeout, tokens: tokens, now: now, cache: map[string]cached{}}
 	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

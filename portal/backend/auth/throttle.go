@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"time"
 
@@ -114,9 +115,23 @@ func (s *Service) reserve(ctx context.Context, subjects ...subject) error {
 		return err
 	}
 	if wait > 0 {
+		s.tooEarly(ctx, wait, subjects)
 		return problem.SlowDown(wait)
 	}
 	return nil
+}
+
+// tooEarly notes that somebody guesses on although it is of no use.
+func (s *Service) tooEarly(ctx context.Context, wait time.Duration, subjects []subject) {
+	left, ok := s.guesses.Turn(s.Now())
+	if !ok {
+		return
+	}
+	keys := make([]string, 0, len(subjects))
+	for _, sub := range subjects {
+		keys = append(keys, sub.key)
+	}
+	s.Audit.Out.LogAttrs(ctx, slog.LevelInfo, "attempt too early", slog.Any("of", keys), slog.Duration("wait", wait), slog.Int("left_out", left))
 }
 
 // giveBack takes back what reserve counted: nothing was learnt by the attempt.
