@@ -57,6 +57,10 @@ bench: bench-programs ## Benchmarks side by side, with a table of ratios at the 
 bench-web: bench-programs ## Of them, the way from a browser to an app: needs no cluster; ONLY=R1,W1 for some rows
 	@go run -buildvcs=false ./bench web $(if $(ONLY),-only '$(ONLY)')
 
+.PHONY: bench-control
+bench-control: testbed ## Of them, many viewers of many jobs, on the testbed
+	@go run -buildvcs=false ./bench control
+
 .PHONY: bench-programs
 bench-programs:
 	@tools/prepare bench

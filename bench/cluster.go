@@ -51,6 +51,18 @@ func (c cluster) root(ctx context.Context, machine, script string) (string, erro
 	return strings.TrimSpace(string(out)), err
 }
 
+// shell runs a script in a machine as anybody.
+func (c cluster) shell(ctx context.Context, user, machine, script string) (string, error) {
+	out, err := docker(ctx, nil, "exec", "-u", user, "-w", "/", c.prefix+machine, "bash", "-c", script)
+	return strings.TrimSpace(string(out)), err
+}
+
+// address is that of a machine in the testbed's network.
+func (c cluster) address(ctx context.Context, machine string) (string, error) {
+	out, err := docker(ctx, nil, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", c.prefix+machine)
+	return strings.TrimSpace(string(out)), err
+}
+
 // user runs a script as a user on the login node.
 func (c cluster) user(ctx context.Context, script string) (string, error) {
 	out, err := docker(ctx, nil, "exec", "-u", "alice", "-w", "/home/alice", c.prefix+login, "bash", "-c", script)

@@ -20,6 +20,8 @@ func main() {
 	switch flag.Arg(0) {
 	case "web":
 		err = webCommand(ctx, flag.Args()[1:], os.Stdout)
+	case "control":
+		err = controlCommand(ctx, *rounds, os.Stdout)
 	case "part": // a process that bench web starts
 		err = web.Part(ctx, flag.Arg(1), flag.Arg(2))
 	default:

@@ -53,6 +53,10 @@ func run(ctx context.Context, rounds int, output string, out io.Writer) (err err
 		return err
 	}
 	figures = append(figures, more...)
+	if more, err = controlRows(ctx, c, rounds, out); err != nil {
+		return err
+	}
+	figures = append(figures, more...)
 	if err := table(out, figures); err != nil {
 		return err
 	}

@@ -577,7 +577,7 @@ func TestAttack_W1_W14_a_login_and_its_streams_end_when_the_password_is_changed(
 	forgetAttempts(t)
 	mirrors(t)
 	undo(t, ctl, "mv /etc/carme/backend.yaml.it /etc/carme/backend.yaml; svc restart carme-backend")
-	sh(t, ctl, "cp -a /etc/carme/backend.yaml /etc/carme/backend.yaml.it && sed -i 's/^  people:/&\\n    password_changed: modifyTimestamp/' /etc/carme/backend.yaml")
+	sh(t, ctl, "cp -a /etc/carme/backend.yaml /etc/carme/backend.yaml.it && sed -i 's/^  people:/&\\n    password_changed: [modifyTimestamp]/' /etc/carme/backend.yaml")
 	restart(t, ctl, "carme-backend")
 	v := visit(t, "bob").login()
 	app := v.session("mirror")

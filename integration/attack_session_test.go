@@ -555,3 +555,27 @@ while True:
 	root(t, node1, "svc", "start", "carme-agent").ok(t)
 	eventually(t, 40*time.Second, "alice's app", func() bool { return alice.get(hers.origin+"/who").code == http.StatusOK })
 }
+
+// In a network of its own a kernel may have its debugger: its ports are the job's.
+func TestScenario_W13_J3_the_debugger_works_in_a_private_network(t *testing.T) {
+	alice := visit(t, "alice").login()
+	app := alice.session("jupyterlab", "--mem=1500", "--carme-net=private")
+	alice.enter(app.origin + "/lab")
+	python, _ := alice.kernel(app)
+	out := python("import debugpy\nprint('listens on', debugpy.listen(('127.0.0.1', 0))[1])")
+	m := regexp.MustCompile(`listens on (\d+)`).FindStringSubmatch(out)
+	if m == nil {
+		t.Fatalf("the debugger: %q", out)
+	}
+	inside := python("import socket\ns = socket.create_connection(('127.0.0.1', " + m[1] + "), 5)\nprint(s.recv(20)[:15])")
+	if !strings.Contains(inside, "Content-Length") {
+		t.Errorf("from inside: %q", inside)
+	}
+	for where, args := range map[string][]string{"in a seal": {"--carme=none"}, "without a seal": nil} {
+		r := srun(t, "mallory", append(append([]string{"-w", node1}, args...), "perl", "-MIO::Socket::INET", "-e",
+			`print IO::Socket::INET->new(PeerAddr => "127.0.0.1:$ARGV[0]", Timeout => 3) ? "won" : "tried"`, m[1])...)
+		if r.out != "tried" {
+			t.Errorf("a neighbour %s: %s %s", where, r.out, r.err)
+		}
+	}
+}

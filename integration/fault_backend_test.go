@@ -126,10 +126,12 @@ func slurmFault(t *testing.T, v *visitor, app opened, mend func(), limit time.Du
 	}
 }
 
-// remembered waits until slurmctld has written down that a job runs, which it
-// does some seconds later: killed before, it would start the job anew.
+// remembered waits until slurmctld has written down that a job runs: killed
+// before, it would start the job anew. It writes some seconds after a job comes or
+// goes, but not when the backfill scheduler starts one, hence another job.
 func remembered(t *testing.T, job string) {
 	t.Helper()
+	scancel(as(t, "bob", login, "sbatch", "--parsable", "--hold", "-o", "/dev/null", "--wrap", "true").ok(t))
 	eventually(t, 30*time.Second, "slurmctld's record of job "+job, func() bool {
 		return root(t, ctl, "sh", "-c", `test "$(stat -c %Y /var/spool/slurmctld/job_state)" -gt "$(date -d "$(squeue -h -j `+job+` -o %S)" +%s)"`).code == 0
 	})
@@ -450,7 +452,7 @@ func TestFault_W3_W4_A9_mistakes_in_the_sites_files_are_named_and_cost_no_more_t
 	check := func() result {
 		return root(t, ctl, "setpriv", "--reuid", "carme-backend", "--regid", "carme-backend", "--init-groups", "/usr/sbin/carme-backend", "--check")
 	}
-	for _, machine := range []string{ctl, node1} {
+	for _, machine := range []string{ctl, login, node1} {
 		place(t, machine, "/etc/carme/apps.d/odd.yaml", []byte("name: odd\ntitle: Odd one\ncommand: [x]\nport: 80\n"))
 		place(t, machine, "/etc/carme/apps.d/sound.yaml", []byte("name: sound\ntitle: Sound one\ncommand: [x]\n"))
 	}

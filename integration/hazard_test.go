@@ -190,13 +190,12 @@ func TestHazard_J16_wait_for_children_ends(t *testing.T) {
 // With Slurm's own private /tmp, Carme's namespaces are built from Slurm's, or
 // the step is refused; it never runs outside.
 func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
-	conf, lines := "job_container.conf", "JobContainerType=job_container/tmpfs"
-	text := "AutoBasePath=true\nBasePath=/run/carme-test\nDirs=/tmp\n"
+	lines := "JobContainerType=job_container/tmpfs"
 	if suite() != "trixie" {
-		conf, lines, text = "namespace.yaml", "NamespaceType=namespace/tmpfs", "auto_basepath: true\nbasepath: /run/carme-test\ndirs: /tmp\n"
+		lines = "NamespaceType=namespace/tmpfs" // the same plugin, and the same file
 	}
 	for _, m := range []string{ctl, node1, node2} {
-		place(t, m, "/etc/slurm/"+conf, []byte(text))
+		place(t, m, "/etc/slurm/job_container.conf", []byte("AutoBasePath=true\nBasePath=/run/carme-test\nDirs=/tmp\n"))
 	}
 	slurmConf(t, lines)
 	srun(t, "alice", "-w", node1, "true").ok(t)
@@ -222,6 +221,47 @@ func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
 	idle(t)
 	if left := sh(t, node1, "ls /tmp/mine 2>/dev/null || true"); left != "" {
 		t.Error("the job wrote to the node's /tmp")
+	}
+}
+
+// Slurm's namespace/linux can put slurmstepd itself into a PID namespace, in which
+// Carme's cannot be made: the step is refused, and says why.
+func TestHazard_J16_J14_slurms_own_namespaces(t *testing.T) {
+	if suite() == "trixie" {
+		t.Skip("namespace/linux is new in Slurm 25.11")
+	}
+	for name, c := range map[string]struct {
+		flags   string
+		refused bool
+	}{
+		"mounts alone":       {"[CLONE_NEWNS]", false},
+		"mounts and numbers": {"[CLONE_NEWNS, CLONE_NEWPID]", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, node := range []string{node1, node2} {
+				undo(t, node, "svc restart slurmd")
+			}
+			for _, m := range []string{ctl, node1, node2} {
+				place(t, m, "/etc/slurm/namespace.yaml", []byte("defaults:\n  auto_base_path: true\n  base_path: /run/carme-test\n  dirs: /tmp\n  clone_ns_flags: "+c.flags+"\n"))
+			}
+			slurmConf(t, "NamespaceType=namespace/linux")
+			for _, node := range []string{node1, node2} {
+				restartSlurmd(t, node)
+			}
+			eventually(t, 40*time.Second, "a plain job", func() bool { return srun(t, "alice", "-w", node1, "true").code == 0 })
+			for where, seal := range seals {
+				r := srun(t, "alice", "-w", node1, seal, "sh", "-c", "touch /tmp/mine && readlink /proc/self/ns/pid")
+				if c.refused {
+					r.fails(t, "namespace/linux", "namespace/tmpfs")
+				} else if r.ok(t); !sealed(t, node1, r.out) {
+					t.Errorf("%s: the task ran in %q", where, r.out)
+				}
+			}
+			idle(t)
+			if left := sh(t, node1, "ls /tmp/mine 2>/dev/null || true"); left != "" {
+				t.Error("the job wrote to the node's /tmp")
+			}
+		})
 	}
 }
 

@@ -40,6 +40,46 @@ func TestScenario_A2_doctor_finds_a_sound_node_ready_and_names_what_is_wrong(t *
 	}
 }
 
+// flatten prints a file of Slurm's with those that it includes: a configless node
+// gets no included file by an absolute path (slurm.conf(5), "Include").
+const flatten = `flatten() { awk 'tolower($1) == "include" { while ((getline line < $2) > 0) print line; next } 1' "$1"; }
+`
+
+// A node that has nothing in /etc/slurm but the Prolog; slurmd fetches the rest.
+func TestScenario_A1_J18_a_configless_node(t *testing.T) {
+	if suite() != "trixie" {
+		t.Skip("slurmd is started by hand here, which the testbed's way to cgroup v2 does not allow")
+	}
+	undo(t, ctl, "cd /etc/slurm && if [ -e kept.conf ]; then cat kept.conf >slurm.conf; rm -f kept.conf cgroup.conf; fi; scontrol reconfigure")
+	undo(t, node2, "svc stop slurmd; if [ -d /etc/slurm.kept ]; then rm -rf /etc/slurm && mv /etc/slurm.kept /etc/slurm; fi; rm -rf /run/slurm; svc start slurmd")
+	cgroup := sh(t, node2, flatten+"flatten /etc/slurm/cgroup.conf")
+	place(t, ctl, "/etc/slurm/cgroup.conf", []byte(cgroup+"\n"))
+	sh(t, ctl, flatten+"cd /etc/slurm && cp slurm.conf kept.conf && flatten kept.conf >slurm.conf && echo SlurmctldParameters=enable_configless >>slurm.conf")
+	root(t, ctl, "scontrol", "reconfigure").ok(t)
+	awaitNodes(t.Context(), t)
+	sh(t, node2, "svc stop slurmd; mv /etc/slurm /etc/slurm.kept && mkdir /etc/slurm && cp -a /etc/slurm.kept/carme_prolog /etc/slurm/")
+	sh(t, node2, "slurmd --conf-server carme-ctl")
+	eventually(t, 40*time.Second, "a plain job there", func() bool { return srun(t, "alice", "-w", node2, "true").code == 0 })
+	if r := root(t, node2, "timeout", "60", "carme", "doctor"); r.code != 0 || !strings.Contains(r.out, "plugstack line") {
+		t.Errorf("doctor: %s", r.out)
+	}
+	for where, seal := range seals {
+		out := lines(srun(t, "alice", "-w", node2, seal, "sh", "-c", "readlink /proc/self/ns/pid; srun --overlap readlink /proc/self/ns/pid; scontrol show node $SLURMD_NODENAME | grep -o NodeName=[a-z0-9-]*").ok(t))
+		if len(out) != 3 || !sealed(t, node2, out[0]) || out[1] != out[0] || out[2] != "NodeName="+node2 {
+			t.Errorf("%s: %q", where, out)
+		}
+	}
+	if out := srun(t, "alice", "-w", node2, "readlink", "/proc/self/ns/pid").ok(t); sealed(t, node2, out) {
+		t.Errorf("a plain job runs in %s", out)
+	}
+	a := bare(t, "--carme=none")
+	if out := a.on(t, node2, nil, "sh", "-c", pidNS).ok(t); !sealed(t, node2, out) {
+		t.Errorf("a step from outside runs in %s", out)
+	}
+	scancel(a.id)
+	idle(t)
+}
+
 func TestScenario_W2_an_admin_takes_a_lost_factor_away_and_the_audit_log_has_it(t *testing.T) {
 	alice := visit(t, "alice").login()
 	if out := root(t, ctl, "carme", "health").ok(t); !strings.Contains(out, "database") || strings.Contains(out, "FAIL") {
@@ -67,5 +107,56 @@ func TestScenario_W2_an_admin_takes_a_lost_factor_away_and_the_audit_log_has_it(
 		if r := as(t, "alice", ctl, words...); r.code == 0 {
 			t.Errorf("%v as a user: %s", words, r.out)
 		}
+	}
+}
+
+func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
+	const port = "9744"
+	for machine, daemon := range map[string]string{ctl: "backend", login: "portal", node1: "agent"} {
+		file := "/etc/carme/" + daemon + ".yaml"
+		undo(t, machine, "mv "+file+".kept "+file+" && svc restart carme-"+daemon)
+		sh(t, machine, "cp -p "+file+" "+file+".kept && sed -i '/^metrics_listen:/d' "+file+" && echo 'metrics_listen: 127.0.0.1:"+port+"' >>"+file+" && svc restart carme-"+daemon)
+	}
+	metric := func(machine, name string) (value float64, found bool) {
+		t.Helper()
+		out := root(t, machine, "curl", "-sf", "http://127.0.0.1:"+port+"/metrics").out
+		for _, line := range lines(out) {
+			if rest, is := strings.CutPrefix(line, name+" "); is {
+				v, err := strconv.ParseFloat(rest, 64)
+				if err != nil {
+					t.Errorf("%s: %v", line, err)
+				}
+				return v, true
+			}
+		}
+		return 0, false
+	}
+	reaches := func(machine, name string, least float64) {
+		t.Helper()
+		eventually(t, 60*time.Second, fmt.Sprintf("%s of at least %v", name, least), func() bool {
+			v, found := metric(machine, name)
+			return found && v >= least
+		})
+	}
+	id := sbatch(t, "alice", "-w", node1, "--time=2", "--mem=200", "--gres=gpu:1", "--carme=none", "--wrap", `x=$(head -c 50000000 /dev/zero | tr '\0' a); while :; do :; done`)
+	labels := `{job="` + id + `",uid="10001"}`
+	reaches(node1, "carme_node_ready", 1)
+	reaches(node1, "carme_job_cpu_percent"+labels, 20)
+	reaches(node1, "carme_job_memory_bytes"+labels, 50e6)
+	reaches(node1, "carme_certificate_expires_seconds", float64(time.Now().Unix()))
+	if out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out; strings.Count(out, "\ncarme_gpu_memory_bytes{uuid=\"GPU-") < 4 {
+		t.Errorf("not all GPUs are there:\n%s", out)
+	}
+	visit(t, "alice").get("/login")
+	reaches(login, "carme_portal_certificate_expires_seconds", float64(time.Now().Unix()))
+	reaches(login, "carme_portal_routes", 0)
+	reaches(ctl, `carme_backend_requests_total{route="GET /v1/revocations",status="200"}`, 1)
+	scancel(id)
+	eventually(t, 60*time.Second, "the job to be forgotten", func() bool {
+		_, found := metric(node1, "carme_job_cpu_percent"+labels)
+		return !found
+	})
+	if out := root(t, login, "curl", "-s", "-m", "3", "http://"+node1+":"+port+"/metrics"); out.code == 0 {
+		t.Error("the counters answer others than their own host")
 	}
 }

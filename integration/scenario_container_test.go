@@ -21,6 +21,9 @@ func TestScenario_J7_sif_and_sandbox_run_as_the_user(t *testing.T) {
 			for _, node := range []string{node1, node2} {
 				uid := as(t, "alice", login, "id", "-u").ok(t)
 				got := srun(t, "alice", "-w", node, "--carme="+image, "bash", "-c", look).ok(t)
+				if name := srun(t, "alice", "-w", node, "--carme="+image, "sh", "-c", "echo $APPTAINER_NAME ${SINGULARITY_CONTAINER##*/}").ok(t); !strings.HasPrefix(name, "base") && !strings.HasPrefix(name, "own.sif own.sif") {
+					t.Errorf("%s: the runtime's variables say %q", node, name)
+				}
 				if want := "carme testbed image\nalice\n" + uid + "\n/home/alice\nhome\nread-only\n1"; got != want {
 					t.Errorf("%s: in the job\n%s\nnot\n%s", node, got, want)
 				}

@@ -190,13 +190,13 @@ func TestScenario_J7_J14_scancel_while_the_container_starts(t *testing.T) {
 			}
 			id := sbatch(t, "alice", append([]string{"-w", node1}, args...)...)
 			eventually(t, 30*time.Second, "the container's runtime", func() bool {
-				return root(t, node1, "pgrep", "-f", "slow.sif /run/carme/hold").code == 0
+				return root(t, node1, "pgrep", "-f", "image.sif /run/carme/hold").code == 0
 			})
 			start := time.Now()
 			root(t, ctl, "scancel", id).ok(t)
 			awaitState(t, id, 20*time.Second, "CANCELLED")
 			eventually(t, 10*time.Second, "end of the runtime", func() bool {
-				return root(t, node1, "pgrep", "-f", "slow.sif /run/carme/hold").code != 0
+				return root(t, node1, "pgrep", "-f", "image.sif /run/carme/hold").code != 0
 			})
 			if took := time.Since(start); took > 10*time.Second {
 				t.Errorf("it took %v", took)
@@ -287,10 +287,14 @@ func TestScenario_J12_requeue_starts_anew(t *testing.T) {
 	runs := func() []string { return lines(homeFile(t, "alice", "it-requeue")) }
 	eventually(t, 30*time.Second, "the first run", func() bool { return len(runs()) == 1 })
 	root(t, ctl, "scontrol", "requeue", id).ok(t)
-	// A requeued job waits two minutes for its turn unless it is told not to.
-	eventually(t, 30*time.Second, "the job to wait", func() bool { return state(t, id) == "PENDING" })
-	root(t, ctl, "scontrol", "update", "JobId="+id, "StartTime=now").ok(t)
-	eventually(t, 60*time.Second, "the second run", func() bool { return len(runs()) == 2 })
+	// A requeued job waits two minutes for its turn unless it is told not to, and is
+	// made to wait again when the node has told of its end.
+	eventually(t, 60*time.Second, "the second run", func() bool {
+		if state(t, id) == "PENDING" {
+			root(t, ctl, "scontrol", "update", "JobId="+id, "StartTime=now").ok(t)
+		}
+		return len(runs()) == 2
+	})
 	second := strings.Fields(runs()[1])
 	if second[0] != "1" || second[2] != "0" || !strings.Contains(runs()[1], "carme testbed image") {
 		t.Errorf("the second run: %v", second)
@@ -304,6 +308,7 @@ func TestScenario_J12_salloc_gives_a_shell_whose_steps_are_sealed(t *testing.T) 
 	s.says("ready> ")
 	s.types("srun --carme=none -n1 sh -c 'cat /proc/1/comm'\n")
 	s.says("carme-init")
+	s.says("ready> ") // before, srun would take what is typed
 	s.types("exit 3\n")
 	if code := s.ends(); code != 3 {
 		t.Errorf("exit status %d", code)

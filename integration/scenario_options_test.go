@@ -5,6 +5,7 @@ package integration
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // prefix runs a command with further environment variables.
@@ -31,6 +32,7 @@ func TestScenario_J1_help_of_every_command_lists_the_options(t *testing.T) {
 }
 
 func TestScenario_J1_list_and_help_are_shown_without_a_job(t *testing.T) {
+	eventually(t, 40*time.Second, "the end of the jobs before", func() bool { return queued(t, "alice") == "" })
 	for _, command := range []string{"srun", "sbatch", "salloc"} {
 		list := as(t, "alice", login, command, "--carme=list").ok(t)
 		if !strings.Contains(list, "base") || !strings.Contains(list, "base-dir") || strings.Contains(list, "admins") {

@@ -54,11 +54,16 @@ func TestScenario_J18_a_carme_job_is_sent_to_nodes_with_the_feature(t *testing.T
 	}
 }
 
-func TestScenario_J18_a_carme_job_through_slurmrestd_is_constrained_too(t *testing.T) {
-	body, err := json.Marshal(map[string]any{"job": map[string]any{
-		"script": "#!/bin/sh\ntrue\n", "current_working_directory": "/home/alice", "hold": true,
-		"environment": []string{"PATH=/bin:/usr/bin", "_SLURM_SPANK_OPTION_carme_carme=base"},
-	}})
+// restReply is slurmrestd's answer to a submission.
+type restReply struct {
+	JobID int `json:"job_id"`
+	text  string
+}
+
+// postJob submits a job as alice through slurmrestd.
+func postJob(t *testing.T, job map[string]any) restReply {
+	t.Helper()
+	body, err := json.Marshal(map[string]any{"job": job})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,11 +71,27 @@ func TestScenario_J18_a_carme_job_through_slurmrestd_is_constrained_too(t *testi
 	out := root(t, ctl, "curl", "-s", "--unix-socket", "/run/slurmrestd/slurmrestd.sock",
 		"-H", "X-SLURM-USER-NAME: alice", "-H", "X-SLURM-USER-TOKEN: "+token, "-H", "Content-Type: application/json",
 		"-d", string(body), "http://slurm/slurm/v0.0.42/job/submit").ok(t)
-	var reply struct {
-		JobID int `json:"job_id"`
+	reply := restReply{text: out}
+	if err := json.Unmarshal([]byte(out), &reply); err != nil {
+		t.Fatalf("%v: %s", err, out)
 	}
-	if err := json.Unmarshal([]byte(out), &reply); err != nil || reply.JobID == 0 {
-		t.Fatalf("no job id (%v) in %s", err, out)
+	return reply
+}
+
+func TestScenario_J18_a_carme_job_through_slurmrestd_is_constrained_too(t *testing.T) {
+	const option = "_SLURM_SPANK_OPTION_carme_carme=base"
+	job := map[string]any{
+		"script": "#!/bin/sh\ntrue\n", "current_working_directory": "/home/alice", "hold": true,
+		"environment": []string{"PATH=/bin:/usr/bin", option},
+	}
+	// The nodes would not hear of it before its first step.
+	if reply := postJob(t, job); reply.JobID != 0 || !strings.Contains(reply.text, "spank_environment") {
+		t.Errorf("without spank_environment it is taken as job %d: %s", reply.JobID, reply.text)
+	}
+	job["spank_environment"] = []string{option}
+	reply := postJob(t, job)
+	if reply.JobID == 0 {
+		t.Fatalf("no job id in %s", reply.text)
 	}
 	id := fmt.Sprint(reply.JobID)
 	t.Cleanup(func() { root(t, ctl, "scancel", id) })
@@ -111,19 +132,42 @@ func TestAttack_J18_what_cannot_be_sealed_is_refused_with_a_remedy(t *testing.T)
 	}
 }
 
-func TestFault_J18_a_node_without_the_feature_gets_no_carme_job(t *testing.T) {
-	set := func(feature string) {
-		root(t, ctl, "scontrol", "update", "nodename="+node2, "availablefeatures="+feature, "activefeatures="+feature).ok(t)
+func TestFault_J18_J14_a_node_without_the_feature_gets_no_carme_job(t *testing.T) {
+	for _, node := range []string{node1, node2} {
+		down(t, node, "stop", "carme-agent")
 	}
-	set("none")
-	t.Cleanup(func() { set("carme") })
-	if r := srun(t, "alice", "--carme", "-w", node2, "true"); r.code == 0 || !strings.Contains(r.err, "not available") {
-		t.Errorf("exit status %d, message\n%s", r.code, r.err)
+	set := func(node, feature string) {
+		root(t, ctl, "scontrol", "update", "nodename="+node, "availablefeatures="+feature, "activefeatures="+feature).ok(t)
+	}
+	for _, node := range []string{node1, node2} {
+		undo(t, ctl, "scontrol update nodename="+node+" availablefeatures=carme activefeatures=carme")
+	}
+	set(node2, "none")
+	for _, command := range [][]string{{"srun"}, {"salloc"}, {"sbatch", "--wrap", "true"}} {
+		args := append([]string{"timeout", "30", command[0], "--carme", "-w", node2}, command[1:]...)
+		if command[0] != "sbatch" {
+			args = append(args, "true")
+		}
+		r := as(t, "alice", login, args...)
+		if !strings.Contains(r.err, "not available") {
+			t.Errorf("%s: exit status %d, message\n%s", command[0], r.code, r.err)
+		}
+		r.fails(t, "--carme jobs run on "+node1+" only", node2+" cannot seal jobs off")
 	}
 	if out := srun(t, "alice", "-w", node2, "hostname").ok(t); out != node2 {
 		t.Errorf("a plain job there prints %q", out)
 	}
-	if out := srun(t, "alice", "--carme", "hostname").ok(t); out != node1 {
-		t.Errorf("a --carme job runs on %q", out)
+	if r := srun(t, "alice", "--carme", "hostname"); r.ok(t) != node1 || strings.Contains(r.err, "carme: ") {
+		t.Errorf("a --carme job runs on %q, and says %q", r.out, r.err)
+	}
+	set(node1, "none")
+	srun(t, "alice", "--carme", "true").fails(t, "no node can seal jobs off", "carme doctor")
+	set(node1, "carme")
+	set(node2, "carme")
+	// Nor where it was not the reason.
+	for what, args := range map[string][]string{"with --carme": {"--carme"}, "without": nil} {
+		if r := srun(t, "alice", append(args, "-N3", "true")...); r.code == 0 || strings.Contains(r.err, "carme: ") {
+			t.Errorf("a job of three nodes, %s, is told: %s", what, r.err)
+		}
 	}
 }

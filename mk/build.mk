@@ -22,7 +22,7 @@ GO_LINK_STATIC = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
-build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal ## Compile the product into OUT
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal ## Compile the product into OUT
 
 # Symbols are resolved when the plugin is loaded, not when a job needs them, and
 # none but SPANK's are exported into Slurm's programs.
@@ -39,6 +39,11 @@ $(OUT)/carme-anchor: $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)
 
 # Static because they run inside whatever an image holds.
 $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm: $(OUT)/carme-%: $(CSHIM)/anchor/%.c $(C_COMMON) $(C_HEADERS)
+	@mkdir -p $(@D)
+	$(CC) $(C_FLAGS) -static -o $@ $< $(C_COMMON)
+
+# Static because slurmd starts it for each sealed job.
+$(OUT)/carme-prolog: $(CSHIM)/prolog/prolog.c $(C_COMMON) $(C_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -static -o $@ $< $(C_COMMON)
 
@@ -79,7 +84,7 @@ $(OUT)/carme-agent: $(GO_SOURCES)
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
-	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-host $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
+	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
 	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
 	install -d $(DESTDIR)/usr/sbin $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/etc/carme/apps.d
 	install -m 755 $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal $(DESTDIR)/usr/sbin/

@@ -62,6 +62,7 @@ const (
 func pluginFiles() []string {
 	return []string{
 		"/usr/lib/carme", "/usr/libexec/carme", "/etc/carme", "/etc/carme/plugstack.d", "/etc/carme/images.d", "/etc/carme/apps.d",
+		"/etc/slurm", // plugstack.conf
 	}
 }
 

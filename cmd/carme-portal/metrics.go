@@ -33,7 +33,7 @@ func counters(stats func() proxy.Stats, own *mtls.Store) *prometheus.Registry {
 	gauge("carme_portal_websockets", "Websockets open.", func(s proxy.Stats) int64 { return s.Open })
 	gauge("carme_portal_routes", "Viewers' ways to apps in use.", func(s proxy.Stats) int64 { return s.Routes })
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "carme_portal_certificate_expires_timestamp_seconds", Help: "End of the certificate for backend and agents.",
+		Name: "carme_portal_certificate_expires_seconds", Help: "When the certificate for backend and agents expires, in seconds since 1970.",
 	}, func() float64 { return float64(own.Leaf().NotAfter.Unix()) }))
 	return r
 }

@@ -42,7 +42,7 @@ func TestMetrics_tell_Prometheus_of_proxy_certificate_and_process(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"\ncarme_portal_app_requests_total 7\n", "\ncarme_portal_websockets 3\n", "\ncarme_portal_certificate_expires_timestamp_seconds 1.", "\nprocess_resident_memory_bytes "} {
+	for _, want := range []string{"\ncarme_portal_app_requests_total 7\n", "\ncarme_portal_websockets 3\n", "\ncarme_portal_certificate_expires_seconds 1.", "\nprocess_resident_memory_bytes "} {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}

@@ -95,9 +95,24 @@ local function shared_gpu(tres)
 	return nil
 end
 
+-- Nodes hear of a job's options from spank_job_env alone, before the job's first
+-- step (contrib/slurm/prolog).
+local function nodes_will_not_know(job)
+	for _, entry in pairs(job.spank_job_env or {}) do
+		if string.find(entry, "^_SLURM_SPANK_OPTION_carme_") then
+			return false
+		end
+	end
+	return true
+end
+
 function carme_submit(job)
 	if wanted(job) == nil then
 		return slurm.SUCCESS
+	end
+	if nodes_will_not_know(job) then
+		return refuse("the job has " .. OPTION .. " in its environment alone; " ..
+			"post it in spank_environment too, or submit with sbatch --carme")
 	end
 	if job.container ~= nil and job.container ~= "" then
 		return refuse("--carme and --container exclude each other: Slurm's container would run outside the seal; " ..

@@ -10,7 +10,7 @@ import (
 // QueueRow is one job of squeue's list: nothing in it is a text of the user.
 type QueueRow struct {
 	ID        uint32
-	Shown     string // 123, 123_4 or 123_[5-9]
+	Shown     string // 123, 123_4 or 123_[5-9]: tasks that wait are one job to Slurm
 	State     string
 	UID       uint32
 	Partition string
@@ -21,9 +21,10 @@ type QueueRow struct {
 
 // Queue lists every job that slurmctld knows, those that ended a moment ago
 // included, in one request. The fields are those that no user can write into:
-// a job's name may hold a line that looks like another job.
+// a job's name may hold a line that looks like another job. The waiting tasks of
+// an array are one row, as they are one job with one id to Slurm.
 func Queue(ctx context.Context, run Runner) ([]QueueRow, error) {
-	out, err := run(ctx, "squeue", "--noheader", "--all", "--array", "--states=all", "--format=%A|%i|%T|%U|%P|%D|%b")
+	out, err := run(ctx, "squeue", "--noheader", "--all", "--states=all", "--format=%A|%i|%T|%U|%P|%D|%b")
 	if err != nil {
 		return nil, err
 	}

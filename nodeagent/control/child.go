@@ -33,26 +33,35 @@ func Child(in io.Reader, out io.Writer) error {
 	return nil
 }
 
-// explain is an error in words for the owner of the file.
-func explain(what string, err error) string {
+// codeServer is the code of a file system that does not answer.
+const codeServer = "server"
+
+// explain is an error in words for the owner of the file, and its code.
+func explain(what string, err error) (text, code string) {
 	switch {
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
-		return what + " does not exist"
+		return what + " does not exist", "missing"
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		return what + " may not be opened by you"
+		return what + " may not be opened by you", "denied"
 	case errors.Is(err, unix.EDQUOT):
-		return what + " is full: your quota is used up"
+		return what + " is full: your quota is used up", "quota"
 	case errors.Is(err, unix.ENOSPC):
-		return what + " is full: its file system has no space left"
+		return what + " is full: its file system has no space left", "space"
 	case errors.Is(err, unix.EROFS):
-		return what + " is read-only"
-	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTDOWN):
-		return what + " cannot be reached: its file server does not answer"
+		return what + " is read-only", "readonly"
+	case errors.Is(err, unix.ESTALE), errors.Is(err, unix.EIO), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.EHOSTDOWN), errors.Is(err, unix.ENOTCONN):
+		return what + " cannot be reached: its file server does not answer", codeServer
 	}
 	if errno, ok := errors.AsType[unix.Errno](err); ok {
-		return what + ": " + errno.Error()
+		return what + ": " + errno.Error(), ""
 	}
-	return what + " cannot be used"
+	return what + " cannot be used", ""
+}
+
+// failed is the answer to a request whose file could not be used.
+func failed(what string, err error) Answer {
+	text, code := explain(what, err)
+	return Answer{Error: text, Code: code}
 }
 
 func tail(req Request) Answer {
@@ -60,12 +69,12 @@ func tail(req Request) Answer {
 	// A FIFO would be waited for, a terminal would become ours.
 	fd, err := unix.Open(req.Path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return Answer{Error: explain(what, err)}
+		return failed(what, err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return Answer{Error: explain(what, err)}
+		return failed(what, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
 		return Answer{Error: "the path is not a file"}
@@ -87,7 +96,7 @@ func tail(req Request) Answer {
 			continue
 		}
 		if err != nil {
-			return Answer{Error: explain(what, err)}
+			return failed(what, err)
 		}
 		if got == 0 {
 			break
@@ -102,13 +111,13 @@ func home(path string) Answer {
 	answer := Answer{OK: true}
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		answer.Problem = explain(what, err)
+		answer.Problem, answer.Code = explain(what, err)
 		return answer
 	}
 	defer unix.Close(fd)
 	var st unix.Statfs_t
 	if err := unix.Fstatfs(fd, &st); err != nil {
-		answer.Problem = explain(what, err)
+		answer.Problem, answer.Code = explain(what, err)
 		return answer
 	}
 	const mb = 1 << 20
@@ -117,7 +126,7 @@ func home(path string) Answer {
 	answer.TotalMB = int64(st.Blocks * block / mb) //nolint:gosec // G115: megabytes of a file system
 	// Quotas show only when something is written.
 	if err := tryWrite(path); err != nil {
-		answer.Problem = explain(what, err)
+		answer.Problem, answer.Code = explain(what, err)
 	}
 	return answer
 }

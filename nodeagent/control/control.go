@@ -40,6 +40,9 @@ type Answer struct {
 	OK bool `json:"ok"`
 	// Error says why not, for people.
 	Error string `json:"error,omitempty"`
+	// Code is what Error or Problem is about, for clients with words of their own:
+	// missing, denied, quota, space, readonly, server, or empty.
+	Code string `json:"code,omitempty"`
 	// Of tail: where Data begins, and the size of the file.
 	Offset int64  `json:"offset,omitempty"`
 	Size   int64  `json:"size,omitempty"`
@@ -112,20 +115,25 @@ func (c *Control) Do(ctx context.Context, req Request) Answer {
 		return Answer{OK: true}
 	}
 	err := check(req)
+	code := ""
 	if err == nil && !c.enter(req.UID) {
-		err = errors.New("too many files of this user are being waited for; is its file server there?")
+		code, err = codeServer, errors.New("too many files of this user are being waited for; is its file server there?")
 	}
 	if err != nil {
 		c.Log.Warn("request refused", "op", req.Op, "uid", req.UID, "reason", err.Error())
-		return Answer{Error: err.Error()}
+		return Answer{Error: err.Error(), Code: code}
 	}
 	answer, err := c.child(ctx, req)
 	if err != nil {
 		c.Log.Warn("request not answered", "op", req.Op, "uid", req.UID, "path", req.Path, "error", err)
-		if req.Op == "home" {
-			return Answer{OK: true, Problem: "your home directory cannot be looked at: " + err.Error()}
+		code := ""
+		if errors.Is(err, errTime) {
+			code = codeServer
 		}
-		return Answer{Error: err.Error()}
+		if req.Op == "home" {
+			return Answer{OK: true, Problem: "your home directory cannot be looked at: " + err.Error(), Code: code}
+		}
+		return Answer{Error: err.Error(), Code: code}
 	}
 	return answer
 }

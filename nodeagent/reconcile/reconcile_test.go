@@ -72,8 +72,14 @@ func TestSelfTest_that_hangs_is_not_waited_for_nor_repeated(t *testing.T) {
 
 func TestSelfTest_runs_when_files_change(t *testing.T) {
 	dir := t.TempDir()
-	s := program(t, `[ -e `+dir+`/plugin ] && echo '{"ok":true}' || echo '{"ok":false}'`)
-	s.Files = []string{dir, "/nowhere"}
+	below := filepath.Join(dir, "plugstack.d")
+	for _, err := range []error{os.Mkdir(below, 0o700), os.WriteFile(filepath.Join(below, "plugin"), nil, 0o600)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := program(t, `[ -s `+below+`/plugin ] && [ -x `+below+`/plugin ] && echo '{"ok":true}' || echo '{"ok":false}'`)
+	s.Files = []string{dir, below, "/nowhere"}
 	outcome := make(chan string, 10)
 	s.Changed = func() { outcome <- s.Problem() }
 	ctx, cancel := context.WithCancel(t.Context())
@@ -83,18 +89,39 @@ func TestSelfTest_runs_when_files_change(t *testing.T) {
 		s.Run(ctx)
 	}()
 	if first := <-outcome; first == "" {
-		t.Error("healthy without a plugin")
+		t.Error("healthy with an empty plugin")
 	}
-	if err := os.WriteFile(filepath.Join(dir, "plugin"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case second := <-outcome:
-		if second != "" {
-			t.Errorf("problem is %q", second)
+	// Each change turns the outcome.
+	for _, change := range []struct {
+		what string
+		do   func() error
+		good bool
+	}{
+		{"it is replaced", func() error {
+			return errors.Join(os.WriteFile(filepath.Join(dir, "new"), []byte("x"), 0o700), os.Rename(filepath.Join(dir, "new"), filepath.Join(below, "plugin"))) //nolint:gosec // G306: a program
+		}, true},
+		{"it loses its mode", func() error { return os.Chmod(filepath.Join(below, "plugin"), 0o600) }, false},
+		{"it has it again", func() error { return os.Chmod(filepath.Join(below, "plugin"), 0o700) }, true}, //nolint:gosec // G302: a program
+		{"it is written over", func() error { return os.WriteFile(filepath.Join(below, "plugin"), nil, 0o600) }, false},
+		{"the directory is another one", func() error {
+			return errors.Join(os.RemoveAll(below), os.Mkdir(below, 0o700))
+		}, false},
+		{"the other one is filled", func() error { return os.WriteFile(filepath.Join(below, "plugin"), []byte("x"), 0o700) }, true}, //nolint:gosec // G306: a program
+	} {
+		if err := change.do(); err != nil {
+			t.Fatal(err)
 		}
-	case <-time.After(10 * time.Second):
-		t.Error("the change was not noticed")
+		if change.what == "the directory is another one" {
+			continue // nothing to tell, but the next change has to be seen
+		}
+		select {
+		case problem := <-outcome:
+			if (problem == "") != change.good {
+				t.Errorf("%s: the problem is %q", change.what, problem)
+			}
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: it was not noticed", change.what)
+		}
 	}
 	cancel()
 	<-done

@@ -78,8 +78,9 @@ func (s *SelfTest) Run(ctx context.Context) {
 	}
 }
 
-// watch tells of changes of the files. Directories that come later are seen by
-// the regular test.
+// watch tells of changes of the files. A directory that comes later or that is
+// put in another's place is watched from the next change of another one on; of
+// the whole tree the one above it is among them.
 func (s *SelfTest) watch(ctx context.Context, changed chan<- struct{}) {
 	w, err := watch.New()
 	if err != nil {
@@ -88,12 +89,13 @@ func (s *SelfTest) watch(ctx context.Context, changed chan<- struct{}) {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = w.Close() })
 	defer stop()
-	for _, dir := range s.Files {
-		if _, err := w.AddPath(dir, watch.Names); err != nil {
-			s.Log.Debug("directory is not watched", "error", err)
-		}
-	}
 	for {
+		for _, dir := range s.Files {
+			// Once more is the same watch.
+			if _, err := w.AddPath(dir, watch.Names|watch.Modes); err != nil {
+				s.Log.Debug("directory is not watched", "error", err)
+			}
+		}
 		if _, err := w.Read(); err != nil {
 			return
 		}

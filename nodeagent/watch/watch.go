@@ -18,6 +18,8 @@ const (
 	// Once ends the watch with its first event: whoever causes many costs
 	// nothing more.
 	Once = unix.IN_ONESHOT
+	// Modes is that owner or mode of a name changes.
+	Modes = unix.IN_ATTRIB
 	// Content is that a file's content changes.
 	Content = unix.IN_MODIFY
 )

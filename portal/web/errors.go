@@ -74,6 +74,12 @@ func (s *Server) say(c *gin.Context, err error) string {
 	if known.What.Code == client.CodeSlowDown {
 		return texts.number("say.slow_down", max(1, known.What.RetryAfter))
 	}
+	if known.What.Words != nil {
+		return said(texts, known.What.Words.Code, known.What.Words.Args, known.What.Message)
+	}
+	if len(known.What.Fields) > 0 {
+		return texts.text("say.fields")
+	}
 	if text, ok := texts["say."+known.What.Code]; ok {
 		return text
 	}

@@ -24,7 +24,9 @@ type homeData struct {
 	Sessions    []api.Job
 	Stale       string
 	Form        api.Start
+	Typed       map[string]string // what the fields of numbers hold
 	Problems    map[string]string
+	First       string // the first field with a problem
 	Advanced    bool
 	GPUChoices  []int
 	TimeChoices []int
@@ -39,6 +41,29 @@ type homeData struct {
 // dashboard shows the running sessions, the form for another, and the cluster.
 func (s *Server) dashboard(c *gin.Context) {
 	s.showHome(c, http.StatusOK, nil, nil)
+}
+
+// numbers are the fields of the start form that hold one.
+var numbers = []string{"gpus", "minutes", "nodes", "cpus", "memory"}
+
+// fieldOrder are the form's fields from top to bottom.
+var fieldOrder = []string{"app", "image", "gpu_type", "gpus", "minutes", "name", "nodes", "cpus", "memory", "partition", "account", "qos"}
+
+// advanced are those of them that are out of sight at first.
+var advanced = fieldOrder[5:]
+
+// problems are what is wrong with the fields, by their names in the form.
+func problems(texts catalogue, refusal error) map[string]string {
+	known, ok := errors.AsType[*client.RefusedError](refusal)
+	if !ok {
+		return nil
+	}
+	all := map[string]string{}
+	for field, text := range known.What.Fields {
+		words := known.What.FieldCodes[field]
+		all[strings.TrimSuffix(field, "_mb")] = said(texts, words.Code, words.Args, text)
+	}
+	return all
 }
 
 // showHome shows the dashboard; form is what was sent if it was refused.
@@ -71,14 +96,17 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 		data.Cluster = &cluster
 	}
 	texts := s.texts[chooseLanguage(c.Request)]
-	data.Sessions, data.Stale = liveSessions(jobs.Jobs), stale(texts, jobs)
+	data.Sessions, data.Stale = liveSessions(jobs.Jobs), stale(texts, jobs.Age, jobs.Problem, jobs.ProblemCode)
+	data.Problems = problems(texts, refusal)
 	data.fill(texts, form)
+	for _, name := range numbers {
+		if text, sent := c.GetPostForm(name); sent && form != nil {
+			data.Typed[name] = text // as it was typed, a number or not
+		}
+	}
 	v := view{Title: texts.text("nav.home"), Nav: "home", Me: me(c)}
 	if refusal != nil {
 		v.Notice = s.bad(c, refusal)
-		if known, ok := errors.AsType[*client.RefusedError](refusal); ok {
-			data.Problems = known.What.Fields
-		}
 	}
 	v.Data = data
 	s.page(c, status, "dashboard", v)
@@ -96,6 +124,23 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 		d.Form.ID = newUUID()
 	}
 	d.Form.Nodes = max(1, d.Form.Nodes)
+	filled := func(n int64) string {
+		if n == 0 {
+			return ""
+		}
+		return strconv.FormatInt(n, 10)
+	}
+	d.Typed = map[string]string{
+		"gpus": strconv.Itoa(d.Form.GPUs), "minutes": strconv.Itoa(d.Form.Minutes), "nodes": strconv.Itoa(d.Form.Nodes),
+		"cpus": filled(int64(d.Form.CPUs)), "memory": filled(d.Form.MemoryMB / mbPerGB),
+	}
+	for _, field := range fieldOrder {
+		if d.Problems[field] == "" {
+			continue
+		}
+		d.First = cmp.Or(d.First, field)
+		d.Advanced = d.Advanced || slices.Contains(advanced, field)
+	}
 	most := 0
 	for _, g := range d.Offer.GPUs {
 		most = max(most, g.PerNode)
@@ -115,9 +160,9 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 		}
 	}
 	slices.Sort(d.TimeChoices)
-	d.MaxNodes = limits.Nodes
-	if d.MaxNodes == 0 {
-		d.MaxNodes = 1024
+	d.MaxNodes = cmp.Or(d.Offer.Nodes, mostNodes)
+	if limits.Nodes > 0 {
+		d.MaxNodes = min(d.MaxNodes, limits.Nodes)
 	}
 	d.Runs = runnable(d.Offer.Images)
 	for _, image := range d.Offer.Images {
@@ -135,6 +180,12 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 		d.Blocked = texts.number("start.toomany", limits.Running)
 	}
 }
+
+const (
+	mbPerGB = 1024
+	// mostNodes is what the form takes if nobody knows how many there are.
+	mostNodes = 1024
+)
 
 // runnable are the apps that one of the images has.
 func runnable(images []api.OfferImage) map[string]bool {
@@ -168,15 +219,19 @@ func liveSessions(jobs []api.Job) []api.Job {
 // staleAfter is the age in seconds from which on a picture is called old.
 const staleAfter = 20
 
-func stale(texts catalogue, jobs api.Jobs) string {
+func stale(texts catalogue, age int, problem, code string) string {
 	switch {
-	case jobs.Problem != "" && jobs.Age == 0: // there never was a picture
-		return said(texts, jobs.ProblemCode, nil, jobs.Problem)
-	case jobs.Problem != "", jobs.Age > staleAfter:
-		return texts.text("stale", jobs.Age)
+	case problem != "" && age == 0: // there never was a picture
+		return said(texts, code, nil, problem)
+	case problem == "" && age <= staleAfter:
+		return ""
+	case age < minute:
+		return texts.text("stale", texts.number("time.seconds", age))
 	}
-	return ""
+	return texts.text("stale", minutes(texts, age/minute))
 }
+
+const minute = 60 // seconds
 
 // readForm is the start form as it was sent.
 func readForm(c *gin.Context) (api.Start, map[string]string) {
@@ -197,7 +252,7 @@ func readForm(c *gin.Context) (api.Start, map[string]string) {
 		ID: c.PostForm("id"), Image: c.PostForm("image"), App: c.PostForm("app"), GPUType: c.PostForm("gpu_type"),
 		GPUs: number("gpus", 0), Nodes: number("nodes", 1), Minutes: number("minutes", 0), Name: strings.TrimSpace(c.PostForm("name")),
 		Partition: c.PostForm("partition"), Account: strings.TrimSpace(c.PostForm("account")), QOS: strings.TrimSpace(c.PostForm("qos")),
-		CPUs: number("cpus", 0), MemoryMB: int64(number("memory", 0)) * 1024,
+		CPUs: number("cpus", 0), MemoryMB: int64(number("memory", 0)) * mbPerGB,
 	}, problems
 }
 
@@ -292,7 +347,7 @@ func (s *Server) listed(c *gin.Context) *jobsData {
 		s.fail(c, err)
 		return nil
 	}
-	return &jobsData{Jobs: jobs.Jobs, Sessions: liveSessions(jobs.Jobs), Stale: stale(s.texts[chooseLanguage(c.Request)], jobs)}
+	return &jobsData{Jobs: jobs.Jobs, Sessions: liveSessions(jobs.Jobs), Stale: stale(s.texts[chooseLanguage(c.Request)], jobs.Age, jobs.Problem, jobs.ProblemCode)}
 }
 
 func (s *Server) jobs(c *gin.Context) {
@@ -328,6 +383,7 @@ type jobData struct {
 	Stream    string
 	Output    api.Output
 	PlotNames map[string]string
+	OneFile   bool // output and errors are one
 }
 
 func (s *Server) oneJob(c *gin.Context) (api.Job, bool) {
@@ -362,8 +418,12 @@ func (s *Server) job(c *gin.Context) {
 
 func newJobData(c *gin.Context, texts catalogue, job api.Job) jobData {
 	data := jobData{Job: job, Stream: streamName(c), PlotNames: map[string]string{}}
-	for _, name := range []string{"cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb", "gpu_power_w", "io_read_mbps", "io_write_mbps"} {
+	for _, name := range []string{"cpu_percent", "memory_mb", "gpu_percent", "gpu_memory_mb", "gpu_power_w", "io_read_mbps", "io_write_mbps", "values", "time"} {
 		data.PlotNames[name] = texts.text("plot." + name)
+	}
+	if d := job.Detail; d != nil {
+		data.Stale = stale(texts, d.Age, d.Problem, d.ProblemCode)
+		data.OneFile = d.Error == "" || d.Error == d.Output
 	}
 	return data
 }

@@ -118,8 +118,9 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"asset":     s.assets.url,
 		"icon":      s.icon,
 		"appicon":   s.appIcon,
-		"time":      func(at time.Time) template.HTML { return timeTag(at, false) },
-		"shorttime": func(at time.Time) template.HTML { return timeTag(at, true) },
+		"time":      func(at time.Time) template.HTML { return timeTag(at, "", "2006-01-02 15:04 UTC") },
+		"shorttime": func(at time.Time) template.HTML { return timeTag(at, " data-short", "15:04:05") },
+		"neartime":  func(at time.Time) template.HTML { return timeTag(at, " data-near", "2006-01-02 15:04 UTC") },
 		"minutes":   func(n int) string { return minutes(texts, n) },
 		"megabytes": megabytes,
 		"gigabytes": func(mb int64) int64 { return mb / 1024 },
@@ -139,6 +140,9 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"appurl":    s.appURL,
 		"apptitle":  appTitle,
 		"nodesup":   nodesUp,
+		"invalid":   invalid,
+		"why":       why,
+		"timing":    func(j api.Job) timing { return timingOf(texts, j, s.now()) },
 		"reason":    func(r string) string { return reason(texts, r) },
 		"browser":   func(agent string) string { return browserName(texts, agent) },
 	}
@@ -166,16 +170,14 @@ var appIcons = []struct{ part, icon string }{
 	{"jupyter", "notebook"}, {"notebook", "notebook"}, {"code", "code"}, {"terminal", "terminal-2"}, {"board", "chart-line"}, {"plot", "chart-line"},
 }
 
-func timeTag(at time.Time, short bool) template.HTML {
+// timeTag is a time as it is without scripts; the kind tells scripts how they
+// say it in the browser's own zone.
+func timeTag(at time.Time, kind, layout string) template.HTML {
 	if at.IsZero() {
 		return "–"
 	}
 	at = at.UTC()
-	kind, text := "", at.Format("2006-01-02 15:04 UTC")
-	if short {
-		kind, text = " data-short", at.Format("15:04:05")
-	}
-	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + text + `</time>`) //nolint:gosec // digits only
+	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + at.Format(layout) + `</time>`) //nolint:gosec // digits, and the templates' own words
 }
 
 func minutes(texts catalogue, n int) string {
@@ -346,12 +348,14 @@ func jobRef(j api.Job) string {
 	if j.ID == "" {
 		return j.Intent
 	}
-	return j.ID
+	// What of an array waits, 123_[4-9], changes with every task that begins.
+	array, _, _ := strings.Cut(j.ID, "_[")
+	return array
 }
 
 func jobName(texts catalogue, j api.Job) string {
 	switch {
-	case j.Name != "":
+	case j.Name != "" && j.Name != j.App:
 		return j.Name
 	case j.App != "":
 		return appTitle(j.App)
@@ -395,12 +399,69 @@ func nodesUp(nodes []api.ClusterNode) int {
 	return up
 }
 
-// reason is why a job waits: Slurm's word, and what it means if that is known.
+// reason is why a job waits: what Slurm's word means if that is known, else the
+// word.
 func reason(texts catalogue, slurm string) string {
-	if text, ok := texts["reason."+slurm]; ok {
+	word, _, _ := strings.Cut(slurm, ",") // details may follow
+	if text, ok := texts["reason."+word]; ok {
 		return text
 	}
+	for _, family := range []string{"Assoc", "QOS", "Partition", "ReqNodeNotAvail", "Nodes"} {
+		if strings.HasPrefix(word, family) {
+			return texts.text("reason."+family+"…", slurm)
+		}
+	}
 	return texts.text("reason", slurm)
+}
+
+// invalid marks a field of the start form that has a problem.
+func invalid(d homeData, name string) template.HTMLAttr {
+	if d.Problems[name] == "" {
+		return ""
+	}
+	focus := ""
+	if name == d.First {
+		focus = " autofocus"
+	}
+	return template.HTMLAttr(`aria-invalid="true" aria-describedby="` + name + `-problem"` + focus) //nolint:gosec // the templates' own names
+}
+
+// why is the line below such a field.
+func why(d homeData, name string) template.HTML {
+	text := d.Problems[name]
+	if text == "" {
+		return ""
+	}
+	return template.HTML(`<p class="field-problem" id="` + name + `-problem">` + template.HTMLEscapeString(text) + `</p>`) //nolint:gosec // escaped
+}
+
+// timing is how a job stands in time.
+type timing struct {
+	From, Till time.Time // Till is the limit of one that runs
+	Took       string
+	Used       int // percent of the limit
+	Running    bool
+}
+
+func timingOf(texts catalogue, j api.Job, now time.Time) timing {
+	t := timing{From: j.Started}
+	switch {
+	case j.Started.IsZero():
+	case alive(j):
+		t.Running = true
+		if j.Minutes > 0 {
+			t.Till = j.Started.Add(time.Duration(j.Minutes) * time.Minute)
+			t.Used = percent(int(now.Sub(j.Started).Minutes()), j.Minutes)
+		}
+	case j.Ended.After(j.Started):
+		took := j.Ended.Sub(j.Started).Round(time.Second)
+		if took < time.Minute {
+			t.Took = texts.number("time.seconds", int(took.Seconds()))
+		} else {
+			t.Took = minutes(texts, int(took.Minutes()))
+		}
+	}
+	return t
 }
 
 // browserName is what a person calls the browser with this User-Agent.

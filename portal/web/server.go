@@ -80,7 +80,9 @@ func (s *Server) routes() http.Handler {
 	e.RedirectTrailingSlash, e.RedirectFixedPath, e.HandleMethodNotAllowed = false, false, true
 	_ = e.SetTrustedProxies(nil) // none; nil is always valid
 	e.Use(s.recover, s.headers, s.crossOrigin)
-	e.NoRoute(func(c *gin.Context) { s.fail(c, &client.RefusedError{What: notFound}) })
+	nothing := func(c *gin.Context) { s.fail(c, &client.RefusedError{What: notFound}) }
+	e.NoRoute(nothing)
+	e.NoMethod(nothing)
 
 	e.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
 	e.GET(assetPrefix+":name", gin.WrapH(s.assets))

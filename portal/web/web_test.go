@@ -342,7 +342,9 @@ func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 		t.Errorf("too many GPUs: %d", answer.StatusCode)
 	}
 	form.Set("nodes", "many")
-	if answer, _ := b.post("/", "/jobs", form); answer.StatusCode != 422 {
+	form.Set("name", "kept")
+	if answer, page := b.post("/", "/jobs", form); answer.StatusCode != 422 || !strings.Contains(page, `id="nodes-problem">Enter a whole number.`) ||
+		!strings.Contains(page, `aria-invalid="true" aria-describedby="nodes-problem" autofocus`) || !strings.Contains(page, `value="many"`) || !strings.Contains(page, `value="kept"`) {
 		t.Errorf("no number: %d", answer.StatusCode)
 	}
 	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 {
@@ -447,13 +449,13 @@ func TestBanner_says_how_old_the_jobs_are_in_the_readers_language(t *testing.T) 
 		{"de", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "seit 7 Sekunden"},
 		{"en", api.Jobs{Problem: "Slurm does not answer", Age: 7}, "for 7 seconds"},
 		{"en", api.Jobs{Problem: "Slurm does not answer"}, "does not answer"},
-		{"en", api.Jobs{Age: 60}, "for 60 seconds"},
+		{"en", api.Jobs{Age: 60}, "for 1 minute"},
 	} {
-		if got := stale(all[c.lang], c.jobs); !strings.Contains(got, c.want) {
+		if got := stale(all[c.lang], c.jobs.Age, c.jobs.Problem, c.jobs.ProblemCode); !strings.Contains(got, c.want) {
 			t.Errorf("%+v: %q", c.jobs, got)
 		}
 	}
-	if got := stale(all["en"], api.Jobs{Age: 5}); got != "" {
+	if got := stale(all["en"], 5, "", ""); got != "" {
 		t.Errorf("a fresh one: %q", got)
 	}
 }
@@ -521,6 +523,61 @@ func TestStart_an_app_without_its_image_gets_one_that_has_it(t *testing.T) {
 	}
 }
 
+func TestReason_is_said_for_whole_families_of_slurms_words(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for word, want := range map[string]string{
+		"Priority": "as soon as it is its turn", "AssocGrpGRES": "at one of its limits (AssocGrpGRES)", "QOSMaxJobsPerUserLimit": "quality of service",
+		"ReqNodeNotAvail, UnavailableNodes:n[1-3]": "reserved or down", "PartitionTimeLimit": "more time than its partition", "Cleaning": "Slurm says: Cleaning",
+	} {
+		if got := reason(all["en"], word); !strings.Contains(got, want) {
+			t.Errorf("%s: %q", word, got)
+		}
+	}
+}
+
+func TestTiming_tells_limit_and_length(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Date(2026, 1, 2, 10, 0, 0, 0, time.UTC)
+	runs := timingOf(all["en"], api.Job{Stage: api.StageReady, Started: start, Minutes: 60}, start.Add(15*time.Minute))
+	if !runs.Running || runs.Used != 25 || !runs.Till.Equal(start.Add(time.Hour)) {
+		t.Errorf("%+v", runs)
+	}
+	for took, want := range map[time.Duration]string{time.Second: "1 second", 42 * time.Second: "42 seconds", 90 * time.Minute: "1 hour 30 minutes"} {
+		if got := timingOf(all["en"], api.Job{Stage: api.StageEnded, Started: start, Ended: start.Add(took)}, start); got.Took != want || got.Running {
+			t.Errorf("%v: %+v", took, got)
+		}
+	}
+}
+
+func TestJob_what_waits_of_an_array_keeps_its_address(t *testing.T) {
+	for id, want := range map[string]string{"12": "12", "12_3": "12_3", "12_[4-9%2]": "12"} {
+		if got := jobRef(api.Job{ID: id, Intent: "x"}); got != want {
+			t.Errorf("%s: %s", id, got)
+		}
+	}
+}
+
+func TestJob_its_page_says_how_old_it_is(t *testing.T) {
+	b := newBrowser(t)
+	id := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageAllocated, State: "RUNNING", Detail: &api.JobDetail{Age: 40, Problem: "Slurm does not answer", ProblemCode: "problem.slurm"}})
+	b.login()
+	for _, path := range []string{"/jobs/" + id, "/fragments/jobs/" + id} {
+		if _, page := b.get(path); !strings.Contains(page, "Slurm has not answered for 40 seconds") {
+			t.Errorf("%s does not say so", path)
+		}
+	}
+	b.backend.Change(id, func(j *api.Job) { j.Detail.Age, j.Detail.Problem, j.Detail.ProblemCode = 1, "", "" })
+	if _, page := b.get("/jobs/" + id); strings.Contains(page, "has not answered") {
+		t.Error("a fresh page is called old")
+	}
+}
+
 func TestJob_its_fragment_is_all_of_the_page_that_changes(t *testing.T) {
 	b := newBrowser(t)
 	b.login()
@@ -549,13 +606,13 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	codes := map[string]int{"problem.slurm": 0}
+	codes := map[string]int{"problem.slurm": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
 	for _, name := range files {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile(`say\("([a-z.]+)", (.*)`).FindAllStringSubmatch(string(data), -1) {
+		for _, m := range regexp.MustCompile(`say\("([a-z._]+)", (.*)`).FindAllStringSubmatch(string(data), -1) {
 			codes[m[1]] = strings.Count(m[2], "%s")
 		}
 	}

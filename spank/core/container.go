@@ -13,10 +13,10 @@ import (
 )
 
 // systemPaths of the node belong into every container: the job's own view,
-// authentication of Slurm commands, their configuration, and the sockets of
-// name services.
+// authentication of Slurm commands, their configuration (/run/slurm on a
+// configless node), and the sockets of name services.
 var systemPaths = []string{
-	runDir, "/run/user", "/run/munge", "/etc/slurm", "/etc/carme/plugstack.d", "/usr/lib/carme", "/run/nslcd", "/var/lib/sss/pipes",
+	runDir, "/run/user", "/run/munge", "/etc/slurm", "/run/slurm", "/etc/carme/plugstack.d", "/usr/lib/carme", "/run/nslcd", "/var/lib/sss/pipes",
 }
 
 // runtimeArgs is the command that starts the container. The runtime makes only
@@ -52,7 +52,7 @@ func (j *job) runtimeArgs() []string {
 			args = append(args, "--bind", arg)
 		}
 	}
-	return append(args, p.Image.Path, holdView)
+	return append(args, j.imageView, holdView)
 }
 
 // runtimeEnv is the whole environment of the runtime: nothing of the user's.
@@ -138,7 +138,7 @@ func (j *job) startContainer(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
-	_, err = anchor.call("accepted", spec)
+	_, err = anchor.call("accepted", spec, j.image)
 	return err
 }
 
@@ -146,6 +146,7 @@ func (j *job) startContainer(anchor anchorConn) error {
 func (j *job) containerSpec() (*wire.Record, error) {
 	rec := ofType("container")
 	rec.Add("key", j.plan.imageKey())
+	rec.Add("image", j.imageView)
 	for _, a := range j.runtimeArgs() {
 		if strings.ContainsRune(a, 0) {
 			return nil, fmt.Errorf("an argument of the runtime holds a NUL")

@@ -154,7 +154,7 @@ func TestGPUCacheHoldsAsLongAsTheDriverSaysTheSame(t *testing.T) {
 }
 
 func TestRuntimeStartsTheHoldProgramWithoutNamespacesOfItsOwn(t *testing.T) {
-	j := &job{submitBind: -1, plan: plan{
+	j := &job{submitBind: -1, imageView: imageFileView, plan: plan{
 		Resolved: policy.Resolved{
 			Request: request.Request{Enabled: true, Home: request.No, Overlay: request.OverlayTmpfs},
 			Image:   &config.Image{Path: "/img.sif", NV: true},
@@ -173,8 +173,9 @@ func TestRuntimeStartsTheHoldProgramWithoutNamespacesOfItsOwn(t *testing.T) {
 			t.Errorf("%s in %s: the job has that namespace already", never, joined)
 		}
 	}
-	if !strings.HasSuffix(joined, "/img.sif "+holdView) {
-		t.Errorf("%s does not end with the image and the hold program", joined)
+	// The path that the user named was judged, and may lead elsewhere by now.
+	if !strings.HasSuffix(joined, imageFileView+" "+holdView) || strings.Contains(joined, "/img.sif") {
+		t.Errorf("%s does not end with the mounted image and the hold program", joined)
 	}
 }
 
@@ -268,6 +269,38 @@ func TestAnchorConnectionCarriesRecordsAndRefusesOthers(t *testing.T) {
 	}
 	if _, err := ours.receive(); err == nil {
 		t.Error("the end of the anchor goes unnoticed")
+	}
+}
+
+func TestStepHasTheOptionsOfItsJobAndItsOwn(t *testing.T) {
+	job := func(name, value string) request.Given {
+		return request.Given{Name: name, Value: value, Inherited: true}
+	}
+	step := func(name, value string) request.Given { return request.Given{Name: name, Value: value} }
+	private := []request.Given{job(request.OptCarme, "base"), job(request.OptNet, request.NetPrivate)}
+	for name, c := range map[string]struct {
+		options []request.Given
+		want    request.Request
+		says    string
+	}{
+		"none of its own": {private, request.Request{Enabled: true, Image: "base", Net: request.NetPrivate}, ""},
+		"another image":   {append([]request.Given{step(request.OptCarme, "none")}, private...), request.Request{Enabled: true, Image: "none", Net: request.NetPrivate}, ""},
+		"another network": {append([]request.Given{step(request.OptCarme, "base"), step(request.OptNet, request.NetHost)}, private...), request.Request{}, "submission (private)"},
+		"none of the job": {[]request.Given{step(request.OptCarme, "base")}, request.Request{Enabled: true, Image: "base"}, ""},
+		"hostile":         {[]request.Given{job(request.OptCarme, "base"), job(request.OptNet, "x\ny")}, request.Request{}, "carme-net"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parse(request.Input{Context: request.ContextRemote, Options: c.options})
+			if c.says != "" {
+				if err == nil || !strings.Contains(err.Error(), c.says) {
+					t.Errorf("got %v, want %q", err, c.says)
+				}
+				return
+			}
+			if err != nil || !reflect.DeepEqual(got, c.want) {
+				t.Errorf("got %+v, %v", got, err)
+			}
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -37,6 +38,8 @@ type job struct {
 	request    request.Request   // as asked for
 	options    []wire.Field      // the same as Slurm had them, by name
 	plan       plan              // as allowed
+	image      int               // the image as a mount that is nowhere yet, with one
+	imageView  string            // where the runtime finds it
 	sources    map[string]string // the runtime's argument for each bind, by place
 	policy     *policy.Policy
 	owner      policy.User
@@ -159,18 +162,40 @@ func newJob(rec *wire.Record) (*job, error) {
 	if j.instance, err = newInstance(); err != nil {
 		return nil, err
 	}
-	if j.request, err = request.Parse(request.InputFromRecord(rec)); err != nil {
+	if j.request, err = parse(request.InputFromRecord(rec)); err != nil {
 		return nil, err
 	}
 	if shards, ok := rec.Get("env.SLURM_SHARDS_ON_NODE"); ok && shards != "0" {
 		return nil, errors.New("gres/shard lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N")
 	}
 	for _, o := range request.Options() {
-		for _, value := range rec.All(request.RecordKey(o.Name)) {
+		values := rec.All(request.RecordKey(o.Name))
+		if len(values) == 0 {
+			values = rec.All(request.InheritedKey(o.Name))
+		}
+		for _, value := range values {
 			j.options = append(j.options, wire.Field{Key: strings.ReplaceAll(o.Name, "-", "_"), Value: value})
 		}
 	}
 	return j, nil
+}
+
+// parse reads the options of a step and those with which its job was submitted,
+// which the plugin sends as inherited ones where they are known.
+func parse(in request.Input) (request.Request, error) {
+	step, err := request.Parse(in)
+	if err != nil {
+		return step, err
+	}
+	in.Options = slices.DeleteFunc(slices.Clone(in.Options), func(g request.Given) bool { return !g.Inherited })
+	if len(in.Options) == 0 {
+		return step, nil
+	}
+	job, err := request.Parse(in)
+	if err != nil {
+		return step, err
+	}
+	return step, job.Contradicts(step)
 }
 
 // optionLines are the job's options as carme_NAME=VALUE, one on a line; they

@@ -109,31 +109,40 @@ func formatOf(fd int) string {
 	return config.FormatSIF
 }
 
-// checkImage looks at an image that a user named by path, as the user: where
-// its links lead must be allowed too.
+// checkImage opens the image, as the user, and looks at it: where the links of a
+// path that a user named lead must be allowed too. What was looked at is what is
+// started, whatever stands at that path by then, so it is kept as a mount.
 func (j *job) checkImage(mnt int) error {
 	img := j.plan.Image
 	if img == nil {
 		return nil
 	}
-	var actual string
-	err := asUser(mnt, j.person, func() error {
-		fd, err := unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(fd)
-		if img.Format == config.FormatAuto {
-			img.Format = formatOf(fd)
-		}
-		actual, err = pathOf(fd)
+	fd := -1
+	err := asUser(mnt, j.person, func() (err error) {
+		fd, err = unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("open the image %s as you: %w; check the path and its permissions", img.Path, err)
 	}
+	defer unix.Close(fd)
+	actual, err := pathOf(fd)
+	if err != nil {
+		return fmt.Errorf("find the image %s: %w", img.Path, err)
+	}
 	if img.Name == "" && !j.policy.AllowsImage(actual, j.owner) {
 		return fmt.Errorf("the image %s leads to %s, which may not be used here; choose another one", request.Quote(img.Path), actual)
+	}
+	format := formatOf(fd)
+	if img.Format == config.FormatAuto {
+		img.Format = format
+	}
+	j.imageView = imageFileView
+	if format == config.FormatSandbox {
+		j.imageView = imageDirView
+	}
+	if j.image, err = cloneTree(fd); err != nil {
+		return fmt.Errorf("take hold of the image %s: %w", img.Path, err)
 	}
 	return nil
 }

@@ -24,6 +24,11 @@ const (
 	bindsView = "/run/carme/bind" // sources of binds, for the container
 	holdView  = "/run/carme/hold" // the container's first program
 	slurmView = "/run/carme/slurm"
+	// What the runtime is given as the image: a place for a directory and one
+	// for a file. Each container has its own mount there, made by the anchor
+	// (spank/cshim/anchor/container.c).
+	imageDirView  = "/run/carme/image"
+	imageFileView = "/run/carme/image.sif"
 	// sessionView runs an app (cmd/carme-session); spank/cshim/task.c has the
 	// path too.
 	sessionView    = "/run/carme/session"
@@ -238,10 +243,13 @@ func (s *sandbox) ownRun() error {
 		return err
 	}
 	s.note(wire.MountPrivate, runDir, "tmpfs", "ro")
-	for _, dir := range []string{jobView, bindsView, s.job.pmixDir()} {
+	for _, dir := range []string{jobView, bindsView, imageDirView, s.job.pmixDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make %s: %w", dir, err)
 		}
+	}
+	if err := os.WriteFile(imageFileView, nil, 0o444); err != nil {
+		return fmt.Errorf("make %s: %w", imageFileView, err)
 	}
 	if err := bind(pmix, s.job.pmixDir(), 0); err != nil {
 		return err

@@ -297,6 +297,13 @@ func (j *job) environment() map[string]string {
 	if j.plan.App != nil {
 		env["CARME_JOB_APP"] = j.plan.App.Name
 	}
+	if j.plan.Image != nil {
+		// As the runtime sets them where it is given the path (apptainer(1)).
+		for _, runtime := range []string{"APPTAINER", "SINGULARITY"} {
+			env[runtime+"_CONTAINER"] = j.plan.imageKey()
+			env[runtime+"_NAME"] = filepath.Base(j.plan.imageKey())
+		}
+	}
 	if j.conda != "" {
 		maps.Copy(env, condaEnvironment(j.plan.Request.Conda, j.conda))
 	}

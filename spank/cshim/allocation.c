@@ -1,4 +1,6 @@
 /*
+ * Nodes without the feature "carme", as srun, sbatch and salloc meet them.
+ *
  * "srun --carme" inside an allocation: the job_submit rule, which sends --carme
  * jobs to nodes with the feature "carme", has not seen the option, and no code
  * of this plugin runs on a node where it is missing. So srun asks slurmctld
@@ -6,11 +8,13 @@
  * slurm_load_node(3)) before it creates the step.
  */
 #include <dlfcn.h>
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include <slurm/slurm.h>
+#include <slurm/slurm_errno.h>
 
 #include "jobinfo.h"
 #include "plugin.h"
@@ -25,6 +29,9 @@ struct api {
 	hostlist_t *(*hosts)(const char *list);
 	char *(*shift)(hostlist_t *hosts);
 	void (*destroy)(hostlist_t *hosts);
+	int (*load_nodes)(time_t since, node_info_msg_t **resp, uint16_t flags);
+	int (*push)(hostlist_t *hosts, const char *host);
+	char *(*text)(hostlist_t *hosts);
 };
 
 static int find_api(struct api *a)
@@ -36,8 +43,12 @@ static int find_api(struct api *a)
 	*(void **) &a->hosts = dlsym(RTLD_DEFAULT, "slurm_hostlist_create");
 	*(void **) &a->shift = dlsym(RTLD_DEFAULT, "slurm_hostlist_shift");
 	*(void **) &a->destroy = dlsym(RTLD_DEFAULT, "slurm_hostlist_destroy");
+	*(void **) &a->load_nodes = dlsym(RTLD_DEFAULT, "slurm_load_node");
+	*(void **) &a->push = dlsym(RTLD_DEFAULT, "slurm_hostlist_push_host");
+	*(void **) &a->text =
+	    dlsym(RTLD_DEFAULT, "slurm_hostlist_ranged_string_malloc");
 	return a->load_node && a->free_node && a->hosts && a->shift &&
-	       a->destroy;
+	       a->destroy && a->load_nodes && a->push && a->text;
 }
 
 /* Is FEATURE one of the comma separated names? */
@@ -91,4 +102,68 @@ int allocation_can_seal(uint32_t job, char *missing, size_t len)
 		ok = 0;
 	jobinfo_free(msg);
 	return ok;
+}
+
+/* ---- why a job was refused -------------------------------------------- */
+
+static void print_nodes(const struct api *a, hostlist_t *can,
+			hostlist_t *others)
+{
+	char *able = a->text(can), *unable = a->text(others);
+
+	if (!able || !unable || !unable[0])
+		; /* the feature is not the reason */
+	else if (!able[0])
+		fputs("carme: no node can seal jobs off at present (none has "
+		      "the feature carme); ask the admin, to whom 'carme "
+		      "doctor' on a node says why\n",
+		      stderr);
+	else
+		fprintf(stderr,
+			"carme: --carme jobs run on %s only; %s cannot seal "
+			"jobs off at present (no feature carme), and 'carme "
+			"doctor' there says why\n",
+			able, unable);
+	free(able);
+	free(unable);
+}
+
+/*
+ * Slurm says "Requested node configuration is not available", whatever was not:
+ * the user has asked for no feature. It is asked once more only then, as the
+ * program ends.
+ */
+static void explain(void)
+{
+	node_info_msg_t *msg = NULL;
+	hostlist_t *can, *others;
+	struct api a;
+
+	if (errno != ESLURM_REQUESTED_NODE_CONFIG_UNAVAILABLE ||
+	    !find_api(&a) || a.load_nodes(0, &msg, SHOW_ALL) || !msg)
+		return;
+	can = a.hosts(NULL);
+	others = a.hosts(NULL);
+	for (uint32_t i = 0; can && others && i < msg->record_count; i++) {
+		const node_info_t *n = &msg->node_array[i];
+
+		if (n->name)
+			a.push(listed(n->features_act) ? can : others, n->name);
+	}
+	if (can && others)
+		print_nodes(&a, can, others);
+	if (can)
+		a.destroy(can);
+	if (others)
+		a.destroy(others);
+	a.free_node(msg);
+}
+
+void allocation_explain_at_exit(void)
+{
+	static int registered;
+
+	/* The C library forgets it when the plugin is unloaded. */
+	if (!registered++)
+		atexit(explain);
 }

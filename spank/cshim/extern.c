@@ -299,19 +299,44 @@ void extern_identity(const struct extern_step *e, char *text, size_t len)
 	snprintf(text, len, "%d %llu", (int) e->pid, e->started);
 }
 
-/* Is the extern step gone of which this directory tells? One without a mark
- * is being set up, or was left by a set-up that was killed. */
-static int is_leftover(int dir)
+static int extern_runs(uint32_t job)
 {
-	const time_t young = 60;
+	struct extern_step e;
+	const char *why;
+
+	if (extern_open(job, &e, &why))
+		return 0;
+	extern_close(&e);
+	return 1;
+}
+
+/* One without a mark is being set up, or was left by a set-up that was killed;
+ * one with what the job was submitted with waits for the job's first step, and
+ * before that for slurmd's Prolog, which may take its time. */
+static int is_leftover_unmarked(uint32_t job, int dir)
+{
+	const time_t setup = 60, prolog = 3600;
+	time_t young = setup;
+	struct stat st;
+
+	if (!fstatat(dir, JOB_ASKED, &st, AT_SYMLINK_NOFOLLOW)) {
+		if (extern_runs(job))
+			return 0;
+		young = prolog;
+	}
+	return !fstat(dir, &st) && time(NULL) - st.st_mtime > young;
+}
+
+/* Is the extern step gone of which this directory tells? */
+static int is_leftover(uint32_t job, int dir)
+{
 	unsigned long long started = 0;
 	char text[64] = "";
-	struct stat st;
 	int pid = 0;
 	int fd = sys_open_beneath(dir, JOB_EXTERN, O_RDONLY, 0);
 
 	if (fd < 0)
-		return !fstat(dir, &st) && time(NULL) - st.st_mtime > young;
+		return is_leftover_unmarked(job, dir);
 	if (read(fd, text, sizeof(text) - 1) < 0)
 		text[0] = '\0';
 	sys_close(&fd);
@@ -334,7 +359,7 @@ void extern_sweep(uint32_t own)
 		dir = job_open((uint32_t) job, 0);
 		/* A set-up that goes on holds the lock. */
 		if (dir >= 0 && !flock(dir, LOCK_EX | LOCK_NB) &&
-		    is_leftover(dir))
+		    is_leftover((uint32_t) job, dir))
 			job_remove((uint32_t) job);
 		sys_close(&dir);
 	}

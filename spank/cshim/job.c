@@ -3,24 +3,18 @@
  * the job's processes; the directory is how later steps find the anchor.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
+#include "common/jobdir.h"
 #include "common/rmtree.h"
 #include "common/sys.h"
 #include "plugin.h"
-
-static void name_of(uint32_t job, char *name, size_t len)
-{
-	snprintf(name, len, "%u", (unsigned int) job);
-}
 
 int job_is_sealed(uint32_t job)
 {
@@ -30,30 +24,9 @@ int job_is_sealed(uint32_t job)
 	return access(path, F_OK) == 0;
 }
 
-static int open_dir(int at, const char *name, mode_t mode, int create)
-{
-	if (create && mkdirat(at, name, mode) && errno != EEXIST)
-		return -1;
-	return sys_open_beneath(at, name, O_RDONLY | O_DIRECTORY, 0);
-}
-
 int job_open(uint32_t job, int create)
 {
-	char name[16];
-	int run, carme = -1, jobs = -1, dir = -1;
-
-	name_of(job, name, sizeof(name));
-	run = open("/run", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (run >= 0)
-		carme = open_dir(run, "carme", 0755, create);
-	if (carme >= 0)
-		jobs = open_dir(carme, "jobs", 0700, create);
-	if (jobs >= 0)
-		dir = open_dir(jobs, name, 0700, create);
-	sys_close(&run);
-	sys_close(&carme);
-	sys_close(&jobs);
-	return dir;
+	return jobdir_open(job, create);
 }
 
 int job_lock(int dir, int64_t deadline_ms)

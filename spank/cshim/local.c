@@ -39,6 +39,22 @@ static void append_words(struct record *r)
 	free(text);
 }
 
+/* The job that srun is to run a step in, as text; NULL where it makes one. From
+ * outside no variable tells, only the option, which may be shortened as far as
+ * it stays another than --job-name. */
+static const char *allocation(const struct record *words)
+{
+	const char *word = NULL;
+
+	while ((word = record_next(words, "word", word))) {
+		const char *eq = strchr(word, '=');
+
+		if (!strncmp(word, "--jobi", strlen("--jobi")))
+			return eq ? eq + 1 : record_next(words, "word", word);
+	}
+	return getenv("SLURM_JOB_ID");
+}
+
 /* What users of Apptainer have set goes through the policy too. */
 static void append_binds(struct record *r)
 {
@@ -126,20 +142,18 @@ void local_show(const char *what)
 	leave(run_check(&r));
 }
 
-static void check_allocation(void)
+static void check_allocation(uint32_t job)
 {
-	const char *job = getenv("SLURM_JOB_ID");
 	char node[256];
 
 	if (spank_context() != S_CTX_LOCAL || !job ||
-	    allocation_can_seal((uint32_t) strtoul(job, NULL, 10), node,
-				sizeof(node)))
+	    allocation_can_seal(job, node, sizeof(node)))
 		return;
 	fprintf(stderr,
-		"carme: %s of job %s cannot seal steps off (it lacks the "
+		"carme: %s of job %u cannot seal steps off (it lacks the "
 		"feature carme); make the allocation with --carme or "
 		"--constraint=carme\n",
-		node, job);
+		node, (unsigned int) job);
 	exit(1);
 }
 
@@ -160,9 +174,22 @@ void local_show_first(void)
 		local_show(first + strlen("--carme="));
 }
 
+/* Typed in a plain allocation, this step alone is meant; without one, the job
+ * is srun's own and ends with it. */
+static void set_scope(int in_allocation)
+{
+	if (spank_context() != S_CTX_LOCAL ||
+	    (in_allocation && options_inherited()))
+		unsetenv("CARME_SCOPE");
+	else
+		setenv("CARME_SCOPE", in_allocation ? "step" : "srun", 1);
+}
+
 void local_check(spank_t sp)
 {
+	const char *job;
 	struct record r;
+	uint32_t id;
 	int rc;
 
 	(void) sp;
@@ -178,22 +205,19 @@ void local_check(spank_t sp)
 	if ((!options_asked() && !options_typed()) ||
 	    !access(CARME_JOB_OPTIONS, F_OK))
 		return;
-	/* Typed in a plain allocation, this step alone is meant; without one,
-	 * the job is srun's own and ends with it. */
-	if (spank_context() != S_CTX_LOCAL ||
-	    (getenv("SLURM_JOB_ID") && options_inherited()))
-		unsetenv("CARME_SCOPE");
-	else
-		setenv("CARME_SCOPE", getenv("SLURM_JOB_ID") ? "step" : "srun",
-		       1);
 	begin_request(&r);
 	append_words(&r);
+	job = allocation(&r);
+	id = job ? (uint32_t) strtoul(job, NULL, 10) : 0;
+	set_scope(id != 0);
 	append_binds(&r);
 	options_append(&r);
 	rc = run_check(&r);
 	if (rc != CHECK_OK)
 		leave(rc);
-	if (options_asked())
-		check_allocation();
+	if (options_asked()) {
+		check_allocation(id);
+		allocation_explain_at_exit();
+	}
 	options_next_component();
 }

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/asked.h"
 #include "plugin.h"
 
 /* Order of the table below. */
@@ -158,11 +159,6 @@ static void inherit_from_job(void)
 		fclose(f);
 }
 
-static int is_no(const char *v)
-{
-	return !strcmp(v, "no") || !strcmp(v, "0");
-}
-
 /* The value of an option's variable, NULL if it is not set or says no. */
 static const char *default_of(int i)
 {
@@ -170,7 +166,7 @@ static const char *default_of(int i)
 
 	if (!v || !*v)
 		return NULL;
-	if ((i == OPT_CARME || i == OPT_DEBUG) && is_no(v))
+	if ((i == OPT_CARME || i == OPT_DEBUG) && asked_is_no(v))
 		return NULL;
 	/* An option without a value; others but yes are refused by the core. */
 	if (i == OPT_DEBUG && (!strcmp(v, "yes") || !strcmp(v, "1")))
@@ -224,8 +220,13 @@ static const char *last_value(const struct seen *s)
 	return s->value[s->n > OCCURRENCES ? OCCURRENCES - 1 : s->n - 1];
 }
 
-/* --carme=no, or CARME=no, is none; spank/request/parse.go:onOff has the same
- * words. */
+/* --carme=no, or CARME=no, is none. */
+int options_refused(void)
+{
+	return seen[OPT_NO_CARME].n ||
+	       (seen[OPT_CARME].n && asked_is_no(last_value(&seen[OPT_CARME])));
+}
+
 int options_asked(void)
 {
 	const char *v;
@@ -233,7 +234,7 @@ int options_asked(void)
 	if (!seen[OPT_CARME].n || seen[OPT_NO_CARME].n)
 		return 0;
 	v = last_value(&seen[OPT_CARME]);
-	return !is_no(v);
+	return !asked_is_no(v);
 }
 
 void options_count_word(const char *word)

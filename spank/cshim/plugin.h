@@ -36,9 +36,11 @@ int options_register(spank_t sp);
 void options_from_environment(void);
 /* Was --carme asked for (and not taken back by --no-carme)? */
 int options_asked(void);
-/* Any Carme option at all, --no-carme included? */
+/* Was --no-carme or --carme=no? */
+int options_refused(void);
 /* Inside a job with --carme-net=private. */
 int options_job_is_private(void);
+/* Any Carme option at all, --no-carme included? */
 int options_any(void);
 /* srun and sbatch: was any given on the command line or in the script? */
 int options_typed(void);
@@ -98,7 +100,10 @@ struct step {
 	struct record result; /* the core's answer, when it was asked */
 	const char *image;    /* key of the container, or NULL */
 	int own_options;      /* result, not plan, tells of this step */
-	int enter;	      /* a task's own connection to the anchor */
+	struct record
+	    asked;  /* the job's submission, if carme-prolog noted it */
+	int wanted; /* by this step's options or the job's */
+	int enter;  /* a task's own connection to the anchor */
 	struct xauthority xauthority;
 };
 
@@ -106,6 +111,9 @@ extern struct step the_step;
 
 /* Where image, workdir, path and environment of this step stand. */
 const struct record *step_record(const struct step *s);
+/* Set that environment: before the tasks, and in each one that an image's
+ * environment has been laid over. */
+void step_set_environment(spank_t sp, const struct step *s);
 void step_start(spank_t sp);
 void step_end(void);
 
@@ -161,6 +169,8 @@ void local_check(spank_t sp);
 /* 1 if every node of the job has the feature "carme"; else missing names one.
  */
 int allocation_can_seal(uint32_t job, char *missing, size_t len);
+/* If Slurm then finds no node for the job, say which ones Carme rules out. */
+void allocation_explain_at_exit(void);
 /* --carme=list and --carme=help: print and end the program. */
 void local_show(const char *what) __attribute__((noreturn));
 /* The same where it is the first word, before the program asks for more. */

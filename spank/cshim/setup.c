@@ -302,8 +302,11 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	extern_sweep(s->job);
 	if (extern_open(s->job, &e, &why)) {
 		fail("%s", why);
-		/* There will be no extern step's end to do it. */
-		job_remove(s->job);
+		/* There will be no extern step's end to do it. What the job
+		 * was submitted with stays as long as there may be steps, until
+		 * extern_sweep() finds it. */
+		if (!record_ok(&s->asked))
+			job_remove(s->job);
 		return -1;
 	}
 	record_add(request, "spool", e.spool);

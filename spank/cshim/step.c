@@ -13,6 +13,7 @@
 
 #include <slurm/slurm.h>
 
+#include "common/asked.h"
 #include "common/sys.h"
 #include "extern.h"
 #include "plugin.h"
@@ -39,7 +40,8 @@ struct step the_step = {.dir = -1,
 			.filter = -1,
 			.enter = -1,
 			.plan = {.bad = 1},
-			.result = {.bad = 1}};
+			.result = {.bad = 1},
+			.asked = {.bad = 1}};
 
 const struct record *step_record(const struct step *s)
 {
@@ -86,7 +88,25 @@ static void append_slurm_library(struct record *r)
 	record_add(r, "slurmlib", path);
 }
 
-static void append_environment(spank_t sp, struct record *r)
+/* What the job was submitted with stands behind the step's own options: the
+ * core lets the latter win, where they may differ. */
+static void append_asked(const struct step *s, struct record *r)
+{
+	for (const char *e = NULL; (e = record_entry(&s->asked, e));) {
+		const char *eq = strchr(e, '=');
+		char key[64];
+
+		if (strncmp(e, "inherited.", 10) != 0 ||
+		    (size_t) (eq - e) >= sizeof(key))
+			continue;
+		memcpy(key, e, (size_t) (eq - e));
+		key[eq - e] = '\0';
+		record_add(r, key, eq + 1);
+	}
+}
+
+static void append_environment(spank_t sp, const struct step *s,
+			       struct record *r)
 {
 	char value[4096];
 
@@ -94,6 +114,11 @@ static void append_environment(spank_t sp, struct record *r)
 		char key[64];
 
 		if (spank_getenv(sp, variables[i], value, sizeof(value)))
+			continue;
+		/* Of a job that was submitted with --carme, no step is alone
+		 * in being sealed. */
+		if (record_ok(&s->asked) &&
+		    !strcmp(variables[i], "CARME_SCOPE"))
 			continue;
 		snprintf(key, sizeof(key), "env.%s", variables[i]);
 		record_add(r, key, value);
@@ -120,8 +145,10 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 	if (!spank_get_item(sp, S_SLURM_VERSION, &version) && version)
 		record_add(r, "slurm", version);
 	append_slurm_library(r);
-	append_environment(sp, r);
+	append_environment(sp, s, r);
 	options_append(r);
+	if (!strcmp(mode, "first"))
+		append_asked(s, r);
 }
 
 /* ---- joining ---------------------------------------------------------- */
@@ -221,7 +248,7 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 
 	if (join(sp, s))
 		return -1;
-	if (!options_asked() && step_is_plain(s))
+	if (!s->wanted && step_is_plain(s))
 		return 0;
 	if (!options_any())
 		return 0;
@@ -258,6 +285,27 @@ static int lost_anchor(const struct step *s)
 	return strcmp(then, now) == 0;
 }
 
+/* Was the job submitted with --carme? 0, or -1 after fail(). */
+static int read_asked(struct step *s)
+{
+	int rc = asked_read(s->dir, s->uid, &s->asked);
+
+	if (rc < 0) {
+		fail("read " CARME_JOBS "/%u/" JOB_ASKED ": %s; tell the admin",
+		     (unsigned int) s->job, strerror(errno));
+		return -1;
+	}
+	s->wanted = rc || options_asked();
+	if (!rc)
+		record_free(&s->asked);
+	if (rc && options_refused()) {
+		fail("the job was submitted with --carme, and all its steps "
+		     "are sealed; leave out --no-carme");
+		return -1;
+	}
+	return 0;
+}
+
 static int begin(spank_t sp, struct step *s)
 {
 	int64_t deadline = sys_now_ms() + SETUP_MS;
@@ -269,6 +317,8 @@ static int begin(spank_t sp, struct step *s)
 		     strerror(errno));
 		return -1;
 	}
+	if (read_asked(s))
+		return -1;
 	s->lease = job_connect(s->dir);
 	if (s->lease >= 0)
 		return join_existing(sp, s, deadline);
@@ -278,7 +328,7 @@ static int begin(spank_t sp, struct step *s)
 		     (unsigned int) s->job);
 		return -1;
 	}
-	if (!options_asked()) {
+	if (!s->wanted) {
 		/* A leftover of another job; this one is plain. */
 		sys_close(&s->dir);
 		job_remove(s->job);
@@ -298,8 +348,10 @@ static int begin(spank_t sp, struct step *s)
 
 /* ---- environment ------------------------------------------------------ */
 
-static void set_environment(spank_t sp, const struct record *r)
+void step_set_environment(spank_t sp, const struct step *s)
 {
+	const struct record *r = step_record(s);
+
 	for (const char *e = NULL; (e = record_entry(r, e));) {
 		char name[128];
 		const char *eq = strchr(e, '=');
@@ -341,7 +393,7 @@ void step_start(spank_t sp)
 	if (read_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
-		set_environment(sp, step_record(s));
+		step_set_environment(sp, s);
 		remember_xauthority(sp, s);
 	}
 	/* The directory stays open for the tasks' own connections. */

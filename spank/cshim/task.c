@@ -164,6 +164,10 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 		    "the job's anchor sent no container; submit the job again");
 	else
 		take_environment(sp, &s->plan, &r);
+	/* What the core says of the job wins over both: the conda environment
+	 * over what was dropped of the host's, the image's path over the place
+	 * where the runtime found it. */
+	step_set_environment(sp, s);
 	record_free(&r);
 	return failed() ? -1 : 0;
 }

@@ -326,6 +326,28 @@ func TestLaterStepMayNotChangeWhatBelongsToTheJob(t *testing.T) {
 	}
 }
 
+func TestStepMayNotContradictTheJobsSubmission(t *testing.T) {
+	job := Request{Enabled: true, Image: "base", Net: NetPrivate, Home: No}
+	for name, c := range map[string]struct {
+		step Request
+		says string
+	}{
+		"the same":               {job, ""},
+		"another image":          {Request{Enabled: true, Image: "other", Net: NetPrivate, Home: No}, ""},
+		"what was left open":     {Request{Enabled: true, Net: NetPrivate, Home: No, Overlay: OverlayTmpfs}, ""},
+		"another network":        {Request{Enabled: true, Net: NetHost, Home: No}, "--carme-net is fixed by the job's submission (private), this step asks for host"},
+		"a home where none was":  {Request{Enabled: true, Net: NetPrivate, Home: Yes}, "--carme-home is fixed by the job's submission (no)"},
+		"nothing at all (a bug)": {Request{}, "--carme-net"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			err := job.Contradicts(c.step)
+			if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says)) {
+				t.Errorf("got %v, want %q", err, c.says)
+			}
+		})
+	}
+}
+
 func TestImageTypedWithASpaceIsCaught(t *testing.T) {
 	sandbox := func(path string) bool { return path == "/images/dir" || path == "./dir" }
 	cases := map[string]struct {

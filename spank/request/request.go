@@ -180,30 +180,45 @@ func FromRecord(rec *wire.Record) (Request, error) {
 	return r, nil
 }
 
+// jobLevel are the options that belong to the job, with what r has of each.
+func (r *Request) jobLevel() [][2]string {
+	return [][2]string{
+		{OptNet, r.Net},
+		{OptBind, bindList(r.Binds)},
+		{OptHome, r.Home},
+		{OptOverlay, r.Overlay},
+		{OptApp, r.App},
+	}
+}
+
 // JobLevelDiff compares r, what the job's first step on the node got, with what
 // a later step asks for. Network, binds, home, overlay and app belong to the job: it
 // returns an error of one line that names the first of them that differs, nil
 // if none does. What the later step does not give follows the first step.
 func (r *Request) JobLevelDiff(later Request) error {
-	differs := func(option, first, now string) error {
-		if now == "" || now == first {
-			return nil
+	now := later.jobLevel()
+	for i, o := range r.jobLevel() {
+		if now[i][1] == "" || now[i][1] == o[1] {
+			continue
 		}
+		first := o[1]
 		if first == "" {
 			first = "not set"
 		}
 		return fmt.Errorf("--%s is fixed by the job's first step (%s), this step asks for %s; leave it out, or use a job of its own",
-			option, clip(first), clip(now))
+			o[0], clip(first), clip(now[i][1]))
 	}
-	for _, err := range []error{
-		differs(OptNet, r.Net, later.Net),
-		differs(OptBind, bindList(r.Binds), bindList(later.Binds)),
-		differs(OptHome, r.Home, later.Home),
-		differs(OptOverlay, r.Overlay, later.Overlay),
-		differs(OptApp, r.App, later.App),
-	} {
-		if err != nil {
-			return err
+	return nil
+}
+
+// Contradicts compares r, what the job was submitted with, with what its first
+// step on a node asks for. What the submission left open is the step's to say.
+func (r *Request) Contradicts(step Request) error {
+	now := step.jobLevel()
+	for i, o := range r.jobLevel() {
+		if o[1] != "" && now[i][1] != o[1] {
+			return fmt.Errorf("--%s is fixed by the job's submission (%s), this step asks for %s; leave it out, or use a job of its own",
+				o[0], clip(o[1]), clip(now[i][1]))
 		}
 	}
 	return nil

@@ -31,14 +31,14 @@ const (
 	integrationLimit = 60 * time.Minute
 )
 
-// second is the release on which the isolation, GPU and container rows are
-// proved again; everything runs on first.
+// second is the release on which the isolation, GPU and container rows, and that
+// plain jobs and Slurm's own features stay as they are, are proved again; everything runs on first.
 const (
 	first  = "trixie"
 	second = "forky"
 )
 
-var secondRows = []string{"J2", "J4", "J5", "J6", "J7"}
+var secondRows = []string{"J2", "J4", "J5", "J6", "J7", "J16"}
 
 // stage is one step of the plan.
 type stage struct {

@@ -48,7 +48,7 @@ func (d Doctor) Examine(ctx context.Context) Report {
 	} else {
 		findings = append(findings, ok("Slurm's configuration", "read from slurmctld"))
 	}
-	findings = append(findings, d.plugstack(cfg), d.switchFile(), d.prologFlags(cfg), d.adoption(), d.cgroup(cfg))
+	findings = append(findings, d.plugstack(cfg), d.switchFile(), d.prologFlags(cfg), d.prolog(cfg), d.adoption(), d.cgroup(cfg))
 	findings = append(findings, d.config(ctx)...)
 	findings = append(findings, d.gpus(ctx, cfg)...)
 	findings = append(findings, d.leftovers())

@@ -66,7 +66,7 @@ func healthy(t *testing.T) *patient {
 		root: t.TempDir(),
 		nvml: fakeNVML{gpus: []fakeGPU{{minor: 1, uuid: "GPU-1"}, {minor: 0, uuid: "GPU-0"}}},
 		answers: map[string]string{
-			"scontrol":           "SLURM_CONF = /etc/slurm/slurm.conf\nPlugStackConfig = (null)\nPrologFlags = Alloc,Contain\nSlurmdSpoolDir = /var/spool/%n\nConstrainDevices = no\n",
+			"scontrol":           "SLURM_CONF = /etc/slurm/slurm.conf\nPlugStackConfig = (null)\nProlog[0] = /etc/slurm/prolog.d/*\nPrologFlags = Alloc,Contain\nSlurmdSpoolDir = /var/spool/%n\nConstrainDevices = no\n",
 			"slurmd":             "slurm 24.11.5\n",
 			"/usr/bin/apptainer": "apptainer version 1.4.5\n",
 		},
@@ -82,6 +82,8 @@ func healthy(t *testing.T) *patient {
 		"proc/77/stat":                                       "77 (slurm) stepd) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 20\n",
 		"sys/fs/cgroup/cgroup.controllers":                   "",
 		"etc/slurm/plugstack.conf":                           "include /etc/carme/plugstack.d/*.conf\n",
+		"etc/slurm/prolog.d/10-site":                         "exit 0\n",
+		"etc/slurm/prolog.d/20-carme":                        "/usr/libexec/carme/carme-prolog || :\n",
 		"etc/slurm/cgroup.conf":                              "ConstrainDevices=yes # filter\n",
 		"etc/slurm/gres.conf":                                "Name=gpu File=/dev/nvidia[0-1]\n",
 		"etc/carme/plugstack.d/carme.conf":                   "optional /usr/lib/carme/spank_carme.so\n",
@@ -286,6 +288,8 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 		"configless":        {both(gone("etc/slurm/plugstack.conf"), file("var/spool/node1/conf-cache/plugstack.conf", "include /etc/carme/plugstack.d/*.conf")), "plugstack line", OK, "conf-cache"},
 		"direct line":       {file("etc/slurm/plugstack.conf", "optional ../../usr/lib/carme/spank_carme.so"), "plugstack line", OK, "optional"},
 		"own plugstack":     {both(says("scontrol", "PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},
+		"no Prolog":         {gone("etc/slurm/prolog.d/20-carme"), "Prolog", Note, "a step from outside of a sealed job"},
+		"one Prolog":        {both(says("scontrol", "Prolog = /etc/slurm/carme_prolog\nPrologFlags=x11"), file("etc/slurm/carme_prolog", "carme-prolog")), "Prolog", OK, "/etc/slurm/carme_prolog runs carme-prolog"},
 		"detected GPUs":     {file("etc/slurm/gres.conf", "AutoDetect=nvml\n"), "gres.conf", OK, "slurmd finds"},
 		"no driver's files": {gone("proc/driver"), "GPU map", Note, "NVML is asked"},
 		"no GPUs": {
@@ -338,6 +342,23 @@ func TestCleanRemovesWhatEndedJobsLeft(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(p.root, "proc")))
 	if _, err := p.doctor().Clean(); err == nil {
 		t.Error("mounts that cannot be read are no error")
+	}
+}
+
+// A job that was submitted with --carme has a directory on each of its nodes
+// before it runs anything there.
+func TestCleanLeavesJobsThatHaveNotRunYet(t *testing.T) {
+	p := healthy(t)
+	for id, age := range map[string]time.Duration{"11": 0, "12": 30 * time.Minute, "13": 2 * time.Hour, "14": 2 * time.Hour} {
+		p.write(t, "run/carme/jobs/"+id+"/asked", "x")
+		must(t, os.Chtimes(filepath.Join(p.root, jobsDir, id), p.now.Add(-age), p.now.Add(-age)))
+	}
+	p.write(t, "proc/4711/cmdline", "slurmstepd: [14.extern]\x00")
+	p.write(t, "proc/4712/cmdline", "slurmstepd: [113.extern]\x00")
+	p.write(t, "proc/self/mountinfo", "")
+	removed, err := p.doctor().Clean()
+	if err != nil || !slices.Equal(removed, []string{"13"}) {
+		t.Errorf("removed %q, %v; only 13 has no extern step and waits for no Prolog", removed, err)
 	}
 }
 

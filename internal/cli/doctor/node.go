@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -263,8 +264,13 @@ func (d Doctor) gres(cfg slurm.Config, known []gpu.GPU) Finding {
 // jobsDir is where the state of jobs is, below the root.
 const jobsDir = "run/carme/jobs"
 
-// settling is how young a directory is that may still be in the making.
-const settling = 2 * time.Minute
+// How young a directory is that may still be in the making: by the set-up, or,
+// if it says what the job was submitted with, by slurmd's Prolog
+// (spank/cshim/extern.c:is_leftover_unmarked).
+const (
+	settling  = 2 * time.Minute
+	prologing = time.Hour
+)
 
 func (d Doctor) leftovers() Finding {
 	const name = "leftovers"
@@ -330,8 +336,12 @@ func (d Doctor) jobs() (dead []string, live int, err error) {
 		if err != nil {
 			continue // it has just gone
 		}
+		young := settling
 		known, alive := d.extern(e.Name())
-		if alive || !known && d.Now().Sub(info.ModTime()) < settling {
+		if !known && d.exists(path.Join(jobsDir, e.Name(), "asked")) {
+			young, alive = prologing, d.externRuns(e.Name())
+		}
+		if alive || !known && d.Now().Sub(info.ModTime()) < young {
 			live++
 			continue
 		}
@@ -361,4 +371,17 @@ func (d Doctor) extern(id string) (known, alive bool) {
 	const afterCommand = 22 - 3
 	fields := strings.Fields(stat[strings.LastIndexByte(stat, ')')+1:])
 	return true, len(fields) > afterCommand && fields[afterCommand] == started
+}
+
+// externRuns looks for the slurmstepd of the job's extern step by its title, for
+// a job that has not run a step here: nothing tells its number yet.
+func (d Doctor) externRuns(id string) bool {
+	names, _ := filepath.Glob(d.path("proc/[0-9]*/cmdline")) // the pattern is constant
+	for _, name := range names {
+		title, err := os.ReadFile(name)
+		if err == nil && strings.HasPrefix(string(title), "slurmstepd: ["+id+".extern") {
+			return true
+		}
+	}
+	return false
 }

@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -28,7 +29,7 @@ func installed() []string {
 	return []string{
 		pluginPath, "usr/lib/carme/libcarme.so",
 		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold", "usr/libexec/carme/carme-enter",
-		"usr/libexec/carme/carme-slurm",
+		"usr/libexec/carme/carme-slurm", "usr/libexec/carme/carme-prolog",
 	}
 }
 
@@ -244,6 +245,32 @@ func (d Doctor) prologFlags(cfg slurm.Config) Finding {
 		return fail(name, "set PrologFlags=Contain in slurm.conf and restart slurmctld and slurmd", "%q has no Contain: jobs have no extern step, which holds a job's namespaces", cfg.Get(name))
 	}
 	return ok(name, "%s", cfg.Get(name))
+}
+
+// prolog looks for what tells a node of a sealed job before its first step. The
+// job's own steps are sealed without it.
+func (d Doctor) prolog(cfg slurm.Config) Finding {
+	const (
+		name    = "Prolog"
+		program = "carme-prolog"
+		mend    = "put contrib/slurm/prolog on every node as /etc/slurm/carme_prolog, then set Prolog=/etc/slurm/carme_prolog in slurm.conf"
+	)
+	if cfg == nil {
+		return skip(name, "Slurm's configuration is not known")
+	}
+	for key := range cfg {
+		// "prolog[0]" since 24.05, where there may be several.
+		if key != "prolog" && !strings.HasPrefix(key, "prolog[") {
+			continue
+		}
+		files, _ := filepath.Glob(d.path(cfg.Get(key))) // a bad pattern matches nothing
+		for _, file := range files {
+			if text, err := os.ReadFile(file); err == nil && bytes.Contains(text, []byte(program)) {
+				return ok(name, "%s runs %s", cfg.Get(key), program)
+			}
+		}
+	}
+	return note(name, "does not run "+program+": a step from outside of a sealed job (srun --jobid), on a node where the job has not run yet, is not sealed unless it says --carme", mend)
 }
 
 // adoption looks for the calls with which a process is moved into a job's

@@ -398,11 +398,12 @@ func oneLine(b []byte) string {
 	return strings.Join(strings.Fields(strings.ToValidUTF8(string(b), "")), " ")
 }
 
-// Cancel cancels a job as the user. A job that has ended is no error.
-func (c *Client) Cancel(ctx context.Context, user string, id uint32) error {
+// Cancel cancels a job as the user. The id is as squeue prints it: by the number
+// alone an array ends with all its tasks. A job that has ended is no error.
+func (c *Client) Cancel(ctx context.Context, user, id string) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
 		var got answer
-		res, err := c.api.SlurmV0042DeleteJob(ctx, strconv.FormatUint(uint64(id), 10), nil, as)
+		res, err := c.api.SlurmV0042DeleteJob(ctx, id, nil, as)
 		status, err := read(res, err, &got)
 		switch {
 		case err != nil:

@@ -35,9 +35,11 @@ type Offer struct {
 	Apps       []OfferApp   `json:"apps"`
 	GPUs       []GPUCount   `json:"gpus"`
 	Partitions []string     `json:"partitions"`
-	Limits     Limits       `json:"limits"`
-	Used       Used         `json:"used"`
-	Default    Start        `json:"default"`
+	// Nodes is how many a session can get at most.
+	Nodes   int    `json:"nodes"`
+	Limits  Limits `json:"limits"`
+	Used    Used   `json:"used"`
+	Default Start  `json:"default"`
 }
 
 // OfferImage is one image of the catalogue that the user may use.
@@ -166,6 +168,10 @@ type JobDetail struct {
 	Error   string   `json:"error"`  // path
 	Log     []Event  `json:"log"`    // what happened, in order
 	Devices []Device `json:"devices"`
+	// Age and what follows are those of Jobs.
+	Age         int    `json:"age"`
+	Problem     string `json:"problem,omitempty"`
+	ProblemCode string `json:"problem_code,omitempty"`
 }
 
 // Device is a GPU of the job as its node reported it.

@@ -103,10 +103,20 @@ type Error struct {
 	Code string `json:"code"`
 	// Message is one sentence for a person: what is wrong and the way out.
 	Message string `json:"message"`
+	// Words say the same for a client that has its own words for it.
+	Words *Words `json:"words,omitempty"`
 	// Fields says which fields of the request are wrong, and why.
 	Fields map[string]string `json:"fields,omitempty"`
+	// FieldCodes say the same for a client that has its own words for it.
+	FieldCodes map[string]Words `json:"field_codes,omitempty"`
 	// RetryAfter is in seconds, with "slow_down".
 	RetryAfter int `json:"retry_after,omitempty"`
+}
+
+// Words are a sentence by its code and what is filled in.
+type Words struct {
+	Code string   `json:"code"`
+	Args []string `json:"args,omitempty"`
 }
 
 // ErrorBody wraps an Error.

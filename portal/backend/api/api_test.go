@@ -122,16 +122,17 @@ func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uin
 	return c.next, nil
 }
 
-func (c *cluster) Cancel(_ context.Context, user string, id uint32) error {
+func (c *cluster) Cancel(_ context.Context, user, id string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	j, ok := c.jobs[id]
-	if !ok || j.User != user {
-		return rest.ErrNotFound
+	for n, j := range c.jobs {
+		if shown(j) == id && j.User == user {
+			j.State = "CANCELLED"
+			c.jobs[n] = j
+			return nil
+		}
 	}
-	j.State = "CANCELLED"
-	c.jobs[id] = j
-	return nil
+	return rest.ErrNotFound
 }
 
 func (c *cluster) Job(_ context.Context, _ string, id uint32) (rest.Job, error) {
@@ -167,9 +168,17 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 	}
 	var rows []slurm.QueueRow
 	for id, j := range c.jobs {
-		rows = append(rows, slurm.QueueRow{ID: id, Shown: itoa(id), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})
+		rows = append(rows, slurm.QueueRow{ID: id, Shown: shown(j), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})
 	}
 	return rows, nil
+}
+
+// shown is how squeue prints a job's id.
+func shown(j rest.Job) string {
+	if j.Array != "" {
+		return j.Array
+	}
+	return itoa(j.ID)
 }
 
 func itoa(n uint32) string {

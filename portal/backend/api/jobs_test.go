@@ -213,9 +213,61 @@ func TestScript_does_what_the_form_does(t *testing.T) {
 	var s wire.Script
 	w.must(w.portal, "POST", "/v1/script", tok, in, &s)
 	want := "#!/bin/sh\n#SBATCH --job-name=\"a \\\"b\"\n#SBATCH --carme=base\n#SBATCH --carme-app=jupyterlab\n#SBATCH --nodes=1\n#SBATCH --ntasks-per-node=1\n" +
-		"#SBATCH --gres=gpu:a100:1\n#SBATCH --time=1:30:00\n#SBATCH --cpus-per-task=2\n#SBATCH --mem=3000M\n#SBATCH --output=/home/alice/carme-%j.out\n:\n"
+		"#SBATCH --gres=gpu:a100:1\n#SBATCH --time=1:30:00\n#SBATCH --cpus-per-task=2\n#SBATCH --mem=3000M\n#SBATCH --chdir=/home/alice\n#SBATCH --output=/home/alice/carme-%j.out\n:\n"
 	if s.Script != want {
 		t.Errorf("script is\n%s", s.Script)
+	}
+}
+
+func TestArray_is_shown_by_task_and_only_what_was_meant_is_cancelled(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.mu.Lock()
+	for id, j := range map[uint32]rest.Job{500: {Array: "500_[3-9]", State: "PENDING"}, 501: {Array: "500_1", State: "RUNNING"}, 502: {Array: "500_2", State: "RUNNING"}} {
+		j.ID, j.User, j.UID, j.Partition, j.Submitted = id, "alice", 10001, "debug", time.Now()
+		w.slurm.jobs[id] = j
+	}
+	w.slurm.mu.Unlock()
+	states := func() map[string]string {
+		var all wire.Jobs
+		w.must(w.portal, "GET", "/v1/jobs", tok, nil, &all)
+		out := map[string]string{}
+		for _, j := range all.Jobs {
+			if out[j.ID] != "" {
+				t.Errorf("%s is shown twice", j.ID)
+			}
+			out[j.ID] = j.State
+		}
+		return out
+	}
+	w.eventually("the tasks", func() bool { w.clock.add(15 * time.Second); return len(states()) == 3 })
+	var waiting wire.Job
+	if w.must(w.portal, "GET", "/v1/jobs/500", tok, nil, &waiting); waiting.ID != "500_[3-9]" {
+		t.Errorf("by its number the array is %s", waiting.ID)
+	}
+	if status, e := w.ask(w.portal, "DELETE", "/v1/jobs/500_2", tok, nil, nil); status != http.StatusNoContent {
+		t.Fatalf("cancel: %d %+v", status, e)
+	}
+	w.eventually("one is cancelled", func() bool { w.clock.add(15 * time.Second); return states()["500_2"] == "CANCELLED" })
+	if s := states(); s["500_1"] != "RUNNING" || s["500_[3-9]"] != "PENDING" {
+		t.Errorf("the others: %v", s)
+	}
+}
+
+func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := newStart()
+	in.Nodes, in.GPUType = 3, "h100"
+	_, e := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil)
+	for field, code := range map[string]string{"nodes": "field.range", "gpu_type": "field.gpu_type"} {
+		if e.FieldCodes[field].Code != code || e.Fields[field] == "" {
+			t.Errorf("%s: %+v", field, e)
+		}
+	}
+	w.slurm.submit = func() error { return rest.RefusedError{Text: "Invalid account"} }
+	if _, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); e.Words == nil || e.Words.Code != "end.refused" || len(e.Words.Args) != 1 || e.Words.Args[0] != "Invalid account" {
+		t.Errorf("%+v", e)
 	}
 }
 

@@ -141,7 +141,9 @@ func events(r *request) error {
 		case <-bell:
 		case <-beat.C:
 			s.Jobs.Touch(uid)
-			if err := out.send(": \n\n"); err != nil {
+			// An event and no comment: scripts in the page see only events, and take
+			// silence for an end.
+			if err := out.send("event: beat\ndata: 1\n\n"); err != nil {
 				return nil // the browser went away
 			}
 		}

@@ -80,6 +80,20 @@ func (h *Hub) bump(key string) {
 	}
 }
 
+// bumpAll is for what changes every page: that Slurm has gone, or come back.
+func (h *Hub) bumpAll() {
+	h.mu.Lock()
+	users := map[string]bool{}
+	for w := range h.waiters {
+		users[w.user] = true
+	}
+	h.mu.Unlock()
+	h.bump(TopicCluster)
+	for user := range users {
+		h.bump(userKey(user))
+	}
+}
+
 // Versions are the topics of a user as they are now.
 func (h *Hub) Versions(user string) []News {
 	h.mu.Lock()

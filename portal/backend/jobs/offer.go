@@ -16,7 +16,6 @@ import (
 
 const (
 	defaultMinutes = 240
-	defaultName    = "session"
 	featureCarme   = "carme"
 	// favourite is the app to begin with.
 	favourite = "jupyterlab"
@@ -44,8 +43,11 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 	s.Look(ctx, sess.User().UID)
 	limit := s.Limits.For(sess.User().Roles)
 	out := api.Offer{
-		Images: []api.OfferImage{}, Apps: []api.OfferApp{}, GPUs: s.gpus(true), Partitions: s.partitions(),
+		Images: []api.OfferImage{}, Apps: []api.OfferApp{}, GPUs: s.gpus(true), Partitions: s.partitions(), Nodes: s.sealing(),
 		Limits: api.Limits{Nodes: limit.Nodes, GPUs: limit.GPUs, Running: limit.Running, Minutes: limit.Minutes},
+	}
+	if longest := s.longest(""); longest > 0 && (limit.Minutes == 0 || longest < limit.Minutes) {
+		out.Limits.Minutes = longest
 	}
 	for _, a := range c.Apps {
 		out.Apps = append(out.Apps, api.OfferApp{Name: a.Name, Title: a.Title, Description: a.Description, Icon: a.Icon, Sharing: a.Sharing})
@@ -101,7 +103,7 @@ func (s *Service) beginning(c *config.Config, o *api.Offer) (app, image string) 
 }
 
 func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
-	d := api.Start{Nodes: 1, Minutes: defaultMinutes, Name: defaultName}
+	d := api.Start{Nodes: 1, Minutes: defaultMinutes}
 	d.App, d.Image = s.beginning(c, o)
 	if slices.ContainsFunc(o.GPUs, func(g api.GPUCount) bool { return g.PerNode > 0 }) {
 		d.GPUs = 1
@@ -222,6 +224,50 @@ func (s *Service) partitions() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// sealing is how many nodes take sealed jobs, now or when they are back.
+func (s *Service) sealing() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	count := 0
+	for _, n := range s.pic.nodes {
+		if slices.Contains(n.Features, featureCarme) {
+			count++
+		}
+	}
+	return count
+}
+
+// longest is how many minutes a job may run in a partition, in any for none; 0 if
+// that is not limited.
+func (s *Service) longest(partition string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	most := 0
+	for _, p := range s.pic.partitions {
+		if !p.Up || partition != "" && p.Name != partition {
+			continue
+		}
+		if p.MaxMinutes == 0 {
+			return 0
+		}
+		most = max(most, p.MaxMinutes)
+	}
+	return most
+}
+
+// largest is the most processors and memory (MB) that one node has for sealed
+// jobs; 0 if none is known.
+func (s *Service) largest(partition string) (cpus int, memory int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, n := range s.pic.nodes {
+		if slices.Contains(n.Features, featureCarme) && (partition == "" || slices.Contains(n.Partitions, partition)) {
+			cpus, memory = max(cpus, n.CPUs), max(memory, n.MemoryMB)
+		}
+	}
+	return cpus, memory
 }
 
 // Cluster is what everybody may see of the nodes.

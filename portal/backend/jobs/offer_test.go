@@ -36,3 +36,20 @@ func TestOffer_begins_with_the_sites_app_else_JupyterLab_in_an_image_that_has_it
 		}
 	}
 }
+
+func TestWhole_leaves_a_cut_character_for_the_next_part(t *testing.T) {
+	for text, want := range map[string]string{
+		"plain":         "plain",
+		"grün":          "grün",
+		"gr\xc3":        "gr",
+		"ok \xe2\x9c":   "ok ",
+		"ok \xff":       "ok \xff", // never becomes one
+		"\xe2\x9c":      "\xe2\x9c",
+		"":              "",
+		"a\xf0\x9f\x98": "a",
+	} {
+		if got := string(whole([]byte(text))); got != want {
+			t.Errorf("%q: %q, not %q", text, got, want)
+		}
+	}
+}

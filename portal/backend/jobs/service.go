@@ -50,7 +50,7 @@ const (
 // Slurm is slurmrestd (internal/slurm/rest).
 type Slurm interface {
 	Submit(ctx context.Context, user string, s rest.Submission) (uint32, error)
-	Cancel(ctx context.Context, user string, id uint32) error
+	Cancel(ctx context.Context, user, id string) error
 	Job(ctx context.Context, user string, id uint32) (rest.Job, error)
 	Recorded(ctx context.Context, user string, since time.Time) ([]rest.Past, error)
 	Cluster
@@ -323,7 +323,7 @@ func (s *Service) refresh(ctx context.Context) {
 		s.pic.problem = "Slurm does not answer; this is what it was before."
 		s.mu.Unlock()
 		if before == "" {
-			s.Hub.bump(TopicCluster)
+			s.Hub.bumpAll()
 		}
 		s.Log.WarnContext(ctx, "slurm's queue could not be read", "err", err.Error())
 		return
@@ -336,7 +336,7 @@ func (s *Service) refresh(ctx context.Context) {
 	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
 	s.mu.Unlock()
 	if before != "" {
-		s.Hub.bump(TopicCluster)
+		s.Hub.bumpAll()
 	}
 	if nodesOld {
 		s.refreshNodes(ctx)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 
@@ -70,31 +71,36 @@ func (s *Service) check(ctx context.Context, sess *auth.Session, in api.Start) (
 	if in.App == "" {
 		in.App = d.App
 	}
-	in.Nodes, in.Minutes, in.Name = orDefault(in.Nodes, d.Nodes), orDefault(in.Minutes, d.Minutes), orDefault(strings.TrimSpace(in.Name), d.Name)
-	wrong := map[string]string{}
+	in.Nodes, in.Minutes, in.Name = orDefault(in.Nodes, d.Nodes), orDefault(in.Minutes, d.Minutes), orDefault(strings.TrimSpace(in.Name), in.App)
+	wrong := wrongs{}
 	if _, err := uuid.Parse(in.ID); err != nil || len(in.ID) != 36 || in.ID != strings.ToLower(in.ID) {
-		wrong["id"] = "is no UUID"
+		wrong["id"] = say("field.id", "is no UUID")
 	}
 	app := c.App(in.App)
 	switch {
 	case app == nil:
-		wrong["app"] = "there is no such app"
+		wrong["app"] = say("field.app", "There is no such app.")
 	case !app.RunsIn(in.Image):
-		wrong["app"] = "the image does not have this app; choose another image"
+		wrong["app"] = say("field.app.image", "The image does not have this app; choose another image.")
 	}
 	if !slices.Contains(s.images(c, sess), in.Image) {
-		wrong["image"] = "there is no such image, or you may not use it"
+		wrong["image"] = say("field.image", "There is no such image, or you may not use it.")
 	} else if err := s.plugin(c, sess, in, app); err != nil {
-		wrong["image"] = err.Error()
+		wrong["image"] = words{text: err.Error()}
 	}
-	checkNumbers(&in, &offer, wrong)
+	s.checkNumbers(&in, &offer, wrong)
 	checkWords(&in, &offer, wrong)
-	if len(wrong) > 0 {
-		return checked{}, problem.Invalid("Some of it cannot be started like this; see the marked fields.", wrong)
+	within := len(wrong) == 0
+	for field, e := range s.Limits.For(sess.User().Roles).Check(in.Nodes, in.GPUs*in.Nodes, in.Minutes, offer.Used.Running) {
+		if _, known := wrong[field]; !known {
+			wrong[field] = say(e.Code, e.Text, e.Args...)
+		}
 	}
-	over := s.Limits.For(sess.User().Roles).Check(in.Nodes, in.GPUs*in.Nodes, in.Minutes, offer.Used.Running)
-	if len(over) > 0 {
-		return checked{}, problem.Limit("That is more than you may have; see the marked fields.", over)
+	switch {
+	case !within:
+		return checked{}, wrong.in(problem.Invalid("Some of it cannot be started like this; see the marked fields.", nil))
+	case len(wrong) > 0:
+		return checked{}, wrong.in(problem.Limit("That is more than you may have; see the marked fields.", nil))
 	}
 	s.derive(&in)
 	return checked{in: in, app: app}, nil
@@ -123,17 +129,18 @@ func (s *Service) plugin(c *config.Config, sess *auth.Session, in api.Start, app
 	return err
 }
 
-func checkNumbers(in *api.Start, offer *api.Offer, wrong map[string]string) {
+func (s *Service) checkNumbers(in *api.Start, offer *api.Offer, wrong wrongs) {
 	ranged := func(field string, n, least, most int) {
 		if n < least || n > most {
-			wrong[field] = fmt.Sprintf("must be %d to %d", least, most)
+			wrong[field] = say("field.range", "It must be %s to %s.", strconv.Itoa(least), strconv.Itoa(most))
 		}
 	}
-	ranged("nodes", in.Nodes, 1, countMax)
-	ranged("minutes", in.Minutes, 1, countMax*60)
-	ranged("cpus", in.CPUs, 0, countMax)
-	if in.MemoryMB < 0 || in.MemoryMB > memoryMax {
-		wrong["memory_mb"] = "is no amount of memory"
+	ranged("nodes", in.Nodes, 1, orDefault(offer.Nodes, countMax))
+	ranged("minutes", in.Minutes, 1, orDefault(s.longest(in.Partition), countMax*60))
+	cpus, memory := s.largest(in.Partition)
+	ranged("cpus", in.CPUs, 0, orDefault(cpus, countMax))
+	if most := orDefault(memory, memoryMax); in.MemoryMB < 0 || in.MemoryMB > most {
+		wrong["memory_mb"] = say("field.memory", "No node has more than %s GB.", strconv.FormatInt(most/1024, 10))
 	}
 	most, found := 0, in.GPUType == ""
 	for _, g := range offer.GPUs {
@@ -144,23 +151,23 @@ func checkNumbers(in *api.Start, offer *api.Offer, wrong map[string]string) {
 	}
 	switch {
 	case !found:
-		wrong["gpu_type"] = "the cluster has no such GPU"
+		wrong["gpu_type"] = say("field.gpu_type", "The cluster has no such GPU.")
 	case in.GPUs < 0 || in.GPUs > most && len(offer.GPUs) > 0 || in.GPUs > countMax:
-		wrong["gpus"] = fmt.Sprintf("must be 0 to %d: no node has more", most)
+		wrong["gpus"] = say("field.gpus", "It must be 0 to %s: no node has more.", strconv.Itoa(most))
 	}
 }
 
-func checkWords(in *api.Start, offer *api.Offer, wrong map[string]string) {
+func checkWords(in *api.Start, offer *api.Offer, wrong wrongs) {
 	if len(in.Name) > nameMax || strings.ContainsFunc(in.Name, func(c rune) bool { return !unicode.IsPrint(c) }) {
-		wrong["name"] = fmt.Sprintf("must be at most %d characters that can be printed", nameMax)
+		wrong["name"] = say("field.name", "It must be at most %s characters that can be printed.", strconv.Itoa(nameMax))
 	}
 	for field, text := range map[string]string{"account": in.Account, "qos": in.QOS, "gpu_type": in.GPUType} {
 		if text != "" && !word.MatchString(text) {
-			wrong[field] = "letters, digits and ._- only"
+			wrong[field] = say("field.word", "Letters, digits and ._- only.")
 		}
 	}
 	if in.Partition != "" && !slices.Contains(offer.Partitions, in.Partition) {
-		wrong["partition"] = "there is no such partition"
+		wrong["partition"] = say("field.partition", "There is no such partition.")
 	}
 }
 
@@ -211,6 +218,7 @@ func (s *Service) Script(ctx context.Context, sess *auth.Session, in api.Start) 
 	if in.MemoryMB > 0 {
 		line("mem", fmt.Sprintf("%dM", in.MemoryMB))
 	}
+	line("chdir", sess.Home)
 	line("output", outputPath(sess))
 	b.WriteString(":\n")
 	return api.Script{Script: b.String()}, nil
@@ -341,7 +349,7 @@ func (s *Service) outcome(ctx context.Context, user, intent string, job uint32, 
 		state = intentUnknown
 	case errors.As(cause, &refused):
 		state, text = intentFailed, slurmRefused+refused.Text
-		answer = problem.Invalid(text, nil)
+		answer = notSubmitted(text).in(problem.Invalid(text, nil))
 	default:
 		state, text = intentFailed, slurmSilent
 		answer = unavailableSlurm()
@@ -486,7 +494,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	if err != nil {
 		return err
 	}
-	switch err := s.Slurm.Cancel(ctx, sess.UserName, n); {
+	switch err := s.Slurm.Cancel(ctx, sess.UserName, j.ID); {
 	case errors.Is(err, rest.ErrNotFound):
 	case errors.Is(err, rest.ErrUnavailable):
 		return problem.Unavailable("Slurm does not answer now; the job goes on. Try again in a minute.")
@@ -544,12 +552,27 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	var refused nodes.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		return noOutput(say("output.refused", "The output cannot be read: %s", plain(refused.Text))), nil
+		return noOutput(unreadable(refused, plain(file))), nil
 	case err != nil:
 		s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error())
 		return noOutput(say("output.node", "The node does not answer; its file is %s", plain(file))), nil
 	}
-	return api.Output{Text: strings.ToValidUTF8(string(t.Data), "\uFFFD"), Offset: t.Offset, Next: t.Offset + int64(len(t.Data)), Size: t.Size}, nil
+	data := whole(t.Data)
+	return api.Output{Text: strings.ToValidUTF8(string(data), "\uFFFD"), Offset: t.Offset, Next: t.Offset + int64(len(data)), Size: t.Size}, nil
+}
+
+// whole leaves out a character at the end that is not all there yet: the next
+// part begins with it.
+func whole(data []byte) []byte {
+	for n := 1; n < utf8.UTFMax && n <= len(data); n++ {
+		if at := len(data) - n; utf8.RuneStart(data[at]) {
+			if !utf8.FullRune(data[at:]) && at > 0 {
+				return data[:at]
+			}
+			break
+		}
+	}
+	return data
 }
 
 // anyNode is the first of them whose agent was heard of, else any such node:
@@ -611,12 +634,12 @@ func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error
 	var refused nodes.RefusedError
 	switch {
 	case errors.As(err, &refused):
-		badHome(&home, say("home.unusable", "Your home directory cannot be used: %s", refused.Text))
+		badHome(&home, unusableHome(refused.Code, refused.Text))
 	case err != nil:
 		s.Log.WarnContext(ctx, "home could not be looked at", "node", node, "err", err.Error())
 		return home, nil
 	case st.Problem != "":
-		badHome(&home, say("home.unusable", "Your home directory cannot be used: %s", st.Problem))
+		badHome(&home, unusableHome(st.Code, st.Problem))
 	case st.FreeMB < homeFewMB:
 		badHome(&home, fewMB(st.FreeMB))
 	}

@@ -344,9 +344,28 @@ func (s *Service) find(ctx context.Context, sess *auth.Session, id string) (api.
 	if err != nil {
 		return api.Job{}, err
 	}
+	return pick(all, id)
+}
+
+// pick is the job with an id, Slurm's or the submission's. By its number an array
+// is what of it waits, else the task that has the number in Slurm: a page stays
+// the same when one begins.
+func pick(all api.Jobs, id string) (api.Job, error) {
+	if id == "" {
+		return api.Job{}, problem.NotFound()
+	}
 	for _, j := range all.Jobs {
-		if id != "" && (j.ID == id || j.Intent == id) {
+		if j.ID == id || j.Intent == id {
 			return j, nil
+		}
+	}
+	if _, err := strconv.ParseUint(id, 10, 32); err == nil {
+		for _, array := range []string{id + "_[", id + "_"} {
+			for _, j := range all.Jobs {
+				if strings.HasPrefix(j.ID, array) {
+					return j, nil
+				}
+			}
 		}
 	}
 	return api.Job{}, problem.NotFound()
@@ -381,11 +400,15 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 
 // get is Get with the texts as they are: files are opened by them.
 func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
-	j, err := s.find(ctx, sess, id)
+	all, err := s.List(ctx, sess.UserName, sess.User().UID)
+	if err != nil {
+		return api.Job{}, err
+	}
+	j, err := pick(all, id)
 	if err != nil {
 		return j, err
 	}
-	j.Detail = &api.JobDetail{Log: []api.Event{}, Devices: []api.Device{}}
+	j.Detail = &api.JobDetail{Log: []api.Event{}, Devices: []api.Device{}, Age: all.Age, Problem: all.Problem, ProblemCode: all.ProblemCode}
 	n, ok := s.number(&j)
 	if !ok {
 		return j, nil

@@ -8,6 +8,8 @@ import (
 
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/nodes"
+	"github.com/carme-hpc/carme/portal/backend/problem"
 )
 
 // words are said to a user: in English, and by a code and arguments for clients
@@ -28,6 +30,12 @@ func say(code, text string, args ...string) words {
 
 func (w words) event(at time.Time, stage string) api.Event {
 	return api.Event{Time: at, Stage: stage, Text: w.text, Code: w.code, Args: w.args}
+}
+
+// in says it in an answer.
+func (w words) in(e *problem.Error) *problem.Error {
+	e.Body.Words = &api.Words{Code: w.code, Args: w.args}
+	return e
 }
 
 func (w words) end(j *api.Job) { j.End, j.EndCode, j.EndArgs = w.text, w.code, w.args }
@@ -114,6 +122,54 @@ func noOutput(w words) api.Output { return api.Output{Problem: w.text, Code: w.c
 // badHome is the answer about a home in which nothing can be started.
 func badHome(h *api.Home, w words) {
 	h.OK, h.Message, h.Code, h.Args = false, w.text, w.code, w.args
+}
+
+// unusableHome says by an agent's code (nodeagent/control) what is wrong with a
+// home; text is what the agent says itself.
+func unusableHome(code, text string) words {
+	switch code {
+	case "missing":
+		return say("home.missing", "Your home directory does not exist. Tell your administrators.")
+	case "denied":
+		return say("home.denied", "Your home directory is closed to you. Tell your administrators.")
+	case "quota":
+		return say("home.quota", "Your home directory is full: your quota is used up. Remove something before you start.")
+	case "space":
+		return say("home.space", "Your home directory is full: its file system has no space left. Remove something before you start.")
+	case "readonly":
+		return say("home.readonly", "Your home directory is read-only. Tell your administrators.")
+	case "server":
+		return say("home.server", "Your home directory cannot be reached: its file server does not answer. What you start now will not come up; try again later.")
+	}
+	return say("home.unusable", "Your home directory cannot be used: %s", text)
+}
+
+// unreadable says the same of an output file.
+func unreadable(e nodes.RefusedError, file string) words {
+	switch e.Code {
+	case "missing":
+		return say("output.missing", "There is no output: nothing has written to %s.", file)
+	case "denied":
+		return say("output.denied", "The output cannot be read: you may not open %s.", file)
+	case "server":
+		return say("output.server", "The output cannot be read: the file server of %s does not answer.", file)
+	}
+	return say("output.refused", "The output cannot be read: %s", plain(e.Text))
+}
+
+// wrongs are the fields of a request that are wrong, and why.
+type wrongs map[string]words
+
+// in fills them into an answer.
+func (w wrongs) in(e *problem.Error) *problem.Error {
+	e.Body.Fields, e.Body.FieldCodes = map[string]string{}, map[string]api.Words{}
+	for field, why := range w {
+		e.Body.Fields[field] = why.text
+		if why.code != "" {
+			e.Body.FieldCodes[field] = api.Words{Code: why.code, Args: why.args}
+		}
+	}
+	return e
 }
 
 func fewMB(mb int64) words {

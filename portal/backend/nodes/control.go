@@ -40,6 +40,7 @@ type HomeState struct {
 	FreeMB  int64  `json:"free_mb"`
 	TotalMB int64  `json:"total_mb"`
 	Problem string `json:"problem"`
+	Code    string `json:"-"` // of Problem (nodeagent/control)
 }
 
 // Control asks agents.
@@ -50,7 +51,10 @@ type Control struct {
 }
 
 // RefusedError is an agent's no.
-type RefusedError struct{ Text string }
+type RefusedError struct {
+	Text string
+	Code string // of Text (nodeagent/control), or empty
+}
 
 // Error is the agent's reason.
 func (e RefusedError) Error() string { return e.Text }
@@ -82,12 +86,14 @@ func (c *Control) Home(ctx context.Context, node string, as As, path string) (Ho
 		As
 		Path string `json:"path"`
 	}{"home", as, path}, &out, &out.status)
+	out.HomeState.Code = out.status.Code
 	return out.HomeState, err
 }
 
 type status struct {
 	OK    bool   `json:"ok"`
 	Error string `json:"error"`
+	Code  string `json:"code"`
 }
 
 // ask sends one line and reads one.
@@ -119,7 +125,7 @@ func (c *Control) ask(ctx context.Context, node string, in, out any, st *status)
 		return fmt.Errorf("read answer of %s: %w", node, err)
 	}
 	if !st.OK {
-		return RefusedError{clip(st.Error)}
+		return RefusedError{clip(st.Error), st.Code}
 	}
 	return nil
 }

@@ -1,7 +1,7 @@
 package policy
 
 import (
-	"fmt"
+	"strconv"
 
 	"github.com/carme-hpc/carme/internal/wire/api"
 )
@@ -70,19 +70,26 @@ func wider(a, b Limit) Limit {
 	return out
 }
 
+// Excess says why something is more than allowed: in English with %s for each
+// argument, and by a code for clients that speak other languages.
+type Excess struct {
+	Code, Text string
+	Args       []string
+}
+
 // Check says by field what of a job exceeds the limits.
-func (l Limit) Check(nodes, gpus, minutes, running int) map[string]string {
-	wrong := map[string]string{}
-	over := func(field string, have, most int, what string) {
+func (l Limit) Check(nodes, gpus, minutes, running int) map[string]Excess {
+	wrong := map[string]Excess{}
+	over := func(field string, have, most int, text string) {
 		if most > 0 && have > most {
-			wrong[field] = fmt.Sprintf("you may have %d %s at most", most, what)
+			wrong[field] = Excess{"limit." + field, text, []string{strconv.Itoa(most)}}
 		}
 	}
-	over("nodes", nodes, l.Nodes, "nodes")
-	over("gpus", gpus, l.GPUs, "GPUs in one job, all nodes together")
-	over("minutes", minutes, l.Minutes, "minutes")
+	over("nodes", nodes, l.Nodes, "You may have %s nodes at most.")
+	over("gpus", gpus, l.GPUs, "You may have %s GPUs at most, all nodes together.")
+	over("minutes", minutes, l.Minutes, "You may have %s minutes at most.")
 	if l.Running > 0 && running >= l.Running {
-		wrong["running"] = fmt.Sprintf("you have %d jobs already, %d is the most; stop one first", running, l.Running)
+		wrong["running"] = Excess{"limit.running", "You have %s jobs already, %s is the most. Stop one first.", []string{strconv.Itoa(running), strconv.Itoa(l.Running)}}
 	}
 	return wrong
 }

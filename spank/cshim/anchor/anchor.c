@@ -14,7 +14,8 @@
  *              the directory           and so is what it starts (cgroup v1)
  *   start      + namespace fds      -> started  "pid", "pid1", "pidns"
  *   complete   (all is in place)    -> completed
- *   container  "key", "argv", "env" -> accepted
+ *   container  "key", "argv", "env", -> accepted
+ *              "image", + its mount
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
  *              "owner"                 mount namespace, device fds
  *   enter      "key"                -> entered  "env", + user and mount
@@ -320,7 +321,7 @@ static struct container *find_container(struct anchor *a, const char *key)
 }
 
 static void on_container(struct anchor *a, struct peer *p,
-			 const struct record *r)
+			 const struct record *r, struct msg_fds *fds)
 {
 	const char *key = record_get(r, "key");
 	struct container *c = key ? find_container(a, key) : NULL;
@@ -338,7 +339,10 @@ static void on_container(struct anchor *a, struct peer *p,
 		c = NULL;
 	}
 	if (!c) {
-		c = container_start(&a->ns, &a->user, r);
+		int image = msg_fds_take(fds, 0);
+
+		c = container_start(&a->ns, &a->user, r, image);
+		sys_close(&image);
 		if (!c) {
 			answer_error(p->fd, "out of memory");
 			return;
@@ -412,7 +416,7 @@ static void dispatch(struct anchor *a, struct peer *p, struct record *r,
 	else if (!strcmp(type, "start"))
 		on_start(a, p, r, fds);
 	else if (!strcmp(type, "container"))
-		on_container(a, p, r);
+		on_container(a, p, r, fds);
 	else if (!strcmp(type, "complete"))
 		on_complete(a, p);
 	else if (!strcmp(type, "join"))
@@ -519,16 +523,17 @@ static void remove_jobdir(const struct anchor *a)
 
 /*
  * The directory itself goes with the extern step's last callback, or with the
- * next job that finds it. A set-up that failed leaves nothing in it and may be
- * tried again; of a job that was sealed off its identity stays, so that a step
- * that is just starting does not take the job for a plain one.
+ * next job that finds it. A set-up that failed leaves nothing in it but what
+ * was there before, and may be tried again; of a job that was sealed off its
+ * identity stays, so that a step that is just starting does not take the job
+ * for a plain one.
  */
 static void clear_directory(const struct anchor *a)
 {
 	int pmix;
 
 	if (!a->complete) {
-		rmtree_contents(a->jobdir);
+		rmtree_contents_but(a->jobdir, JOB_ASKED);
 		return;
 	}
 	unlinkat(a->jobdir, JOB_SOCKET, 0);

@@ -49,9 +49,11 @@ struct container {
 	char why[512];
 };
 
+/* image is a mount that is attached nowhere; "image" of spec says where the
+ * runtime looks for it. */
 struct container *container_start(const struct namespaces *ns,
 				  const struct user *user,
-				  const struct record *spec);
+				  const struct record *spec, int image);
 /* The hold program spoke, or its socket closed. */
 void container_on_socket(struct container *c, const struct namespaces *ns);
 /* The runtime process ended. */

@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <linux/mount.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +17,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -72,8 +75,33 @@ static void reset_oom_score(void)
 		close(fd);
 }
 
+/*
+ * The image, where the runtime looks for it, in a mount namespace of this
+ * container's own: no path of the user's is walked again after the core has
+ * judged it, and nobody can change what stands at this one.
+ */
+static int show_image(int image, const char *path)
+{
+	int target, rc;
+
+	if (image < 0 || !path) {
+		errno = EINVAL;
+		return -1;
+	}
+	if (unshare(CLONE_NEWNS))
+		return -1;
+	target = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	rc = target < 0 ? -1
+			: (int) syscall(SYS_move_mount, image, "", target, "",
+					MOVE_MOUNT_F_EMPTY_PATH |
+					    MOVE_MOUNT_T_EMPTY_PATH);
+	sys_close(&target);
+	return rc;
+}
+
 static void run_runtime(const struct namespaces *ns, const struct user *user,
-			const struct record *spec, int sock, int output)
+			const struct record *spec, int image, int sock,
+			int output)
 {
 	char **argv = list_of(spec, "argv");
 	char **envp = list_of(spec, "env");
@@ -89,6 +117,10 @@ static void run_runtime(const struct namespaces *ns, const struct user *user,
 		_exit(1);
 	if (setsid() < 0 || enter_namespaces(ns) || chdir("/")) {
 		dprintf(2, "join the job's namespaces: %s\n", strerror(errno));
+		_exit(1);
+	}
+	if (show_image(image, record_get(spec, "image"))) {
+		dprintf(2, "show the image: %s\n", strerror(errno));
 		_exit(1);
 	}
 	reset_oom_score();
@@ -110,7 +142,7 @@ static void container_fail(struct container *c, const char *why)
 
 struct container *container_start(const struct namespaces *ns,
 				  const struct user *user,
-				  const struct record *spec)
+				  const struct record *spec, int image)
 {
 	struct container *c = calloc(1, sizeof(*c));
 	const char *key = record_get(spec, "key");
@@ -133,7 +165,7 @@ struct container *container_start(const struct namespaces *ns,
 	}
 	c->pid = fork();
 	if (c->pid == 0)
-		run_runtime(ns, user, spec, pair[1], c->output);
+		run_runtime(ns, user, spec, image, pair[1], c->output);
 	close(pair[1]);
 	c->sock = pair[0];
 	if (c->pid < 0) {

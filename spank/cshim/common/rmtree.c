@@ -17,6 +17,7 @@ struct removal {
 	int top;
 	unsigned long moved; /* directories, so far */
 	unsigned long names; /* tried for them */
+	const char *keep;    /* an entry of the top directory, or NULL */
 };
 
 static int remove_below(struct removal *r, int dirfd, int depth);
@@ -70,6 +71,8 @@ static int remove_below(struct removal *r, int dirfd, int depth)
 	while ((e = readdir(d))) {
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
 			continue;
+		if (!depth && r->keep && !strcmp(e->d_name, r->keep))
+			continue;
 		if (remove_entry(r, dirfd, e->d_name, depth))
 			rc = -1;
 	}
@@ -79,7 +82,12 @@ static int remove_below(struct removal *r, int dirfd, int depth)
 
 int rmtree_contents(int dirfd)
 {
-	struct removal r = {.top = dirfd};
+	return rmtree_contents_but(dirfd, NULL);
+}
+
+int rmtree_contents_but(int dirfd, const char *keep)
+{
+	struct removal r = {.top = dirfd, .keep = keep};
 	unsigned long before;
 	int rc;
 

@@ -8,5 +8,7 @@
  * step is by descriptor. 0, or -1 with the errno of the first failure.
  */
 int rmtree_contents(int dirfd);
+/* The same, but for one entry of that name in dirfd itself. */
+int rmtree_contents_but(int dirfd, const char *keep);
 
 #endif

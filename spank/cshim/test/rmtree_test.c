@@ -77,6 +77,22 @@ static void deeper_than_the_stack(int dir)
 	   "and leaves nothing behind");
 }
 
+static void but_one(int dir)
+{
+	int deep = dig(dir, 3);
+
+	touch(deep, "kept");
+	close(deep);
+	touch(dir, "kept");
+	touch(dir, "other");
+	ok(!rmtree_contents_but(dir, "kept"), "all but one entry goes");
+	ok(!faccessat(dir, "kept", F_OK, 0) && faccessat(dir, "other", F_OK, 0),
+	   "which stays");
+	ok(faccessat(dir, "d", F_OK, 0), "one of that name below does not");
+	ok(!rmtree_contents(dir) && faccessat(dir, "kept", F_OK, 0),
+	   "then it goes too");
+}
+
 int main(void)
 {
 	int root, dir;
@@ -88,6 +104,7 @@ int main(void)
 	dir = openat(root, "inside", O_RDONLY | O_DIRECTORY);
 	ordinary(root, dir);
 	deeper_than_the_stack(dir);
+	but_one(dir);
 	close(dir);
 	ok(!rmtree_contents(root) && !rmdir(top), "clean up");
 	close(root);

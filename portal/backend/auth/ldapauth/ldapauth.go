@@ -54,8 +54,9 @@ type People struct {
 	Home   string `yaml:"home"`
 	Full   string `yaml:"full_name"`
 	Mail   string `yaml:"mail"`
-	// Changed is an attribute that changes with the password; empty: none.
-	Changed string `yaml:"password_changed"`
+	// Changed are attributes that change with the password; those that a person
+	// does not have say nothing.
+	Changed []string `yaml:"password_changed"`
 }
 
 // Groups says where groups are. MemberIs is name (memberUid) or dn (member).
@@ -73,6 +74,8 @@ func Default() Config {
 		People: People{
 			Filter: "(objectClass=posixAccount)", Name: "uid", UID: "uidNumber", GID: "gidNumber", Home: "homeDirectory",
 			Full: "cn", Mail: "mail",
+			// OpenLDAP's ppolicy, Active Directory, shadow(5), Kerberos.
+			Changed: []string{"pwdChangedTime", "pwdLastSet", "shadowLastChange", "krbLastPwdChange"},
 		},
 		Groups:         Groups{Filter: "(objectClass=posixGroup)", Name: "cn", Member: "memberUid", MemberIs: "name"},
 		TimeoutSeconds: 5,
@@ -248,9 +251,7 @@ func (d *Directory) person(conn *ldap.Conn, name string) (auth.Person, error) {
 	p := d.cfg.People
 	filter := "(&" + p.Filter + "(" + p.Name + "=" + ldap.EscapeFilter(name) + "))"
 	want := []string{p.Name, p.UID, p.GID, p.Home, p.Full, p.Mail}
-	if p.Changed != "" {
-		want = append(want, p.Changed)
-	}
+	want = append(want, p.Changed...)
 	req := ldap.NewSearchRequest(p.Base, ldap.ScopeWholeSubtree, ldap.NeverDerefAliases, 2, d.cfg.TimeoutSeconds, false, filter, want, nil)
 	res, err := conn.Search(req)
 	if err != nil && !ldap.IsErrorWithCode(err, ldap.LDAPResultSizeLimitExceeded) && !ldap.IsErrorWithCode(err, ldap.LDAPResultNoSuchObject) {
@@ -266,8 +267,10 @@ func (d *Directory) person(conn *ldap.Conn, name string) (auth.Person, error) {
 		Name: e.GetAttributeValue(p.Name), DN: e.DN, UID: uint32(uid), GID: uint32(gid), Home: e.GetAttributeValue(p.Home),
 		Full: e.GetAttributeValue(p.Full), Mail: e.GetAttributeValue(p.Mail),
 	}
-	if p.Changed != "" {
-		found.Stamp = e.GetAttributeValue(p.Changed)
+	for _, name := range p.Changed {
+		if value := e.GetEqualFoldAttributeValue(name); value != "" {
+			found.Stamp += name + "=" + value + " "
+		}
 	}
 	const uidMax = 1<<32 - 2 // the last one means nobody
 	if errUID != nil || errGID != nil || uid < uidMin || uid > uidMax || len(e.GetAttributeValues(p.Name)) != 1 || !fit(found.Name) {

@@ -100,7 +100,7 @@ directory %[1]s/db
 access to attrs=userPassword by anonymous auth by * none
 access to * by users read by * none
 `, dir, filepath.Join("/", prefix, "usr/lib/ldap"))
-	data := tree + entry("alice", "people", "alice-pass", 10001) + entry("dave", "people", "dave-pass", 10004) + entry("sys", "people", "sys-pass", 999) +
+	data := tree + strings.Replace(entry("alice", "people", "alice-pass", 10001), "uid:", "objectClass: shadowAccount\nshadowLastChange: 20000\nuid:", 1) + entry("dave", "people", "dave-pass", 10004) + entry("sys", "people", "sys-pass", 999) +
 		entry("root", "people", "root-pass", 0) + entry("twin", "people", "twin-pass", 10010) + entry("twin", "more", "twin-pass", 10011) +
 		group("carme-users", 20001, "alice", "sys", "root", "twin") + group("carme-admins", 20002, "alice") + group("other", 20003, "alice", "dave")
 	for name, text := range map[string]string{"slapd.conf": conf, "tree.ldif": data} {
@@ -208,6 +208,9 @@ func TestFind_gives_a_person_with_groups_and_roles(t *testing.T) {
 		}
 		if p.Name != "alice" || p.UID != 10001 || p.Home != "/home/alice" || strings.Join(p.Groups, ",") != "carme-admins,carme-users,other" || strings.Join(p.Roles, ",") != "user,admin" {
 			t.Errorf("person is %+v", p)
+		}
+		if p.Stamp != "shadowLastChange=20000 " {
+			t.Errorf("the password's stamp is %q", p.Stamp)
 		}
 	}
 }

@@ -7,27 +7,60 @@ window.htmx = htmx;
 const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
 const clock = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
 const short = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const hour = new Intl.DateTimeFormat(lang, { hour: "numeric", minute: "2-digit" });
+const day = new Intl.DateTimeFormat(lang, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
 function localise(within) {
   for (const one of within.querySelectorAll("time[datetime]")) {
     const when = new Date(one.getAttribute("datetime"));
-    if (!Number.isNaN(when.getTime())) one.textContent = (one.dataset.short === undefined ? clock : short).format(when);
+    if (Number.isNaN(when.getTime())) continue;
+    if (one.dataset.near === undefined) {
+      one.textContent = (one.dataset.short === undefined ? clock : short).format(when);
+    } else { // of today the time is enough; the rest is there to be pointed at
+      one.textContent = (when.toDateString() === new Date().toDateString() ? hour : day).format(when);
+      one.title = clock.format(when);
+    }
   }
 }
 localise(document);
 document.addEventListener("htmx:afterSwap", (event) => localise(event.detail.target.isConnected ? event.detail.target : document));
 document.addEventListener("htmx:afterSettle", () => localise(document));
 
-// One stream says that something changed; fragments fetch what it was.
+// One stream says that something changed; fragments fetch what it was. After a
+// gap everything is fetched, as what was said meanwhile is not known. A stream on
+// which not even the beat comes is dead, whatever the browser thinks of it.
 const banner = document.getElementById("offline");
+const beat = 15000;
+let heard = Date.now();
 function offline(is) {
-  if (banner) banner.hidden = !is;
+  if (!banner) return;
+  if (is && banner.hidden) {
+    const asof = document.getElementById("offline-asof");
+    asof.textContent = short.format(heard);
+    asof.dateTime = new Date(heard).toISOString();
+  }
+  banner.hidden = !is;
 }
+function refetch(topic) {
+  htmx.trigger(document.body, topic === "cluster" ? "carme:cluster" : "carme:jobs");
+}
+let source;
+let again;
 function follow() {
-  const source = new EventSource("/events");
-  source.addEventListener("open", () => offline(false));
+  clearTimeout(again);
+  source?.close();
+  source = new EventSource("/events");
+  let lost = !banner || !banner.hidden;
+  source.addEventListener("open", () => {
+    heard = Date.now();
+    offline(false);
+    if (lost) for (const topic of ["jobs", "cluster"]) refetch(topic);
+    lost = false;
+  });
+  source.addEventListener("beat", () => { heard = Date.now(); });
   source.addEventListener("change", (event) => {
+    heard = Date.now();
     const topic = event.data.split(" ")[0].split(":")[0];
-    setTimeout(() => htmx.trigger(document.body, topic === "cluster" ? "carme:cluster" : "carme:jobs"), Math.random() * 300);
+    setTimeout(() => refetch(topic), Math.random() * 300);
   });
   source.addEventListener("logout", () => {
     source.close();
@@ -35,10 +68,31 @@ function follow() {
   });
   source.addEventListener("error", () => {
     offline(true);
-    if (source.readyState === EventSource.CLOSED) setTimeout(follow, 5000);
+    lost = true;
+    if (source.readyState === EventSource.CLOSED) again = setTimeout(follow, 5000);
   });
 }
-if (document.body.dataset.events !== undefined) follow();
+if (document.body.dataset.events !== undefined) {
+  follow();
+  setInterval(() => {
+    // Slept, or cut without a word.
+    if (Date.now() - heard > 3 * beat && source.readyState === EventSource.OPEN) {
+      offline(true);
+      follow();
+    }
+    // How old the page is goes on counting; nobody says so.
+    if (document.getElementById("stale") && banner.hidden) refetch("jobs");
+  }, 10000);
+}
+
+// How far a job is into its time limit.
+setInterval(() => {
+  for (const bar of document.querySelectorAll("svg.bar[data-till]")) {
+    const { from, till } = bar.dataset;
+    const part = (Date.now() / 1000 - from) / (till - from);
+    bar.firstElementChild.setAttribute("width", String(Math.round(100 * Math.min(1, Math.max(0, part)))));
+  }
+}, 30000);
 
 // A page that is left must not leave its stream behind: browsers keep it in
 // their back-forward cache otherwise.
