@@ -77,6 +77,16 @@ func TestScenario_W4_the_form_offers_what_the_cluster_has_and_the_user_may_use(t
 	}
 }
 
+func TestScenario_W4_a_partition_of_other_groups_is_not_offered(t *testing.T) {
+	undo(t, ctl, "scontrol update partitionname=low AllowGroups=ALL")
+	sh(t, ctl, "scontrol update partitionname=low AllowGroups=carme-admins")
+	low := regexp.MustCompile(`<option[^>]*>low</option>`)
+	for user, offered := range map[string]bool{"bob": false, "carol": true} {
+		v := visit(t, user).login()
+		recovers(t, time.Minute, "what "+user+" is offered", func() bool { return low.MatchString(v.get("/").body) == offered })
+	}
+}
+
 func TestScenario_W4_the_form_knows_the_limits_of_the_user(t *testing.T) {
 	limits(t, "{user: {gpus: 1, nodes: 1, minutes: 90, running: 1, images: [base, lab]}, admin: {}}")
 	v := visit(t, "bob")
@@ -132,8 +142,10 @@ func settings(t *testing.T, id string) map[string]string {
 			if m == nil {
 				continue
 			}
-			value := regexp.MustCompile(`\s+[A-Z][A-Za-z/:]*=.*$`).ReplaceAllString(m[1], "")
-			all[name] = strings.ReplaceAll(value, id, "%j")
+			value := regexp.MustCompile(`\s+[A-Z][A-Za-z/:_]*=.*$`).ReplaceAllString(m[1], "")
+			if all[name] = value; strings.HasPrefix(name, "Std") {
+				all[name] = strings.ReplaceAll(value, id, "%j")
+			}
 		}
 	}
 	return all
@@ -154,6 +166,16 @@ func TestScenario_W4_the_command_shown_makes_the_same_job_as_the_form(t *testing
 	put(t, "bob", "it-shown/job.sh", script+"\n")
 	shown := as(t, "bob", login, "sh", "-c", "cd it-shown && sbatch --parsable job.sh").ok(t)
 	t.Cleanup(func() { scancel(shown) })
+	// Both are sessions with the same app in the same image.
+	v := visit(t, "bob").login()
+	facts := regexp.MustCompile(`(?s)<dt>Image</dt><dd>base</dd>.*<dt>App</dt><dd>Terminal</dd>`)
+	for _, id := range []string{form, shown} {
+		v.origin(id)
+		if r := v.get("/jobs/" + id); !facts.MatchString(r.body) {
+			_, details, _ := strings.Cut(r.body, `id="job-facts"`)
+			t.Errorf("the page of job %s does not say image and app: %.600s", id, details)
+		}
+	}
 	one, other := settings(t, form), settings(t, shown)
 	for _, name := range shared {
 		if one[name] != other[name] {
@@ -163,15 +185,6 @@ func TestScenario_W4_the_command_shown_makes_the_same_job_as_the_form(t *testing
 	for name, want := range map[string]string{"JobName": `my "run" 2`, "TimeLimit": "02:00:00", "TresPerNode": "gres/gpu:l40s:2", "CPUs/Task": "3", "MinMemoryNode": "2G", "Partition": "debug"} {
 		if one[name] != want {
 			t.Errorf("%s is %q, not %q", name, one[name], want)
-		}
-	}
-	// Both are sessions with the same app in the same image.
-	v := visit(t, "bob").login()
-	facts := regexp.MustCompile(`(?s)<dt>Image</dt><dd>base</dd>.*<dt>App</dt><dd>Terminal</dd>`)
-	for _, id := range []string{form, shown} {
-		v.origin(id)
-		if r := v.get("/jobs/" + id); !facts.MatchString(r.body) {
-			t.Errorf("the page of job %s does not say image and app", id)
 		}
 	}
 	b.clean()
@@ -233,9 +246,11 @@ func TestScenario_W4_a_wrong_value_is_refused_at_its_field_and_nothing_typed_is_
 		})
 	}
 	// What only Slurm knows is said in its words, above the form.
-	r := v.send("POST", "/jobs", formOf(csrf, newID(t), "account", "nobodys"), formType, "Accept-Language: de")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(r.body, "Slurm hat ihn abgelehnt: ") || !strings.Contains(r.body, `value="nobodys"`) {
-		t.Errorf("an account that Slurm refuses: %d %s", r.code, words(r.body))
+	undo(t, ctl, "scontrol update partitionname=low State=UP")
+	sh(t, ctl, "scontrol update partitionname=low State=DRAIN") // sooner than the portal can know
+	r := v.send("POST", "/jobs", formOf(csrf, newID(t), "partition", "low", "name", "kept"), formType, "Accept-Language: de")
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat ihn abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
+		t.Errorf("a partition that takes no jobs: %d %s", r.code, words(r.body))
 	}
 }
 
@@ -246,8 +261,8 @@ func TestScenario_W6_a_full_or_unreachable_home_is_named_before_the_start(t *tes
 			"umount -l /home/bob", "Your home directory is full", "Ihr Home-Verzeichnis ist voll",
 		},
 		"unreachable": {
-			"carol", "mkdir -p /tmp/it-home && mksquashfs /tmp/it-home /tmp/it-home.sqfs -quiet -noappend >/dev/null && squashfuse -o allow_other /tmp/it-home.sqfs /home/carol && pkill -STOP -f it-home.sqfs",
-			"pkill -KILL -f it-home.sqfs; umount -l /home/carol; rm -rf /tmp/it-home /tmp/it-home.sqfs", "Your home directory cannot be reached", "Ihr Home-Verzeichnis ist nicht erreichbar",
+			"carol", "mkdir -p /tmp/it-home && mksquashfs /tmp/it-home /tmp/it-home.sqfs -quiet -noappend >/dev/null && squashfuse -o allow_other /tmp/it-home.sqfs /home/carol >/dev/null 2>&1 && pkill -STOP -x squashfuse",
+			"pkill -KILL -x squashfuse; umount -l /home/carol; rm -rf /tmp/it-home /tmp/it-home.sqfs", "Your home directory cannot be reached", "Ihr Home-Verzeichnis ist nicht erreichbar",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

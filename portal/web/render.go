@@ -453,8 +453,8 @@ func timingOf(texts catalogue, j api.Job, now time.Time) timing {
 			t.Till = j.Started.Add(time.Duration(j.Minutes) * time.Minute)
 			t.Used = percent(int(now.Sub(j.Started).Minutes()), j.Minutes)
 		}
-	case j.Ended.After(j.Started):
-		took := j.Ended.Sub(j.Started).Round(time.Second)
+	case !j.Ended.Before(j.Started):
+		took := max(time.Second, j.Ended.Sub(j.Started).Round(time.Second)) // Slurm counts in seconds
 		if took < time.Minute {
 			t.Took = texts.number("time.seconds", int(took.Seconds()))
 		} else {
