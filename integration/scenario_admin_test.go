@@ -147,10 +147,10 @@ func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
 	if out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out; strings.Count(out, "\ncarme_gpu_memory_bytes{uuid=\"GPU-") < 4 {
 		t.Errorf("not all GPUs are there:\n%s", out)
 	}
-	visit(t, "alice").get("/login")
+	visit(t, "alice").login()
 	reaches(login, "carme_portal_certificate_expires_seconds", float64(time.Now().Unix()))
 	reaches(login, "carme_portal_routes", 0)
-	reaches(ctl, `carme_backend_requests_total{route="GET /v1/revocations",status="200"}`, 1)
+	reaches(ctl, `carme_backend_requests_total{route="POST /v1/login",status="200"}`, 1)
 	scancel(id)
 	eventually(t, 60*time.Second, "the job to be forgotten", func() bool {
 		_, found := metric(node1, "carme_job_cpu_percent"+labels)

@@ -14,6 +14,7 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -69,6 +70,7 @@ type Server struct {
 	// enrolling bounds how many strangers make this process dial at once.
 	enrolling atomic.Int32
 	strangers logx.Seldom
+	measured  sync.Once
 	count     *prometheus.CounterVec
 	took      *prometheus.HistogramVec
 }
@@ -109,8 +111,8 @@ func (s *Server) HTTP(conf *tls.Config) *http.Server {
 	return srv
 }
 
-// Handler has every route.
-func (s *Server) Handler() http.Handler {
+// measure makes the counters: one set, whatever number of servers share them.
+func (s *Server) measure() {
 	s.count = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carme_backend_requests_total", Help: "Requests by route and status."}, []string{"route", "status"})
 	s.took = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "carme_backend_request_seconds", Help: "Time to answer, streams left out.", Buckets: []float64{.001, .005, .02, .1, .5, 2, 10},
@@ -118,10 +120,15 @@ func (s *Server) Handler() http.Handler {
 	if s.Metrics != nil {
 		for _, c := range []prometheus.Collector{s.count, s.took} {
 			if err := s.Metrics.Register(c); err != nil {
-				s.Log.Debug("metrics are registered already", "err", err.Error())
+				s.Log.Error("counters cannot be shown", "err", err.Error())
 			}
 		}
 	}
+}
+
+// Handler has every route.
+func (s *Server) Handler() http.Handler {
+	s.measured.Do(s.measure)
 	mux := http.NewServeMux()
 	for _, r := range table() {
 		mux.HandleFunc(r.method+" "+r.path, s.serve(r))
