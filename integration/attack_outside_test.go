@@ -143,21 +143,6 @@ func TestAttack_J18_a_job_is_remembered_however_long_it_waits(t *testing.T) {
 	if out := a.on(t, node1, nil, "bash", "-c", pidNS).ok(t); !sealed(t, node1, out) {
 		t.Errorf("after three hours it runs in %s", out)
 	}
-	// But of one whose extern step was killed nothing stays for ever.
-	b := bare(t, "--carme=none")
-	// With the process that it waits for, which Slurm itself then leaves behind.
-	stepd := pidOf(t, node1, "slurmstepd", b.id+".extern")
-	sh(t, node1, "kill -KILL "+stepd+" $(pgrep -P "+stepd+")")
-	scancel(b.id)
-	eventually(t, 60*time.Second, "end of the job", func() bool { return root(t, ctl, "squeue", "-h", "-j", b.id).out == "" })
-	if r := root(t, node1, "test", "-d", "/run/carme/jobs/"+b.id); r.code == 0 {
-		root(t, node1, "touch", "-d", "3 hours ago", "/run/carme/jobs/"+b.id)
-	}
-	srun(t, "alice", "-w", node1, "--carme=none", "--mem=10", "true").ok(t)
-	if r := root(t, node1, "test", "-d", "/run/carme/jobs/"+b.id); r.code == 0 {
-		t.Error("what a killed extern step left stays")
-	}
-	nothingRuns(t, node1)
 }
 
 func TestScenario_J18_J16_plain_allocations_stay_plain(t *testing.T) {

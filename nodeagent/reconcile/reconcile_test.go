@@ -98,15 +98,15 @@ func TestSelfTest_runs_when_files_change(t *testing.T) {
 		good bool
 	}{
 		{"it is replaced", func() error {
-			return errors.Join(os.WriteFile(filepath.Join(dir, "new"), []byte("x"), 0o700), os.Rename(filepath.Join(dir, "new"), filepath.Join(below, "plugin"))) //nolint:gosec // G306: a program
+			return errors.Join(os.WriteFile(filepath.Join(dir, "new"), []byte("x"), 0o700), os.Rename(filepath.Join(dir, "new"), filepath.Join(below, "plugin")))
 		}, true},
 		{"it loses its mode", func() error { return os.Chmod(filepath.Join(below, "plugin"), 0o600) }, false},
-		{"it has it again", func() error { return os.Chmod(filepath.Join(below, "plugin"), 0o700) }, true}, //nolint:gosec // G302: a program
+		{"it has it again", func() error { return os.Chmod(filepath.Join(below, "plugin"), 0o700) }, true},
 		{"it is written over", func() error { return os.WriteFile(filepath.Join(below, "plugin"), nil, 0o600) }, false},
 		{"the directory is another one", func() error {
 			return errors.Join(os.RemoveAll(below), os.Mkdir(below, 0o700))
 		}, false},
-		{"the other one is filled", func() error { return os.WriteFile(filepath.Join(below, "plugin"), []byte("x"), 0o700) }, true}, //nolint:gosec // G306: a program
+		{"the other one is filled", func() error { return os.WriteFile(filepath.Join(below, "plugin"), []byte("x"), 0o700) }, true},
 	} {
 		if err := change.do(); err != nil {
 			t.Fatal(err)
