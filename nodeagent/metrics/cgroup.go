@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,19 +22,89 @@ type Usage struct {
 // ReadUsage reads a job's cgroup directories: one for v2, one of each
 // controller for v1. What a kernel does not tell is 0. It reports whether any of
 // them is there.
-func ReadUsage(dirs []string) (u Usage, ok bool) {
+func ReadUsage(dirs []string) (u Usage, ok bool) { return readUsage(dirs, "/proc") }
+
+func readUsage(dirs []string, proc string) (u Usage, ok bool) {
+	cpu, blocks := false, false
 	for _, dir := range dirs {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
 		ok = true
+		cpu = cpu || exists(filepath.Join(dir, "cpuacct.usage")) || exists(filepath.Join(dir, "cpu.stat"))
+		blocks = blocks || exists(filepath.Join(dir, "blkio.throttle.io_service_bytes_recursive")) || exists(filepath.Join(dir, "io.stat"))
 		if exists(filepath.Join(dir, "cgroup.controllers")) {
 			u.addV2(dir)
 		} else {
 			u.addV1(dir)
 		}
 	}
+	// Slurm makes a job groups in the hierarchies of v1 that it limits, which
+	// those that count processor time and blocks need not be among.
+	if ok && (!cpu || !blocks) {
+		u.addProcesses(dirs, proc, !cpu, !blocks)
+	}
 	return u, ok
+}
+
+// tick is the unit of /proc/PID/stat, USER_HZ, which is 100 on every machine of
+// Linux with Go.
+const tick = 10 * time.Millisecond
+
+// addProcesses adds up what the processes in the first of the directories that is
+// there have used, with those of their children that have ended (proc(5)).
+func (u *Usage) addProcesses(dirs []string, proc string, cpu, blocks bool) {
+	at := slices.IndexFunc(dirs, exists)
+	if at < 0 {
+		return
+	}
+	_ = filepath.WalkDir(dirs[at], func(name string, d fs.DirEntry, err error) error {
+		if err != nil || !d.IsDir() {
+			return nil // a step may end meanwhile
+		}
+		for _, pid := range lines(name, "cgroup.procs") {
+			dir := filepath.Join(proc, filepath.Base(pid))
+			if cpu {
+				u.CPU += cpuOf(dir)
+			}
+			if blocks {
+				u.Read += counter(dir, "read_bytes")
+				u.Write += counter(dir, "write_bytes")
+			}
+		}
+		return nil
+	})
+}
+
+// cpuOf is a process's time in user and kernel mode, its own and that of the
+// children it has waited for.
+func cpuOf(dir string) time.Duration {
+	text := strings.Join(lines(dir, "stat"), " ")
+	// The second field is a name in brackets that may hold anything.
+	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	const utime, cstime = 11, 14 // after the name; 14 to 17 in the manual
+	if len(fields) <= cstime {
+		return 0 // it has ended
+	}
+	var ticks int64
+	for _, field := range fields[utime : cstime+1] {
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err == nil {
+			ticks += n
+		}
+	}
+	return time.Duration(ticks) * tick
+}
+
+// counter is a line of /proc/PID/io.
+func counter(dir, name string) int64 {
+	for _, line := range lines(dir, "io") {
+		if text, ok := strings.CutPrefix(line, name+": "); ok {
+			n, _ := strconv.ParseInt(text, 10, 64) // the kernel's
+			return n
+		}
+	}
+	return 0
 }
 
 func exists(name string) bool {

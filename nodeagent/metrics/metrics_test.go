@@ -282,3 +282,20 @@ func TestSources_answer_Prometheus(t *testing.T) {
 		}
 	}
 }
+
+func TestUsage_counts_processes_where_no_group_counts(t *testing.T) {
+	dir, proc := t.TempDir(), t.TempDir()
+	write(t, dir, map[string]string{"memory.usage_in_bytes": "5000\n", "memory.stat": "total_inactive_file 1000\n", "cgroup.procs": ""})
+	write(t, dir+"/step_0/task_0", map[string]string{"cgroup.procs": "12\n13\n"})
+	write(t, proc+"/12", map[string]string{
+		"stat": "12 (a) b) R 1 12 12 0 -1 4194304 100 0 0 0 150 50 20 30 20 0 1 0 99 1000 10\n", "io": "rchar: 9\nread_bytes: 4096\nwrite_bytes: 8192\n",
+	})
+	u, ok := readUsage([]string{filepath.Join(dir, "none"), dir}, proc) // process 13 has ended
+	if want := (Usage{CPU: 2500 * time.Millisecond, Memory: 4000, Read: 4096, Write: 8192}); !ok || u != want {
+		t.Errorf("got %+v, not %+v", u, want)
+	}
+	write(t, dir, map[string]string{"cpuacct.usage": "7\n", "blkio.throttle.io_service_bytes_recursive": "8:0 Read 1\n"})
+	if u, _ := readUsage([]string{dir}, proc); u.CPU != 7 || u.Read != 1 {
+		t.Errorf("beside groups that count: %+v", u)
+	}
+}
