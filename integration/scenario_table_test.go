@@ -77,11 +77,11 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 	} {
 		re := regexp.MustCompile(c.says)
 		last := ""
-		defer func() {
+		t.Cleanup(func() {
 			if t.Failed() {
 				t.Logf("%s: %q", c.name, last)
 			}
-		}()
+		})
 		eventually(t, 2*time.Minute, "the row of "+c.name+" that says "+c.says, func() bool {
 			last = b.row(c.id)
 			return strings.Contains(last, c.name) && re.MatchString(last)
@@ -115,9 +115,9 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 	b.forgive() // of the 404
 
 	// To stop one task stops that one; to stop what waits stops none that runs.
-	for id, gone := range map[string]string{array + "_1": array + "_1", array: array + "_3"} {
-		b.do(goTo(portalURL+"/jobs/"+id+"/stop"), click("form button.btn-danger"), appears("#jobhead"))
-		awaitState(t, gone, 30*time.Second, "CANCELLED")
+	for _, c := range [][2]string{{array, array + "_3"}, {array + "_1", array + "_1"}} {
+		b.do(goTo(portalURL+"/jobs/"+c[0]+"/stop"), click("form button.btn-danger"), appears("#jobhead"))
+		awaitState(t, c[1], 30*time.Second, "CANCELLED")
 	}
 	if s := state(t, array+"_2"); s != "RUNNING" {
 		t.Errorf("the other task is %s", s)

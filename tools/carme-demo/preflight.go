@@ -108,16 +108,16 @@ func examine(ctx context.Context, d *demo) (machine, error) {
 	if m.lacks == "packages: none" {
 		m.lacks = nothing
 	}
-	m.portTaken = portTaken(ctx)
+	m.portTaken = d.portTaken(ctx)
 	return m, nil
 }
 
 // portTaken says whether the portal's port cannot be had. A demo that runs has it,
 // and that is well: it answers as the portal.
-func portTaken(ctx context.Context) bool {
-	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", "127.0.0.1:8443")
+func (d *demo) portTaken(ctx context.Context) bool {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", d.listens)
 	if err != nil {
-		return portalAnswers(ctx) != nil
+		return d.answers(ctx) != nil
 	}
 	_ = listener.Close() // nothing was sent
 	return false
