@@ -234,7 +234,7 @@ func aged(t *testing.T, from, until int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pipe(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), "docker", "exec", "-i", container(login), "sh", "-c",
+	pipe(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), "exec", "-i", container(login), "sh", "-c",
 		"cat >"+portalCert+".aged && chown carme-portal: "+portalCert+".aged && mv "+portalCert+".aged "+portalCert)
 }
 

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -31,7 +32,7 @@ func undo(t *testing.T, machine, script string) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if out, err := exec.CommandContext(ctx, "docker", "exec", container(machine), "sh", "-c", script).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, "exec", container(machine), "sh", "-c", script).CombinedOutput(); err != nil {
 			t.Errorf("%s: put things back: %v\n%s", machine, err, out)
 		}
 	})
@@ -43,16 +44,16 @@ func sh(t *testing.T, machine, script string) string {
 	return root(t, machine, "sh", "-c", script).ok(t)
 }
 
-// pipe runs a command of the host with a standard input and returns its output.
-func pipe(t *testing.T, in []byte, name string, args ...string) []byte {
+// pipe runs Docker's client with a standard input and returns its output.
+func pipe(t *testing.T, in []byte, args ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	var out, err bytes.Buffer
-	cmd := exec.CommandContext(ctx, name, args...)
+	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &err
 	if failure := cmd.Run(); failure != nil {
-		t.Fatalf("%s: %v\n%s", name, failure, err.String())
+		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), failure, err.String())
 	}
 	return out.Bytes()
 }
@@ -61,7 +62,7 @@ func pipe(t *testing.T, in []byte, name string, args ...string) []byte {
 func place(t *testing.T, machine, path string, content []byte) {
 	t.Helper()
 	undo(t, machine, "rm -f "+path)
-	pipe(t, content, "docker", "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
+	pipe(t, content, "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
 }
 
 // noop compiles the plugin that does nothing against this Slurm and places it.
@@ -71,7 +72,7 @@ func noop(t *testing.T, flags string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	object := pipe(t, source, "docker", "run", "--rm", "-i", "carme-builder:"+suite(),
+	object := pipe(t, source, "run", "--rm", "-i", "carme-builder:"+suite(),
 		"sh", "-c", "gcc -O2 -fPIC -shared "+flags+" -xc -o /tmp/noop.so - && cat /tmp/noop.so")
 	path := pluginDir + "/noop.so"
 	for _, m := range everywhere {
@@ -83,7 +84,7 @@ func noop(t *testing.T, flags string) string {
 // forAnotherSlurm is the product's plugin as if built for another release.
 func forAnotherSlurm(t *testing.T) []byte {
 	t.Helper()
-	object := pipe(t, nil, "docker", "exec", container(node1), "cat", plugin)
+	object := pipe(t, nil, "exec", container(node1), "cat", plugin)
 	file, err := elf.NewFile(bytes.NewReader(object))
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +123,7 @@ func slurmConf(t *testing.T, text string) {
 		// A context of its own: the test's is over in a cleanup.
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		_ = exec.CommandContext(ctx, "docker", "exec", container(ctl), "scontrol", "reconfigure").Run()
+		_ = exec.CommandContext(ctx, "exec", container(ctl), "scontrol", "reconfigure").Run()
 		awaitNodes(ctx, t)
 	})
 	for _, m := range all {
@@ -137,7 +138,7 @@ func slurmConf(t *testing.T, text string) {
 func awaitNodes(ctx context.Context, t *testing.T) {
 	t.Helper()
 	eventually(t, 40*time.Second, "both nodes idle", func() bool {
-		out, err := exec.CommandContext(ctx, "docker", "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
+		out, err := exec.CommandContext(ctx, "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
 		return err == nil && string(bytes.TrimSpace(out)) == "2 idle"
 	})
 }

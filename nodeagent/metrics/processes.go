@@ -17,9 +17,10 @@ const userHZ = 100
 // it ends, and the job's PID 1 takes those without one; only what tasks have used,
 // which slurmstepd waits for, is lost with them.
 func ofProcesses(dir string) (u Usage) {
+	// A step may end meanwhile: then there is nothing to read.
 	_ = filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
-			return nil // a step may end meanwhile
+		if err == nil && !d.IsDir() {
+			return nil
 		}
 		for _, line := range lines(name, "cgroup.procs") {
 			if pid, err := strconv.Atoi(line); err == nil {

@@ -407,7 +407,7 @@ func TestFault_a_mistake_in_the_sites_configuration_is_said_and_the_rest_stays(t
 	b.login()
 	b.backend.Misconfigured = true
 	answer, page := b.get("/", "Accept-Language: de")
-	if answer.StatusCode != 200 || !strings.Contains(page, "In der Konfiguration ist ein Fehler") || strings.Contains(page, `id="start"`) {
+	if answer.StatusCode != 200 || !strings.Contains(page, "ist ein Fehler, und bis er behoben ist") || strings.Contains(page, `id="start"`) {
 		t.Errorf("%d %s", answer.StatusCode, page)
 	}
 	if answer, _ := b.get("/jobs"); answer.StatusCode != 200 {
