@@ -133,6 +133,9 @@ func (b *browser) note(event any) {
 		if u, err := url.Parse(e.Entry.URL); err == nil && strings.HasSuffix(u.Hostname(), "."+appsDomain) && e.Entry.Source == log.EntrySourceNetwork {
 			return // what an app asks itself for is its own affair
 		}
+		if strings.Contains(e.Entry.Text, "ERR_NETWORK_CHANGED") {
+			return // as in goTo: it is asked again
+		}
 		if e.Entry.Level == log.EntryLevelError || strings.Contains(e.Entry.Text, "Content Security Policy") {
 			b.problems = append(b.problems, e.Entry.URL+": "+e.Entry.Text)
 		}

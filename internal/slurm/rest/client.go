@@ -403,7 +403,13 @@ func oneLine(b []byte) string {
 func (c *Client) Cancel(ctx context.Context, user, id string) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
 		var got answer
-		res, err := c.api.SlurmV0042DeleteJob(ctx, id, nil, as)
+		var res *http.Response
+		var err error
+		if strings.Contains(id, "[") { // the path takes single jobs only
+			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}}, as)
+		} else {
+			res, err = c.api.SlurmV0042DeleteJob(ctx, id, nil, as)
+		}
 		status, err := read(res, err, &got)
 		switch {
 		case err != nil:
