@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 )
@@ -32,7 +31,7 @@ func undo(t *testing.T, machine, script string) {
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		if out, err := exec.CommandContext(ctx, "exec", container(machine), "sh", "-c", script).CombinedOutput(); err != nil {
+		if out, err := exec.CommandContext(ctx, "docker", "exec", container(machine), "sh", "-c", script).CombinedOutput(); err != nil {
 			t.Errorf("%s: put things back: %v\n%s", machine, err, out)
 		}
 	})
@@ -44,7 +43,7 @@ func sh(t *testing.T, machine, script string) string {
 	return root(t, machine, "sh", "-c", script).ok(t)
 }
 
-// pipe runs Docker's client with a standard input and returns its output.
+// pipe runs a command of Docker's with a standard input and returns its output.
 func pipe(t *testing.T, in []byte, args ...string) []byte {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
@@ -53,7 +52,7 @@ func pipe(t *testing.T, in []byte, args ...string) []byte {
 	cmd := exec.CommandContext(ctx, "docker", args...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &err
 	if failure := cmd.Run(); failure != nil {
-		t.Fatalf("docker %s: %v\n%s", strings.Join(args, " "), failure, err.String())
+		t.Fatalf("docker: %v\n%s", failure, err.String())
 	}
 	return out.Bytes()
 }
@@ -123,7 +122,7 @@ func slurmConf(t *testing.T, text string) {
 		// A context of its own: the test's is over in a cleanup.
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
-		_ = exec.CommandContext(ctx, "exec", container(ctl), "scontrol", "reconfigure").Run()
+		_ = exec.CommandContext(ctx, "docker", "exec", container(ctl), "scontrol", "reconfigure").Run()
 		awaitNodes(ctx, t)
 	})
 	for _, m := range all {
@@ -138,7 +137,7 @@ func slurmConf(t *testing.T, text string) {
 func awaitNodes(ctx context.Context, t *testing.T) {
 	t.Helper()
 	eventually(t, 40*time.Second, "both nodes idle", func() bool {
-		out, err := exec.CommandContext(ctx, "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
+		out, err := exec.CommandContext(ctx, "docker", "exec", container(ctl), "sinfo", "-h", "-p", "debug", "-o", "%D %T").Output()
 		return err == nil && string(bytes.TrimSpace(out)) == "2 idle"
 	})
 }

@@ -70,7 +70,8 @@ func (s *Server) recover(c *gin.Context) {
 func (s *Server) headers(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("Content-Security-Policy", s.policy)
-	h.Set("Strict-Transport-Security", "max-age=31536000; includeSubDomains")
+	// Not for names below: they may be the site's own, and need not speak TLS.
+	h.Set("Strict-Transport-Security", "max-age=31536000")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
 	h.Set("Referrer-Policy", "same-origin")
