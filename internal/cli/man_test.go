@@ -81,7 +81,7 @@ func TestManualsOfTheCommandsAreComplete(t *testing.T) {
 		}
 		text := page(t, name)
 		checkFlags(t, cmd, text)
-		if !regexp.MustCompile(`\.Cm .*`+cmd.Name()).MatchString(page(t, "carme.1")) {
+		if !regexp.MustCompile(`\.Cm .*` + cmd.Name()).MatchString(page(t, "carme.1")) {
 			t.Errorf("carme(1) does not name %s", cmd.Name())
 		}
 	}
