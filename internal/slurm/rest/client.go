@@ -406,9 +406,9 @@ func (c *Client) Cancel(ctx context.Context, user, id string) error {
 		var res *http.Response
 		var err error
 		if strings.Contains(id, "[") { // the path takes single jobs only
-			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}}, as)
+			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}}, as) //nolint:bodyclose // read does
 		} else {
-			res, err = c.api.SlurmV0042DeleteJob(ctx, id, nil, as)
+			res, err = c.api.SlurmV0042DeleteJob(ctx, id, nil, as) //nolint:bodyclose // read does
 		}
 		status, err := read(res, err, &got)
 		switch {
