@@ -160,3 +160,16 @@ func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
 		t.Error("the counters answer others than their own host")
 	}
 }
+
+func TestScenario_W5_a_sealed_job_of_the_command_line_runs_and_waits_for_no_app(t *testing.T) {
+	alice := visit(t, "alice").login()
+	id := sbatch(t, "alice", "-w", node1, "--time=2", "--mem=100", "--carme=none", "--wrap", "sleep 100")
+	eventually(t, 30*time.Second, "the seal in the job's log", func() bool {
+		return strings.Contains(alice.get("/jobs/"+id).body, "The job is sealed on "+node1)
+	})
+	page := alice.get("/jobs/" + id).body
+	if !strings.Contains(page, `is-ok">Running<`) || strings.Contains(page, "steps-list") {
+		_, head, _ := strings.Cut(page, `id="jobhead"`)
+		t.Errorf("the page says\n%.1500s", head)
+	}
+}

@@ -248,22 +248,23 @@ func resources(texts catalogue, j api.Job) string {
 var stageOrder = []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
 
 // stageOf is the stage to show: a job that is no session has two.
-func stageOf(v any) (stage, state string, carme bool) {
+// stageOf is how far a job is, and whether there is an app to wait for.
+func stageOf(v any) (stage, state string, app bool) {
 	switch j := v.(type) {
 	case api.Job:
-		return j.Stage, j.State, j.Carme
+		return j.Stage, j.State, j.App != ""
 	case *api.Job:
-		return j.Stage, j.State, j.Carme
+		return j.Stage, j.State, j.App != ""
 	}
 	return "", "", false
 }
 
 func stageText(texts catalogue, v any) string {
-	stage, state, carme := stageOf(v)
+	stage, state, app := stageOf(v)
 	switch {
 	case stage == api.StageEnded && (state == "FAILED" || state == "TIMEOUT" || state == "CANCELLED" || state == "OUT_OF_MEMORY" || state == "NODE_FAIL" || state == "PREEMPTED"):
 		return texts.text("state." + strings.ToLower(state))
-	case !carme && state == "RUNNING":
+	case !app && state == "RUNNING":
 		return texts.text("state.running")
 	case stage == "":
 		return state
@@ -272,7 +273,7 @@ func stageText(texts catalogue, v any) string {
 }
 
 func stageKind(v any) string {
-	stage, state, carme := stageOf(v)
+	stage, state, app := stageOf(v)
 	switch stage {
 	case api.StageReady:
 		return "ok"
@@ -284,7 +285,7 @@ func stageKind(v any) string {
 		}
 		return "over"
 	}
-	if !carme && state == "RUNNING" {
+	if !app && state == "RUNNING" {
 		return "ok"
 	}
 	return "busy"

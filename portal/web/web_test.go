@@ -475,6 +475,21 @@ func TestEvents_end_with_the_portal(t *testing.T) {
 	}
 }
 
+func TestStage_of_a_sealed_job_without_an_app_is_that_it_runs(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := api.Job{Carme: true, State: "RUNNING", Stage: api.StageAllocated}
+	if got := stageText(all["en"], job); got != "Running" || stageKind(job) != "ok" {
+		t.Errorf("%q, %q", got, stageKind(job))
+	}
+	job.App = "terminal"
+	if got := stageText(all["en"], job); got == "Running" || stageKind(job) != "busy" {
+		t.Errorf("with an app: %q, %q", got, stageKind(job))
+	}
+}
+
 func TestTexts_are_complete_in_every_language(t *testing.T) {
 	all, err := loadCatalogues()
 	if err != nil {

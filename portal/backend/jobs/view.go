@@ -300,7 +300,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		if j.Image == "" {
 			j.Image = plain(n.Image)
 		}
-		if slices.Index(order, n.Stage) > slices.Index(order, stage) {
+		if n.App != "" && slices.Index(order, n.Stage) > slices.Index(order, stage) { // without an app there is nothing to wait for
 			stage = n.Stage
 		}
 		if heard, since := s.Nodes.Heard(node); !heard {
