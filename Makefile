@@ -13,6 +13,7 @@ export SLURM_SUITE
 
 include mk/assets.mk
 include mk/build.mk
+include mk/supply.mk
 include mk/testbed.mk
 
 DRIVER := build/carme-test

@@ -325,7 +325,7 @@ func TestAttack_W14_an_apps_answer_harms_nobody_else(t *testing.T) {
 			t.Errorf("%s: %s", name, value)
 		}
 	}
-	if got := r.header.Values("Strict-Transport-Security"); len(got) != 1 || got[0] != "max-age=31536000" {
+	if got := r.header.Values("Strict-Transport-Security"); len(got) != 1 || got[0] != "max-age=31536000; includeSubDomains" {
 		t.Errorf("Strict-Transport-Security: %v", got)
 	}
 	// Redirects inwards are neither followed nor passed on.

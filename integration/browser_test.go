@@ -133,6 +133,9 @@ func (b *browser) note(event any) {
 		if u, err := url.Parse(e.Entry.URL); err == nil && strings.HasSuffix(u.Hostname(), "."+appsDomain) && e.Entry.Source == log.EntrySourceNetwork {
 			return // what an app asks itself for is its own affair
 		}
+		if strings.Contains(e.Entry.Text, "ERR_NETWORK_CHANGED") {
+			return // as in goTo: it is asked again
+		}
 		if e.Entry.Level == log.EntryLevelError || strings.Contains(e.Entry.Text, "Content Security Policy") {
 			b.problems = append(b.problems, e.Entry.URL+": "+e.Entry.Text)
 		}
@@ -341,8 +344,14 @@ func (b *browser) keys(text string) {
 // dark makes the browser prefer dark pages.
 func (b *browser) dark() {
 	b.t.Helper()
+	b.colours("dark")
+}
+
+// colours makes the browser prefer light or dark pages.
+func (b *browser) colours(scheme string) {
+	b.t.Helper()
 	_, err := chromedp.Call(b.ctx, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
-		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: "dark"}},
+		Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
 	})
 	if err != nil {
 		b.t.Fatal(err)
@@ -388,5 +397,15 @@ func (b *browser) axe(name string) {
 	}
 	for _, v := range violations {
 		b.t.Errorf("%s: axe: %s", name, v)
+	}
+}
+
+// chooseText replaces what a field holds.
+func chooseText(selector, text string) step {
+	return func(ctx context.Context, tab *chromedp.Target) (chromedp.Void, error) {
+		if _, err := chromedp.Evaluate[bool](fmt.Sprintf("document.querySelector(%q).value = '', true", selector))(ctx, tab); err != nil || text == "" {
+			return chromedp.Void{}, err
+		}
+		return fill(selector, text)(ctx, tab)
 	}
 }

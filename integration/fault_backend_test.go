@@ -452,7 +452,7 @@ func TestFault_W3_W4_A9_mistakes_in_the_sites_files_are_named_and_cost_no_more_t
 	check := func() result {
 		return root(t, ctl, "setpriv", "--reuid", "carme-backend", "--regid", "carme-backend", "--init-groups", "/usr/sbin/carme-backend", "--check")
 	}
-	for _, machine := range []string{ctl, node1} {
+	for _, machine := range []string{ctl, login, node1} {
 		place(t, machine, "/etc/carme/apps.d/odd.yaml", []byte("name: odd\ntitle: Odd one\ncommand: [x]\nport: 80\n"))
 		place(t, machine, "/etc/carme/apps.d/sound.yaml", []byte("name: sound\ntitle: Sound one\ncommand: [x]\n"))
 	}
@@ -482,7 +482,7 @@ func TestFault_W3_W4_A9_mistakes_in_the_sites_files_are_named_and_cost_no_more_t
 	if r := alice.get("/jobs/" + job.job); r.code != http.StatusOK {
 		t.Errorf("the job that runs: %s", r)
 	}
-	if r := alice.get(job.origin); r.code != http.StatusOK {
+	if r := alice.enter(job.origin); r.code != http.StatusOK {
 		t.Errorf("the session that runs: %s", r)
 	}
 	root(t, ctl, "rm", "/etc/carme/images.d/odd.yaml").ok(t)

@@ -293,11 +293,16 @@ func down(t *testing.T, machine, verb string, services ...string) (up func()) {
 // pairs of name and value replace them. It does not fail: what came is returned.
 func (v *visitor) form(id, csrf string, pairs ...string) (reply, error) {
 	v.t.Helper()
+	return v.try("POST", "/jobs", formOf(csrf, id, pairs...), formType)
+}
+
+// formOf is a start form as it is sent.
+func formOf(csrf, id string, pairs ...string) string {
 	form := url.Values{"csrf": {csrf}, "id": {id}, "image": {"base"}, "app": {"terminal"}, "gpus": {"0"}, "nodes": {"1"}, "minutes": {"30"}}
 	for i := 0; i < len(pairs); i += 2 {
 		form.Set(pairs[i], pairs[i+1])
 	}
-	return v.try("POST", "/jobs", form.Encode(), formType)
+	return form.Encode()
 }
 
 // fault is what happens to a daemon.

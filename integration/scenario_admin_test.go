@@ -147,10 +147,10 @@ func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
 	if out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out; strings.Count(out, "\ncarme_gpu_memory_bytes{uuid=\"GPU-") < 4 {
 		t.Errorf("not all GPUs are there:\n%s", out)
 	}
-	visit(t, "alice").get("/login")
+	visit(t, "alice").login()
 	reaches(login, "carme_portal_certificate_expires_seconds", float64(time.Now().Unix()))
 	reaches(login, "carme_portal_routes", 0)
-	reaches(ctl, `carme_backend_requests_total{route="GET /v1/revocations",status="200"}`, 1)
+	reaches(ctl, `carme_backend_requests_total{route="POST /v1/login",status="200"}`, 1)
 	scancel(id)
 	eventually(t, 60*time.Second, "the job to be forgotten", func() bool {
 		_, found := metric(node1, "carme_job_cpu_percent"+labels)
@@ -158,5 +158,18 @@ func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
 	})
 	if out := root(t, login, "curl", "-s", "-m", "3", "http://"+node1+":"+port+"/metrics"); out.code == 0 {
 		t.Error("the counters answer others than their own host")
+	}
+}
+
+func TestScenario_W5_a_sealed_job_of_the_command_line_runs_and_waits_for_no_app(t *testing.T) {
+	alice := visit(t, "alice").login()
+	id := sbatch(t, "alice", "-w", node1, "--time=2", "--mem=100", "--carme=none", "--wrap", "sleep 100")
+	eventually(t, 30*time.Second, "the seal in the job's log", func() bool {
+		return strings.Contains(alice.get("/jobs/"+id).body, "The job is sealed on "+node1)
+	})
+	page := alice.get("/jobs/" + id).body
+	if !strings.Contains(page, `is-ok">Running<`) || strings.Contains(page, "steps-list") {
+		_, head, _ := strings.Cut(page, `id="jobhead"`)
+		t.Errorf("the page says\n%.1500s", head)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/target"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
 )
@@ -38,21 +39,31 @@ func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
 // ready is the way into an app on a job's page.
 const ready = `#jobhead a[href*="` + appsDomain + `"]`
 
-// startLab starts JupyterLab from the dashboard, waits until it is ready, and
-// returns its address and the job's number.
-func (b *browser) startLab() (app, job string) {
+// jobNumber is that of the job whose page is open.
+func (b *browser) jobNumber() string {
 	b.t.Helper()
-	// What an earlier session left would be opened again.
-	as(b.t, "alice", login, "sh", "-c", "rm -rf .jupyter .ipynb_checkpoints *.ipynb").ok(b.t)
-	b.do(goTo(portalURL+"/"), choose("#image", "lab"), click("label[for=app-jupyterlab]"), click("#start button[type=submit]"), appears("#jobhead"))
-	b.within(3*time.Minute, appears(ready))
-	app = ask[string](b, "document.querySelector('"+ready+"').href")
 	id := regexp.MustCompile(`Job ([0-9]+)`).FindStringSubmatch(b.text("#jobhead p"))
 	if id == nil {
 		b.t.Fatalf("the page names no job: %s", b.text("#jobhead p"))
 	}
-	b.t.Cleanup(func() { root(b.t, ctl, "scancel", id[1]) })
-	return app, id[1]
+	b.t.Cleanup(func() { scancel(id[1]) })
+	return id[1]
+}
+
+// startButton is the one that starts a session; the form has another.
+const startButton = "#start button.btn-primary"
+
+// startLab starts JupyterLab from the dashboard, waits until it is ready, and
+// returns its address and the job's number. It chooses nothing: JupyterLab in an
+// image that has it is what the form begins with.
+func (b *browser) startLab() (app, job string) {
+	b.t.Helper()
+	// What an earlier session left would be opened again.
+	as(b.t, "alice", login, "sh", "-c", "rm -rf .jupyter .ipynb_checkpoints *.ipynb").ok(b.t)
+	b.do(goTo(portalURL+"/"), click(startButton), appears("#jobhead"))
+	b.within(3*time.Minute, appears(ready))
+	app = ask[string](b, "document.querySelector('"+ready+"').href")
+	return app, b.jobNumber()
 }
 
 // notebook opens a new notebook, or the one of that name.
@@ -101,6 +112,59 @@ func gpusOf(t *testing.T, job string) (uuids []string, node string) {
 		}
 	}
 	return uuids, m[1]
+}
+
+// follows does something that opens a tab, and returns that.
+func (b *browser) follows(do step) *browser {
+	b.t.Helper()
+	opened := chromedp.WaitNewTarget(b.ctx, func(info *target.Info) bool { return info.URL != "" && info.URL != "about:blank" })
+	b.do(do)
+	select {
+	case id := <-opened:
+		return b.attach(chromedp.WithTargetID(id))
+	case <-time.After(time.Minute):
+		b.shot("failed")
+		b.t.Fatal("no tab opens")
+		return nil
+	}
+}
+
+// attach is another tab of the same browser: a new one without options.
+func (b *browser) attach(options ...chromedp.ContextOption) *browser {
+	b.t.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx, options...)
+	b.t.Cleanup(cancel)
+	tab := &browser{t: b.t, ctx: ctx, close: cancel}
+	if err := chromedp.Do(ctx); err != nil {
+		b.t.Fatalf("attach to a tab: %v", err)
+	}
+	tab.watch(ctx)
+	return tab
+}
+
+func TestScenario_W3_two_clicks_from_the_dashboard_to_JupyterLab(t *testing.T) {
+	b := open(t)
+	b.login("bob")
+	as(t, "bob", login, "sh", "-c", "rm -rf .jupyter .ipynb_checkpoints *.ipynb").ok(t)
+	b.shot("dashboard")
+	b.do(click(startButton), appears("#jobhead")) // one
+	id := b.jobNumber()
+	b.shot("starting")
+	b.within(3*time.Minute, appears(ready))
+	lab := b.follows(click(ready)) // two
+	lab.within(3*time.Minute, appears(".jp-Launcher"))
+	lab.shot("lab")
+	if at := ask[string](lab, "location.hostname"); !strings.HasSuffix(at, "."+appsDomain) {
+		t.Errorf("JupyterLab is at %s", at)
+	}
+	// What nobody chose is what people most likely want: one GPU, one node, hours.
+	shown := root(t, ctl, "scontrol", "show", "job", id).ok(t)
+	for _, want := range []string{"JobName=jupyterlab", "UserId=bob(", "NumNodes=1 ", "TresPerNode=gres/gpu:1", "TimeLimit=04:00:00"} {
+		if !strings.Contains(shown, want) {
+			t.Errorf("the job lacks %s:\n%s", want, shown)
+		}
+	}
+	b.clean()
 }
 
 func TestScenario_W3_W5_W14_a_day_in_JupyterLab(t *testing.T) {
@@ -164,10 +228,9 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 	users := map[string]*browser{"alice": open(t), "bob": open(t)}
 	for user, b := range users {
 		b.login(user)
-		b.do(click("label[for=app-terminal]"), click("#start button[type=submit]"), appears("#jobhead"))
+		b.do(click("label[for=app-terminal]"), click(startButton), appears("#jobhead"))
 		b.within(3*time.Minute, appears(ready))
-		id := regexp.MustCompile(`Job ([0-9]+)`).FindStringSubmatch(b.text("#jobhead p"))
-		t.Cleanup(func() { root(t, ctl, "scancel", id[1]) })
+		b.jobNumber()
 		b.do(goTo(ask[string](b, "document.querySelector('"+ready+"').href")), appears(".xterm-helper-textarea"))
 		eventually(t, time.Minute, "a prompt for "+user, func() bool {
 			return b.text("#state") == "Connected" && strings.TrimSpace(b.text(".xterm-rows")) != ""

@@ -199,4 +199,5 @@ func TestFault_J6_a_device_cgroup_does_not_outlive_a_killed_slurmstepd(t *testin
 	noFiltersLeft(t)
 	scancel(job.id)
 	nodesIdle(t)
+	nothingRuns(t, node1) // and away with what Slurm itself leaves
 }

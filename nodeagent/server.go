@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/nodeagent/control"
 	"github.com/carme-hpc/carme/nodeagent/enrol"
@@ -37,6 +38,7 @@ type server struct {
 	mu      sync.Mutex
 	total   int
 	sources map[string]int
+	refused logx.Seldom
 }
 
 // chooseConfig picks the configuration by the one protocol a client names.
@@ -133,7 +135,9 @@ func (s *server) take(ctx context.Context, conn *net.TCPConn) {
 		s.leave(source)
 		if err != nil {
 			_ = conn.Close()
-			s.log.Debug("connection refused", "peer", source, "reason", err.Error())
+			if left, ok := s.refused.Turn(time.Now()); ok {
+				s.log.Info("connection refused", "peer", source, "reason", err.Error(), "left_out", left)
+			}
 			return
 		}
 		serve(ctx, c)

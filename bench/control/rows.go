@@ -182,13 +182,10 @@ func (s *site) viewed(ctx context.Context, o Options, viewers int) (v view, err 
 	var mu sync.Mutex
 	var problem error
 	ready := make(chan struct{}, viewers)
-	var c *http.Client
+	clients := s.clients((viewers + streamsPer - 1) / streamsPer)
+	defer clients.close()
 	for i := range viewers {
-		if i%streamsPer == 0 {
-			c = s.client()
-			defer c.CloseIdleConnections()
-		}
-		one := c
+		one := clients[i/streamsPer]
 		open.Go(func() {
 			err := s.look(ctx, one, i, ready)
 			if ctx.Err() == nil {
@@ -198,15 +195,18 @@ func (s *site) viewed(ctx context.Context, o Options, viewers int) (v view, err 
 			}
 		})
 	}
+	problems := func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		return problem
+	}
 	timeout := time.After(2 * time.Minute)
 	for v.viewers < viewers {
 		select {
 		case <-ready:
 			v.viewers++
 		case <-timeout:
-			mu.Lock()
-			defer mu.Unlock()
-			return v, fmt.Errorf("%d of %d viewers get events: %w", v.viewers, viewers, problem)
+			return v, fmt.Errorf("%d of %d viewers get events: %w", v.viewers, viewers, problems())
 		}
 	}
 	calls, cpu, err := s.slurm(ctx)
@@ -231,9 +231,7 @@ func (s *site) viewed(ctx context.Context, o Options, viewers int) (v view, err 
 			return v, err
 		}
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	return v, problem
+	return v, problems()
 }
 
 // look reads a session's events until ctx ends.
@@ -302,10 +300,9 @@ func dashboards(ctx context.Context, s *site, o Options) ([]Row, error) {
 
 func (s *site) dashboards(ctx context.Context, o Options, rate int) (Row, error) {
 	const connections = 16
-	clients := make([]*http.Client, connections)
+	clients := s.clients(connections)
+	defer clients.close()
 	for i := range clients {
-		clients[i] = s.client()
-		defer clients[i].CloseIdleConnections()
 		if _, err := s.get(ctx, clients[i], "/", i); err != nil {
 			return Row{}, err
 		}

@@ -111,6 +111,23 @@ func (s *site) client() *http.Client {
 	}
 }
 
+// clients are as many people's browsers.
+type clients []*http.Client
+
+func (s *site) clients(n int) clients {
+	all := make(clients, n)
+	for i := range all {
+		all[i] = s.client()
+	}
+	return all
+}
+
+func (all clients) close() {
+	for _, c := range all {
+		c.CloseIdleConnections()
+	}
+}
+
 // request is one of the session of that number.
 func (s *site) request(ctx context.Context, method, path string, form url.Values, session int) (*http.Request, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "https://"+net.JoinHostPort(host, port)+path, strings.NewReader(form.Encode()))
@@ -121,7 +138,7 @@ func (s *site) request(ctx context.Context, method, path string, form url.Values
 	if form != nil {
 		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	}
-	req.AddCookie(&http.Cookie{Name: "__Host-carme", Value: s.tokens[session%len(s.tokens)]})
+	req.Header.Set("Cookie", "__Host-carme="+s.tokens[session%len(s.tokens)])
 	return req, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/mtls/mtlstest"
@@ -33,7 +34,7 @@ func TestMetrics_tell_Prometheus_of_proxy_certificate_and_process(t *testing.T) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}

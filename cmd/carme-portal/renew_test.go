@@ -35,6 +35,7 @@ func old(t *testing.T, sign func(ca *mtlstest.CA, in api.Enrol) (api.Enrolled, e
 
 // signed answers for the key that asks.
 func signed(t *testing.T, role, name string) func(ca *mtlstest.CA, in api.Enrol) (api.Enrolled, error) {
+	t.Helper()
 	return func(ca *mtlstest.CA, in api.Enrol) (api.Enrolled, error) {
 		if in.Role != mtls.RolePortal || in.Name != "web" {
 			t.Errorf("asks for %s/%s", in.Role, in.Name)

@@ -51,6 +51,12 @@ func headCommands(out io.Writer) []*cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error { return told(h.Health(cmd.Context())) },
 		}),
 		common(&cobra.Command{
+			Use: "end-logins USER", Short: "End all of a user's logins (head node)", Args: args(cobra.ExactArgs(1)),
+			Long: "For a browser that was lost, or an account that is misused. What the logins have open closes within\n" +
+				"seconds; jobs go on, and the second factor stays.",
+			RunE: func(cmd *cobra.Command, users []string) error { return h.EndLogins(cmd.Context(), users[0]) },
+		}),
+		common(&cobra.Command{
 			Use: "reset-factors USER", Short: "Take a user's second factor away (head node)", Args: args(cobra.ExactArgs(1)),
 			Long: "For somebody who has lost telephone and recovery codes. Make sure who asks. All of the user's logins\n" +
 				"end, the next one enrols a new factor, and the audit log keeps who did it.",

@@ -68,7 +68,7 @@ func TestManualOfTheConfigurationIsComplete(t *testing.T) {
 }
 
 func TestManualsOfTheCommandsAreComplete(t *testing.T) {
-	pages := map[string]string{"proof": "carme-proof.1", "doctor": "carme-doctor.8", "setup": "carme-setup.8", "images": "carme.1", "version": "carme.1", "audit": "carme-head.8", "health": "carme-head.8", "reset-factors": "carme-head.8"}
+	pages := map[string]string{"proof": "carme-proof.1", "doctor": "carme-doctor.8", "setup": "carme-setup.8", "images": "carme.1", "version": "carme.1", "audit": "carme-head.8", "health": "carme-head.8", "reset-factors": "carme-head.8", "end-logins": "carme-head.8"}
 	root := machine(t, nil).command(io.Discard)
 	root.InitDefaultHelpCmd()
 	for _, cmd := range root.Commands() {
@@ -81,7 +81,7 @@ func TestManualsOfTheCommandsAreComplete(t *testing.T) {
 		}
 		text := page(t, name)
 		checkFlags(t, cmd, text)
-		if !regexp.MustCompile(`\.Cm .*`+cmd.Name()).MatchString(page(t, "carme.1")) {
+		if !regexp.MustCompile(`\.Cm .*` + cmd.Name()).MatchString(page(t, "carme.1")) {
 			t.Errorf("carme(1) does not name %s", cmd.Name())
 		}
 	}

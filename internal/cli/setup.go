@@ -49,7 +49,7 @@ func (m Machine) setup(out io.Writer) *cobra.Command {
 	f.StringVar(&o.Directory.AdminGroup, "admin-group", "", "group whose members are admins")
 	f.StringVar(&o.SlurmKey, "slurm-key", "", "RSA key for Slurm's tokens that slurmctld knows already (default: a new one is made)")
 	f.StringVar(&o.SlurmKeyID, "slurm-key-id", "", "its key id in slurmctld's JWKS")
-	f.StringVar(&o.Slurmrestd, "slurmrestd", "unix:/run/slurmrestd/slurmrestd.sock", "slurmrestd: unix:/PATH or http://HOST:PORT")
+	f.StringVar(&o.Slurmrestd, "slurmrestd", "unix:/run/slurmrestd/slurmrestd.sock", "slurmrestd: unix:/PATH, https://HOST:PORT or http://localhost:PORT")
 	f.BoolVar(&o.NoStart, "no-start", false, "do not start the daemons")
 	return cmd
 }

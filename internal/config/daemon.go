@@ -48,7 +48,7 @@ func Problems(err error) []string {
 	if err == nil {
 		return nil
 	}
-	if all, is := err.(interface{ Unwrap() []error }); is { //nolint:errorlint // what is joined, not what is wrapped
+	if all, is := err.(interface{ Unwrap() []error }); is { // what is joined, not what is wrapped
 		var lines []string
 		for _, one := range all.Unwrap() {
 			lines = append(lines, Problems(one)...)

@@ -19,22 +19,38 @@ type Usage struct {
 }
 
 // ReadUsage reads a job's cgroup directories: one for v2, one of each
-// controller for v1. What a kernel does not tell is 0. It reports whether any of
-// them is there.
+// controller for v1. CPU and I/O, whose controllers Slurm uses with some settings
+// only, are else those of the job's processes. What a kernel does not tell is 0.
+// It reports whether any of the directories is there.
 func ReadUsage(dirs []string) (u Usage, ok bool) {
+	found, cpu, io := "", false, false
 	for _, dir := range dirs {
 		if _, err := os.Stat(dir); err != nil {
 			continue
 		}
-		ok = true
+		found = dir
 		if exists(filepath.Join(dir, "cgroup.controllers")) {
 			u.addV2(dir)
+			cpu, io = true, io || exists(filepath.Join(dir, "io.stat"))
 		} else {
 			u.addV1(dir)
+			cpu, io = cpu || exists(filepath.Join(dir, "cpuacct.usage")), io || exists(filepath.Join(dir, blkio))
 		}
 	}
-	return u, ok
+	if found != "" && (!cpu || !io) {
+		of := ofProcesses(found)
+		if !cpu {
+			u.CPU = of.CPU
+		}
+		if !io {
+			u.Read, u.Write = of.Read, of.Write
+		}
+	}
+	return u, found != ""
 }
+
+// blkio is v1's file of bytes by device.
+const blkio = "blkio.throttle.io_service_bytes_recursive"
 
 func exists(name string) bool {
 	_, err := os.Stat(name)
@@ -71,7 +87,7 @@ func (u *Usage) addV1(dir string) {
 	if exists(filepath.Join(dir, "memory.oom_control")) {
 		u.OOM += oomV1(dir)
 	}
-	for _, line := range lines(dir, "blkio.throttle.io_service_bytes_recursive") {
+	for _, line := range lines(dir, blkio) {
 		fields := strings.Fields(line)
 		if len(fields) != 3 {
 			continue

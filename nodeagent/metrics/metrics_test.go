@@ -9,7 +9,9 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +156,39 @@ func TestReadUsage_of_version_1(t *testing.T) {
 	}
 }
 
+func TestReadUsage_of_version_1_without_its_accounting_asks_the_processes(t *testing.T) {
+	dir := t.TempDir()
+	step := filepath.Join(dir, "step_0", "task_0")
+	if err := os.MkdirAll(step, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	// One that is there, and one that is not.
+	if err := os.WriteFile(filepath.Join(step, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())+"\n4194305\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	before, ok := ReadUsage([]string{dir})
+	if !ok {
+		t.Fatal("there is none")
+	}
+	// A child's work counts when it has ended.
+	busy := exec.CommandContext(t.Context(), "sh", "-c", "i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done")
+	if err := busy.Run(); err != nil {
+		t.Fatal(err)
+	}
+	after, _ := ReadUsage([]string{dir})
+	if used := busy.ProcessState.UserTime(); after.CPU-before.CPU < used/2 {
+		t.Errorf("%v more, and the child alone took %v", after.CPU-before.CPU, used)
+	}
+	for _, name := range []string{"cpuacct.usage", blkio} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("7\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u, _ := ReadUsage([]string{dir}); u.CPU != 7 || u.Read != 0 {
+		t.Errorf("with accounting: %+v", u)
+	}
+}
+
 func TestReadUsage_of_a_job_that_has_ended(t *testing.T) {
 	if u, ok := ReadUsage([]string{"/nowhere"}); ok || u != (Usage{}) {
 		t.Errorf("got %+v, %v", u, ok)
@@ -275,7 +310,7 @@ func TestSources_answer_Prometheus(t *testing.T) {
 	for _, want := range []string{
 		`carme_job_cpu_percent{job="7",uid="10001"} 50`, `carme_job_memory_bytes{job="7",uid="10001"} 1.048576e+06`,
 		`carme_gpu_power_watts{uuid="GPU-1"} 70`, `carme_streams 3`, `carme_streams_asked_total{status="ok"} 9`, `carme_node_ready 0`,
-		`carme_certificate_expires_seconds 5000`, `carme_stream_bytes_total{direction="from_app"} 20`,
+		`carme_jobs{stage="without_app"} 1`, `carme_jobs{stage="image"} 0`, `carme_certificate_expires_seconds 5000`, `carme_stream_bytes_total{direction="from_app"} 20`,
 	} {
 		if !strings.Contains(rec.Body.String(), want+"\n") {
 			t.Errorf("%s is missing in\n%s", want, rec.Body.String())

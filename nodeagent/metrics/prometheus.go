@@ -50,6 +50,9 @@ var (
 	descGPUJ     = prometheus.NewDesc("carme_gpu_energy_joules_total", "Energy of the GPU since its driver started.", gpuLabels, nil)
 )
 
+// withoutApp stands for the stage of a job that has no app to start.
+const withoutApp = "without_app"
+
 // Describe sends nothing: an unchecked collector, since jobs come and go.
 func (s Sources) Describe(chan<- *prometheus.Desc) {}
 
@@ -61,10 +64,13 @@ func (s Sources) Collect(out chan<- prometheus.Metric) {
 	counter := func(d *prometheus.Desc, v float64, labels ...string) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v, labels...)
 	}
-	stages := map[string]int{session.StageImage: 0, session.StageApp: 0, session.StageReady: 0}
+	stages := map[string]int{session.StageImage: 0, session.StageApp: 0, session.StageReady: 0, withoutApp: 0}
 	users := map[uint32]string{}
 	for _, j := range s.Jobs() {
 		stage, _ := j.Stage()
+		if j.App == "" {
+			stage = withoutApp
+		}
 		stages[stage]++
 		users[j.Job] = strconv.FormatUint(uint64(j.UID), 10)
 	}

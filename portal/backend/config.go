@@ -1,6 +1,8 @@
 package backend
 
 import (
+	"net/netip"
+	"net/url"
 	"path"
 	"regexp"
 	"strings"
@@ -110,8 +112,8 @@ func (c *Config) check(fail config.Fail) {
 		fail("is no port", "agent_port")
 	}
 	c.LDAP.Check(func(text string, at ...any) { fail(text, append([]any{"ldap"}, at...)...) })
-	if !strings.HasPrefix(c.Slurm.URL, "unix:/") && !strings.HasPrefix(c.Slurm.URL, "http://") && !strings.HasPrefix(c.Slurm.URL, "https://") {
-		fail("is no address of slurmrestd; write unix:/PATH or http://HOST:PORT", "slurm", "url")
+	if !private(c.Slurm.URL) {
+		fail("is no address of slurmrestd over which tokens may go; write unix:/PATH, https://HOST:PORT, or http://localhost:PORT", "slurm", "url")
 	}
 	const longest = 60
 	if c.Slurm.TimeoutSeconds < 1 || c.Slurm.TimeoutSeconds > longest {
@@ -135,6 +137,19 @@ func (c *Config) check(fail config.Fail) {
 	}
 	c.Limits.Check(func(text string, at ...any) { fail(text, append([]any{"limits"}, at...)...) })
 	checkLevel(fail, c.LogLevel)
+}
+
+// private says whether nobody on the network can listen at an address of slurmrestd.
+func private(address string) bool {
+	if strings.HasPrefix(address, "unix:/") {
+		return true
+	}
+	u, err := url.Parse(address)
+	if err != nil || u.Hostname() == "" {
+		return false
+	}
+	ip, err := netip.ParseAddr(u.Hostname())
+	return u.Scheme == "https" || u.Scheme == "http" && (u.Hostname() == "localhost" || err == nil && ip.IsLoopback())
 }
 
 func checkLevel(fail config.Fail, level string) {

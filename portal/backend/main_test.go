@@ -172,6 +172,17 @@ func TestCheck_names_everything_that_is_wrong(t *testing.T) {
 	}
 }
 
+func TestAttack_tokens_cross_no_network_in_the_clear(t *testing.T) {
+	for address, good := range map[string]bool{
+		"unix:/run/slurmrestd.sock": true, "https://ctl:6820": true, "http://localhost:6820": true, "http://127.0.0.1:6820": true, "http://[::1]:6820": true,
+		"http://ctl:6820": false, "http://10.0.0.1:6820": false, "http://localhost.evil.example": false, "ftp://localhost": false, "unix:x": false, "": false,
+	} {
+		if private(address) != good {
+			t.Errorf("%q: %v", address, !good)
+		}
+	}
+}
+
 func TestExamples_are_good(t *testing.T) {
 	root, src := site(t)
 	for _, name := range []string{"backend.yaml", "signer.yaml"} {

@@ -1,12 +1,14 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -296,7 +298,7 @@ func TestAttack_an_apps_answer_harms_no_sibling(t *testing.T) {
 			t.Errorf("%s: %s", name, got.Header.Get(name))
 		}
 	}
-	if got.Header.Get("Location") != "/lab?x=1" || got.Header.Get("X-Own") != "stays" || got.Header.Get("Strict-Transport-Security") != "max-age=31536000" {
+	if got.Header.Get("Location") != "/lab?x=1" || got.Header.Get("X-Own") != "stays" || got.Header.Get("Strict-Transport-Security") != "max-age=31536000; includeSubDomains" || got.Header.Get("Referrer-Policy") != "same-origin" {
 		t.Errorf("headers %v", got.Header)
 	}
 	for from, to := range map[string]string{
@@ -305,6 +307,53 @@ func TestAttack_an_apps_answer_harms_no_sibling(t *testing.T) {
 	} {
 		if got := ownLocation(from, host); got != to {
 			t.Errorf("%s becomes %s, want %s", from, got, to)
+		}
+	}
+}
+
+func TestAttack_answers_of_ours_carry_the_headers_that_protect_them(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(mirror))
+	host, _ := w.session("alice", "a")
+	page := []string{"Sec-Fetch-Mode: navigate", "Sec-Fetch-Dest: document", "Sec-Fetch-Site: none", "Accept: text/html"}
+	answers := map[string]*http.Response{
+		"to the portal":        w.ask(w.client(true), "GET", host, "/", "", nil, page...),
+		"a refusal":            w.ask(w.client(true), "GET", host, "/", "x", nil, "Sec-Fetch-Site: cross-site"),
+		"a page that is none":  w.ask(w.client(true), "GET", host, "/.carme/none", "", nil),
+		"a host that is none":  w.ask(w.client(true), "GET", strings.Replace(host, "s-", "x-", 1), "/", "", nil),
+		"a bad request":        w.ask(w.client(true), "TRACE", host, "/", "", nil),
+		"a nonce that is none": w.ask(w.client(true), "GET", host, pathCome+"?code=x", "", nil, page...),
+		"all cookies cleared":  w.ask(w.client(true), "POST", host, pathClear, "", nil, "Origin: https://"+host),
+		"the style sheet":      w.ask(w.client(true), "GET", host, pathStyle, "", nil),
+	}
+	for name, answer := range answers {
+		for header, want := range map[string]string{
+			"Strict-Transport-Security": "max-age=31536000; includeSubDomains", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+			"Content-Security-Policy": "default-src 'none'", "Cross-Origin-Resource-Policy": "same-origin",
+		} {
+			if got := answer.Header.Get(header); !strings.HasPrefix(got, want) {
+				t.Errorf("%s (%d): %s is %q", name, answer.StatusCode, header, got)
+			}
+		}
+	}
+}
+
+func TestServe_takes_only_ciphers_that_seal(t *testing.T) {
+	w := newWorld(t, http.HandlerFunc(mirror))
+	for _, suite := range append(tls.CipherSuites(), tls.InsecureCipherSuites()...) {
+		if !slices.Contains(suite.SupportedVersions, tls.VersionTLS12) {
+			continue
+		}
+		good := strings.Contains(suite.Name, "ECDHE") && (strings.Contains(suite.Name, "GCM") || strings.Contains(suite.Name, "CHACHA20"))
+		if strings.Contains(suite.Name, "_RSA_") {
+			good = false // the test's certificate has an ECDSA key
+		}
+		conf := &tls.Config{RootCAs: w.roots, ServerName: w.names.Portal, MaxVersion: tls.VersionTLS12, CipherSuites: []uint16{suite.ID}} //nolint:gosec // G402: that they are refused is what is tested
+		conn, err := (&tls.Dialer{Config: conf}).DialContext(t.Context(), "tcp", w.addr)
+		if err == nil {
+			_ = conn.Close()
+		}
+		if (err == nil) != good {
+			t.Errorf("%s: %v", suite.Name, err)
 		}
 	}
 }

@@ -41,7 +41,7 @@ func (p *Proxy) ownPath(w http.ResponseWriter, r *http.Request, label string) {
 	case r.URL.Path == pathStyle && safe(r.Method):
 		serveStyle(w, r)
 	default:
-		http.NotFound(w, r)
+		p.status(w, r, http.StatusNotFound, "there is no such page")
 	}
 }
 
@@ -80,8 +80,7 @@ func (p *Proxy) enter(w http.ResponseWriter, r *http.Request) {
 	label, _ := p.names.Label(r.Host)
 	sum := sha256.Sum256([]byte(nonce))
 	query := url.Values{"host": {label}, "n": {hex.EncodeToString(sum[:])}}
-	noStore(w)
-	http.Redirect(w, r, p.names.PortalOrigin()+"/open?"+query.Encode(), http.StatusSeeOther)
+	lead(w, r, p.names.PortalOrigin()+"/open?"+query.Encode())
 }
 
 func validNonce(nonce string) bool {
@@ -91,12 +90,11 @@ func validNonce(nonce string) bool {
 
 // come is where the portal sends the browser back to, with a one-time code.
 func (p *Proxy) come(w http.ResponseWriter, r *http.Request, label string) {
-	noStore(w)
 	kept := cookie(r, nonceCookie)
 	nonce, path, _ := strings.Cut(kept, ".")
 	if !validNonce(nonce) {
 		if cookie(r, appCookie) != "" { // the other tab was faster
-			http.Redirect(w, r, "/", http.StatusSeeOther)
+			lead(w, r, "/")
 			return
 		}
 		p.problem(w, r, pageCookies)
@@ -111,13 +109,15 @@ func (p *Proxy) come(w http.ResponseWriter, r *http.Request, label string) {
 			return
 		}
 		p.counts.refused.Add(1)
-		p.log.InfoContext(r.Context(), "hand-over: refused", "host", label, "error", err)
+		if left, ok := p.strangers.Turn(p.now()); ok {
+			p.log.InfoContext(r.Context(), "hand-over: refused", "host", label, "error", err, "from", remote(r), "left_out", left)
+		}
 		p.problem(w, r, pageLogin)
 		return
 	}
 	setCookie(w, appCookie, redeemed.Token, redeemed.Expires.Sub(p.now()))
 	setCookie(w, nonceCookie, arrived, arrivedFor)
-	http.Redirect(w, r, rememberedPath(path), http.StatusSeeOther)
+	lead(w, r, rememberedPath(path))
 }
 
 // rememberedPath is the path that a browser came for, never one that leads to
@@ -195,8 +195,11 @@ func (p *Proxy) clear(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Clear-Site-Data", `"cookies"`)
-	noStore(w)
-	http.Redirect(w, r, p.names.PortalOrigin()+"/", http.StatusSeeOther)
+	lead(w, r, p.names.PortalOrigin()+"/")
 }
 
-func noStore(w http.ResponseWriter) { w.Header().Set("Cache-Control", "no-store") }
+// lead sends a browser on, by GET.
+func lead(w http.ResponseWriter, r *http.Request, to string) {
+	ownHeaders(w.Header())
+	http.Redirect(w, r, to, http.StatusSeeOther)
+}

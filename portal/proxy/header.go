@@ -169,14 +169,18 @@ func copyAnswer(dst, src http.Header, host string) {
 	if len(dst["Cross-Origin-Resource-Policy"]) == 0 {
 		dst["Cross-Origin-Resource-Policy"] = resourcePolicy
 	}
+	if len(dst["Referrer-Policy"]) == 0 { // the name of a session is nobody else's business
+		dst["Referrer-Policy"] = referrerPolicy
+	}
 }
 
 // Shared by all answers and never written to.
 var (
 	agentCluster      = []string{"?1"}
-	transportSecurity = []string{"max-age=31536000"}
+	transportSecurity = []string{"max-age=31536000; includeSubDomains"}
 	openerPolicy      = []string{"same-origin-allow-popups"}
 	resourcePolicy    = []string{"same-origin"}
+	referrerPolicy    = []string{"same-origin"}
 )
 
 // ownCookies keeps an app's cookies on its own host: without Domain, and none

@@ -42,12 +42,23 @@ const (
 	drainFor = 5 * time.Second
 )
 
+// sealing are the suites of TLS 1.2 that encrypt and authenticate in one, with a
+// fresh key for each connection. Those of TLS 1.3 all do.
+func sealing() []uint16 {
+	return []uint16{
+		tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+		tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+		tls.TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256, tls.TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+	}
+}
+
 // Serve serves the handler over TLS, HTTP/2 and 1.1, on the listener until ctx
 // ends; then it takes no more requests, and finishes those under way.
 func Serve(ctx context.Context, tcp net.Listener, certificate *tls.Config, handler http.Handler, log *slog.Logger) error {
 	config := certificate.Clone()
 	config.NextProtos = []string{"h2", "http/1.1"}
 	config.MinVersion = tls.VersionTLS12
+	config.CipherSuites = sealing()
 	server := &http.Server{
 		Handler: handler, TLSConfig: config, ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience, MaxHeaderBytes: headBytes,
 		DisableGeneralOptionsHandler: true, // even OPTIONS * is for a host

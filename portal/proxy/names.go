@@ -64,7 +64,7 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 	own := n.authority(n.Portal)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !wellFormed(r) {
-			http.Error(w, "malformed request", http.StatusBadRequest)
+			refuse(w, "malformed request", http.StatusBadRequest)
 			return
 		}
 		if r.Host == own {
@@ -75,8 +75,14 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 			apps.ServeHTTP(w, r)
 			return
 		}
-		http.Error(w, "no such host here", http.StatusMisdirectedRequest)
+		refuse(w, "no such host here", http.StatusMisdirectedRequest)
 	})
+}
+
+// refuse answers in plain text.
+func refuse(w http.ResponseWriter, text string, status int) {
+	ownHeaders(w.Header())
+	http.Error(w, text, status)
 }
 
 // wellFormed refuses what could be read in two ways further on: a target that

@@ -122,8 +122,7 @@ func (p *Proxy) problem(w http.ResponseWriter, r *http.Request, what page) {
 }
 
 func (p *Proxy) status(w http.ResponseWriter, _ *http.Request, status int, text string) {
-	ownHeaders(w.Header())
-	http.Error(w, text, status)
+	refuse(w, text, status)
 }
 
 func ownHeaders(h http.Header) {

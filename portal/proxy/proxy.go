@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/client"
 )
@@ -51,6 +52,8 @@ type Proxy struct {
 	table    *table
 	opening  sync.Map // of an agent's address to chan struct{}
 	counts   counts
+	// strangers are requests that come from other pages.
+	strangers logx.Seldom
 }
 
 type counts struct{ requests, refused, websockets, open atomic.Int64 }
@@ -143,7 +146,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.counts.requests.Add(1)
 	label, ok := p.names.Label(r.Host)
 	if !ok || !wellFormed(r) {
-		http.Error(w, "no such host here", http.StatusMisdirectedRequest)
+		refuse(w, "no such host here", http.StatusMisdirectedRequest)
 		return
 	}
 	// The button against too many cookies comes with all of them.
@@ -158,6 +161,7 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	upgrade := isUpgrade(r)
 	if !admissible(r, "https://"+r.Host, upgrade) {
 		p.counts.refused.Add(1)
+		p.foreign(r, label)
 		p.problem(w, r, pageForeign)
 		return
 	}
@@ -176,6 +180,22 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.forward(w, r, rt)
+}
+
+// foreign notes that another page, a sibling's or anybody's, wanted something of a
+// session. A page can ask a thousand times a second.
+func (p *Proxy) foreign(r *http.Request, label string) {
+	left, ok := p.strangers.Turn(p.now())
+	if !ok {
+		return
+	}
+	short := func(name string) string {
+		const most = 128
+		text := first(r.Header[name])
+		return text[:min(len(text), most)]
+	}
+	p.log.InfoContext(r.Context(), "request: from another page", "host", label, "method", r.Method, "origin", short("Origin"),
+		"site", short("Sec-Fetch-Site"), "from", remote(r), "left_out", left)
 }
 
 func headSize(r *http.Request) int {

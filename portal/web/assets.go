@@ -49,9 +49,17 @@ func loadAssets(root fs.FS) (*assets, error) {
 		if err != nil {
 			return a, fmt.Errorf("read asset: %w", err)
 		}
-		a.files[name] = asset{kind: mime.TypeByExtension(path.Ext(name)), data: data, gzip: packed}
+		a.files[name] = asset{kind: kindOf(name), data: data, gzip: packed}
 	}
 	return a, nil
+}
+
+// kindOf is the media type of a file, with its charset where it is text.
+func kindOf(name string) string {
+	if path.Ext(name) == ".svg" {
+		return "image/svg+xml; charset=utf-8"
+	}
+	return mime.TypeByExtension(path.Ext(name))
 }
 
 func readJSON(root fs.FS, name string, into any) error {

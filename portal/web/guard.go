@@ -70,6 +70,7 @@ func (s *Server) recover(c *gin.Context) {
 func (s *Server) headers(c *gin.Context) {
 	h := c.Writer.Header()
 	h.Set("Content-Security-Policy", s.policy)
+	// Not for names below: they may be the site's own, and need not speak TLS.
 	h.Set("Strict-Transport-Security", "max-age=31536000")
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("X-Frame-Options", "DENY")
@@ -95,7 +96,9 @@ func (s *Server) crossOrigin(c *gin.Context) {
 		err = errInTheClear
 	}
 	if err != nil {
-		s.log.InfoContext(c.Request.Context(), "form: from another page", "path", c.Request.URL.Path, "error", err)
+		if left, ok := s.strangers.Turn(s.now()); ok {
+			s.log.InfoContext(c.Request.Context(), "form: from another page", "path", c.FullPath(), "error", err, "from", source(c.Request), "left_out", left)
+		}
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }
@@ -118,6 +121,9 @@ func (s *Server) csrf(c *gin.Context) {
 		return
 	}
 	if subtle.ConstantTimeCompare([]byte(c.PostForm("csrf")), []byte(csrfToken(c))) != 1 {
+		if left, ok := s.strangers.Turn(s.now()); ok {
+			s.log.InfoContext(c.Request.Context(), "form: without its token", "path", c.FullPath(), "from", source(c.Request), "left_out", left)
+		}
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }

@@ -141,11 +141,31 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 		d.First = cmp.Or(d.First, field)
 		d.Advanced = d.Advanced || slices.Contains(advanced, field)
 	}
+	d.choices()
+	d.Runs = runnable(d.Offer.Images)
+	for _, image := range d.Offer.Images {
+		if image.Name == d.Form.Image {
+			d.ImageText = image.Description
+		}
+	}
+	d.AppTitle = appTitle(d.Form.App)
+	for _, app := range d.Offer.Apps {
+		if app.Name == d.Form.App {
+			d.AppTitle = app.Title
+		}
+	}
+	if limits := d.Offer.Limits; limits.Running > 0 && d.Offer.Used.Running >= limits.Running {
+		d.Blocked = texts.number("start.toomany", limits.Running)
+	}
+}
+
+// choices are what the form's lists of numbers hold, within the limits.
+func (d *homeData) choices() {
+	limits := d.Offer.Limits
 	most := 0
 	for _, g := range d.Offer.GPUs {
 		most = max(most, g.PerNode)
 	}
-	limits := d.Offer.Limits
 	if limits.GPUs > 0 {
 		most = min(most, limits.GPUs)
 	}
@@ -163,21 +183,6 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 	d.MaxNodes = cmp.Or(d.Offer.Nodes, mostNodes)
 	if limits.Nodes > 0 {
 		d.MaxNodes = min(d.MaxNodes, limits.Nodes)
-	}
-	d.Runs = runnable(d.Offer.Images)
-	for _, image := range d.Offer.Images {
-		if image.Name == d.Form.Image {
-			d.ImageText = image.Description
-		}
-	}
-	d.AppTitle = appTitle(d.Form.App)
-	for _, app := range d.Offer.Apps {
-		if app.Name == d.Form.App {
-			d.AppTitle = app.Title
-		}
-	}
-	if limits.Running > 0 && d.Offer.Used.Running >= limits.Running {
-		d.Blocked = texts.number("start.toomany", limits.Running)
 	}
 }
 

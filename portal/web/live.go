@@ -14,6 +14,7 @@ import (
 const (
 	eventPatience = 20 * time.Second
 	hexNonce      = 64
+	eventIDMax    = 128 // bytes; the backend's are shorter
 )
 
 // events passes the backend's events on. They say only what changed; the page
@@ -28,14 +29,18 @@ func (s *Server) events(c *gin.Context) {
 		case <-ctx.Done():
 		}
 	}()
-	stream, err := s.backend.Events(ctx, token(c), c.GetHeader("Last-Event-ID"))
+	last := c.GetHeader("Last-Event-ID")
+	if len(last) > eventIDMax { // the backend takes no such head
+		last = ""
+	}
+	stream, err := s.backend.Events(ctx, token(c), last)
 	if err != nil {
 		s.json(c, nil, err)
 		return
 	}
 	defer stream.Close() //nolint:errcheck // nothing was written
 	h := c.Writer.Header()
-	h.Set("Content-Type", "text/event-stream")
+	h.Set("Content-Type", "text/event-stream; charset=utf-8")
 	h.Set("X-Accel-Buffering", "no")
 	c.Status(http.StatusOK)
 	control := http.NewResponseController(c.Writer)

@@ -61,7 +61,20 @@ func (s *Server) login(c *gin.Context) {
 		s.page(c, status, "login", view{Title: s.text(c, "login.title"), Notice: s.bad(c, err), Data: loginData{Next: next, Username: username}})
 		return
 	}
+	s.leave(c)
 	s.entered(c, answer, next)
+}
+
+// leave ends the login that the browser had before, if any: nobody would see that
+// it still is.
+func (s *Server) leave(c *gin.Context) {
+	before := cookieValue(c.Request, cookieSession)
+	if before == "" {
+		return
+	}
+	if err := s.backend.Logout(c.Request.Context(), before); err != nil && client.Code(err) != client.CodeNoSession {
+		s.log.WarnContext(c.Request.Context(), "login: the one before could not be ended", "error", err)
+	}
 }
 
 // entered keeps the session of a step of the login, in a cookie with a new

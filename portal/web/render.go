@@ -118,8 +118,9 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"asset":     s.assets.url,
 		"icon":      s.icon,
 		"appicon":   s.appIcon,
-		"time":      func(at time.Time) template.HTML { return timeTag(at, false) },
-		"shorttime": func(at time.Time) template.HTML { return timeTag(at, true) },
+		"time":      func(at time.Time) template.HTML { return timeTag(at, "", "2006-01-02 15:04 UTC") },
+		"shorttime": func(at time.Time) template.HTML { return timeTag(at, " data-short", "15:04:05") },
+		"neartime":  func(at time.Time) template.HTML { return timeTag(at, " data-near", "2006-01-02 15:04 UTC") },
 		"minutes":   func(n int) string { return minutes(texts, n) },
 		"megabytes": megabytes,
 		"gigabytes": func(mb int64) int64 { return mb / 1024 },
@@ -169,16 +170,14 @@ var appIcons = []struct{ part, icon string }{
 	{"jupyter", "notebook"}, {"notebook", "notebook"}, {"code", "code"}, {"terminal", "terminal-2"}, {"board", "chart-line"}, {"plot", "chart-line"},
 }
 
-func timeTag(at time.Time, short bool) template.HTML {
+// timeTag is a time as it is without scripts; the kind tells scripts how they
+// say it in the browser's own zone.
+func timeTag(at time.Time, kind, layout string) template.HTML {
 	if at.IsZero() {
 		return "–"
 	}
 	at = at.UTC()
-	kind, text := "", at.Format("2006-01-02 15:04 UTC")
-	if short {
-		kind, text = " data-short", at.Format("15:04:05")
-	}
-	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + text + `</time>`) //nolint:gosec // digits only
+	return template.HTML(`<time datetime="` + at.Format(time.RFC3339) + `"` + kind + `>` + at.Format(layout) + `</time>`) //nolint:gosec // digits, and the templates' own words
 }
 
 func minutes(texts catalogue, n int) string {
@@ -249,22 +248,23 @@ func resources(texts catalogue, j api.Job) string {
 var stageOrder = []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
 
 // stageOf is the stage to show: a job that is no session has two.
-func stageOf(v any) (stage, state string, carme bool) {
+// stageOf is how far a job is, and whether there is an app to wait for.
+func stageOf(v any) (stage, state string, app bool) {
 	switch j := v.(type) {
 	case api.Job:
-		return j.Stage, j.State, j.Carme
+		return j.Stage, j.State, j.App != ""
 	case *api.Job:
-		return j.Stage, j.State, j.Carme
+		return j.Stage, j.State, j.App != ""
 	}
 	return "", "", false
 }
 
 func stageText(texts catalogue, v any) string {
-	stage, state, carme := stageOf(v)
+	stage, state, app := stageOf(v)
 	switch {
 	case stage == api.StageEnded && (state == "FAILED" || state == "TIMEOUT" || state == "CANCELLED" || state == "OUT_OF_MEMORY" || state == "NODE_FAIL" || state == "PREEMPTED"):
 		return texts.text("state." + strings.ToLower(state))
-	case !carme && state == "RUNNING":
+	case !app && state == "RUNNING":
 		return texts.text("state.running")
 	case stage == "":
 		return state
@@ -273,7 +273,7 @@ func stageText(texts catalogue, v any) string {
 }
 
 func stageKind(v any) string {
-	stage, state, carme := stageOf(v)
+	stage, state, app := stageOf(v)
 	switch stage {
 	case api.StageReady:
 		return "ok"
@@ -285,7 +285,7 @@ func stageKind(v any) string {
 		}
 		return "over"
 	}
-	if !carme && state == "RUNNING" {
+	if !app && state == "RUNNING" {
 		return "ok"
 	}
 	return "busy"
@@ -454,8 +454,8 @@ func timingOf(texts catalogue, j api.Job, now time.Time) timing {
 			t.Till = j.Started.Add(time.Duration(j.Minutes) * time.Minute)
 			t.Used = percent(int(now.Sub(j.Started).Minutes()), j.Minutes)
 		}
-	case j.Ended.After(j.Started):
-		took := j.Ended.Sub(j.Started).Round(time.Second)
+	case !j.Ended.Before(j.Started):
+		took := max(time.Second, j.Ended.Sub(j.Started).Round(time.Second)) // Slurm counts in seconds
 		if took < time.Minute {
 			t.Took = texts.number("time.seconds", int(took.Seconds()))
 		} else {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gin-gonic/gin"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/portal/client"
 )
 
@@ -42,6 +43,8 @@ type Server struct {
 	assets    *assets
 	pages     map[string]*template.Template // by language/page
 	policy    string
+	// strangers send forms that are none of ours.
+	strangers logx.Seldom
 }
 
 // New returns the handler of the portal's host.

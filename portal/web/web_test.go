@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,16 +28,35 @@ type browser struct {
 	server   *httptest.Server
 	client   *http.Client
 	stopping chan struct{}
+	log      *lockedBuffer
+}
+
+// lockedBuffer is a log that several goroutines write to.
+type lockedBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lockedBuffer) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 const testLabel = "s-aaaaaaaaaaaaaaaaaaaaaaaaaa"
 
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
-	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{})}
+	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{}), log: &lockedBuffer{}}
 	rest := httptest.NewServer(b.backend)
 	pages, err := New(Options{
-		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.DiscardHandler), Now: time.Now, Bare: true, Stopping: b.stopping,
+		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: time.Now, Bare: true, Stopping: b.stopping,
 		AppOrigin: func(label string) (string, bool) {
 			return "https://" + label + ".apps.example", strings.HasPrefix(label, "s-")
 		},
@@ -251,6 +271,45 @@ func TestAttack_answers_carry_the_headers_that_protect_them(t *testing.T) {
 	}
 }
 
+func TestAttack_a_new_login_ends_the_one_before(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	at, err := url.Parse(b.server.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var before string
+	for _, one := range b.client.Jar.Cookies(at) {
+		if one.Name == cookieSession {
+			before = one.Value
+		}
+	}
+	b.login()
+	b.fresh()
+	if answer, _ := b.get("/jobs", "Cookie: "+cookieSession+"="+before); answer.StatusCode != 303 {
+		t.Errorf("the session of the login before: %d", answer.StatusCode)
+	}
+}
+
+func TestAssets_are_named_with_their_charset(t *testing.T) {
+	for name, want := range map[string]string{"logo-1.svg": "image/svg+xml; charset=utf-8", "app-1.css": "text/css; charset=utf-8", "app-1.js": "text/javascript; charset=utf-8"} {
+		if got := kindOf(name); got != want {
+			t.Errorf("%s is %q", name, got)
+		}
+	}
+}
+
+func TestAttack_forms_of_strangers_do_not_fill_the_log(t *testing.T) {
+	b := newBrowser(t)
+	for range 50 {
+		b.post("", "/login", url.Values{"username": {"alice"}})
+		b.post("", "/login", nil, "Origin: https://evil.example")
+	}
+	if n := strings.Count(b.log.String(), "form: "); n == 0 || n > 10 {
+		t.Errorf("%d lines for 100 forms", n)
+	}
+}
+
 func TestAttack_names_with_markup_stay_text(t *testing.T) {
 	b := newBrowser(t)
 	b.login()
@@ -283,7 +342,9 @@ func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 		t.Errorf("too many GPUs: %d", answer.StatusCode)
 	}
 	form.Set("nodes", "many")
-	if answer, _ := b.post("/", "/jobs", form); answer.StatusCode != 422 {
+	form.Set("name", "kept")
+	if answer, page := b.post("/", "/jobs", form); answer.StatusCode != 422 || !strings.Contains(page, `id="nodes-problem">Enter a whole number.`) ||
+		!strings.Contains(page, `aria-invalid="true" aria-describedby="nodes-problem" autofocus`) || !strings.Contains(page, `value="many"`) || !strings.Contains(page, `value="kept"`) {
 		t.Errorf("no number: %d", answer.StatusCode)
 	}
 	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 {
@@ -346,7 +407,7 @@ func TestFault_a_mistake_in_the_sites_configuration_is_said_and_the_rest_stays(t
 	b.login()
 	b.backend.Misconfigured = true
 	answer, page := b.get("/", "Accept-Language: de")
-	if answer.StatusCode != 200 || !strings.Contains(page, "In der Konfiguration ist ein Fehler") || strings.Contains(page, `id="start"`) {
+	if answer.StatusCode != 200 || !strings.Contains(page, "ist ein Fehler, und bis er behoben ist") || strings.Contains(page, `id="start"`) {
 		t.Errorf("%d %s", answer.StatusCode, page)
 	}
 	if answer, _ := b.get("/jobs"); answer.StatusCode != 200 {
@@ -363,7 +424,7 @@ func TestEvents_end_with_the_login(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer stream.Body.Close() //nolint:errcheck // it was read
-	if got := stream.Header.Get("Content-Type"); got != "text/event-stream" {
+	if got := stream.Header.Get("Content-Type"); got != "text/event-stream; charset=utf-8" {
 		t.Fatal(got)
 	}
 	if answer, _ := b.post("/", "/logout", nil); answer.StatusCode != 303 {
@@ -411,6 +472,21 @@ func TestEvents_end_with_the_portal(t *testing.T) {
 	close(b.stopping)
 	if _, err := io.ReadAll(stream.Body); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestStage_of_a_sealed_job_without_an_app_is_that_it_runs(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	job := api.Job{Carme: true, State: "RUNNING", Stage: api.StageAllocated}
+	if got := stageText(all["en"], job); got != "Running" || stageKind(job) != "ok" {
+		t.Errorf("%q, %q", got, stageKind(job))
+	}
+	job.App = "terminal"
+	if got := stageText(all["en"], job); got == "Running" || stageKind(job) != "busy" {
+		t.Errorf("with an app: %q, %q", got, stageKind(job))
 	}
 }
 
@@ -462,6 +538,61 @@ func TestStart_an_app_without_its_image_gets_one_that_has_it(t *testing.T) {
 	}
 }
 
+func TestReason_is_said_for_whole_families_of_slurms_words(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for word, want := range map[string]string{
+		"Priority": "as soon as it is its turn", "AssocGrpGRES": "at one of its limits (AssocGrpGRES)", "QOSMaxJobsPerUserLimit": "quality of service",
+		"ReqNodeNotAvail, UnavailableNodes:n[1-3]": "reserved or down", "PartitionTimeLimit": "more time than its partition", "Cleaning": "Slurm says: Cleaning",
+	} {
+		if got := reason(all["en"], word); !strings.Contains(got, want) {
+			t.Errorf("%s: %q", word, got)
+		}
+	}
+}
+
+func TestTiming_tells_limit_and_length(t *testing.T) {
+	all, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Date(2026, 1, 2, 10, 0, 0, 0, time.UTC)
+	runs := timingOf(all["en"], api.Job{Stage: api.StageReady, Started: start, Minutes: 60}, start.Add(15*time.Minute))
+	if !runs.Running || runs.Used != 25 || !runs.Till.Equal(start.Add(time.Hour)) {
+		t.Errorf("%+v", runs)
+	}
+	for took, want := range map[time.Duration]string{0: "1 second", time.Second: "1 second", 42 * time.Second: "42 seconds", 90 * time.Minute: "1 hour 30 minutes"} {
+		if got := timingOf(all["en"], api.Job{Stage: api.StageEnded, Started: start, Ended: start.Add(took)}, start); got.Took != want || got.Running {
+			t.Errorf("%v: %+v", took, got)
+		}
+	}
+}
+
+func TestJob_what_waits_of_an_array_keeps_its_address(t *testing.T) {
+	for id, want := range map[string]string{"12": "12", "12_3": "12_3", "12_[4-9%2]": "12"} {
+		if got := jobRef(api.Job{ID: id, Intent: "x"}); got != want {
+			t.Errorf("%s: %s", id, got)
+		}
+	}
+}
+
+func TestJob_its_page_says_how_old_it_is(t *testing.T) {
+	b := newBrowser(t)
+	id := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageAllocated, State: "RUNNING", Detail: &api.JobDetail{Age: 40, Problem: "Slurm does not answer", ProblemCode: "problem.slurm"}})
+	b.login()
+	for _, path := range []string{"/jobs/" + id, "/fragments/jobs/" + id} {
+		if _, page := b.get(path); !strings.Contains(page, "Slurm has not answered for 40 seconds") {
+			t.Errorf("%s does not say so", path)
+		}
+	}
+	b.backend.Change(id, func(j *api.Job) { j.Detail.Age, j.Detail.Problem, j.Detail.ProblemCode = 1, "", "" })
+	if _, page := b.get("/jobs/" + id); strings.Contains(page, "has not answered") {
+		t.Error("a fresh page is called old")
+	}
+}
+
 func TestJob_its_fragment_is_all_of_the_page_that_changes(t *testing.T) {
 	b := newBrowser(t)
 	b.login()
@@ -490,13 +621,13 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	codes := map[string]int{"problem.slurm": 0}
+	codes := map[string]int{"problem.slurm": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
 	for _, name := range files {
 		data, err := os.ReadFile(name)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, m := range regexp.MustCompile(`say\("([a-z.]+)", (.*)`).FindAllStringSubmatch(string(data), -1) {
+		for _, m := range regexp.MustCompile(`say\("([a-z._]+)", (.*)`).FindAllStringSubmatch(string(data), -1) {
 			codes[m[1]] = strings.Count(m[2], "%s")
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -94,7 +95,7 @@ func (s *server) routes() http.Handler {
 		if err != nil {
 			panic(err) // the name is a constant
 		}
-		mux.Handle("GET /"+dir+"/", http.StripPrefix("/"+dir+"/", http.FileServerFS(sub)))
+		mux.Handle("GET /"+dir+"/", http.StripPrefix("/"+dir+"/", onlyFiles(http.FileServerFS(sub))))
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h := w.Header()
@@ -102,6 +103,17 @@ func (s *server) routes() http.Handler {
 		h.Set("X-Content-Type-Options", "nosniff")
 		h.Set("Referrer-Policy", "no-referrer")
 		mux.ServeHTTP(w, r)
+	})
+}
+
+// onlyFiles keeps a file server from listing a directory.
+func onlyFiles(files http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "" || strings.HasSuffix(r.URL.Path, "/") {
+			http.NotFound(w, r)
+			return
+		}
+		files.ServeHTTP(w, r)
 	})
 }
 

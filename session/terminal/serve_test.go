@@ -148,7 +148,7 @@ func TestAnother_origin_is_refused(t *testing.T) {
 func TestPages_and_names(t *testing.T) {
 	_, web := newServer(t)
 	for path, want := range map[string]int{
-		"/health": 204, "/t/1": 200, "/t/0": 404, "/t/x": 404, "/src/terminal.js": 200, "/t/../../etc/passwd": 404,
+		"/health": 204, "/t/1": 200, "/t/0": 404, "/t/x": 404, "/src/terminal.js": 200, "/src/": 404, "/dist/": 404, "/src//": 404, "/t/../../etc/passwd": 404,
 	} {
 		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+path, nil)
 		if err != nil {

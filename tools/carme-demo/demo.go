@@ -25,6 +25,8 @@ type demo struct {
 	prefix string
 	// farewell is how long the traces of ended jobs may stay.
 	farewell time.Duration
+	// listens is where the portal is published.
+	listens string
 	// answers asks the portal for its first page.
 	answers   func(context.Context) error
 	neighbour facts

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -90,7 +92,7 @@ func cluster(log *[]string, broken string) func(context.Context, io.Writer, stri
 func play(t *testing.T, from int, broken string) (screen string, commands []string, err error) {
 	t.Helper()
 	var out strings.Builder
-	d := &demo{out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond, answers: func(context.Context) error { return nil }}
+	d := &demo{out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond, listens: "127.0.0.1:0", answers: func(context.Context) error { return nil }}
 	err = d.show(t.Context(), from)
 	return out.String(), commands, err
 }
@@ -171,5 +173,21 @@ func TestProcFilesAreRead(t *testing.T) {
 	}
 	if _, err := kilobytes(field(text, "Missing:")); err == nil {
 		t.Error("a missing field was read")
+	}
+}
+
+func TestDemoSaysBeforeItBeginsThatItsPortIsTaken(t *testing.T) {
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close() //nolint:errcheck // nothing was sent
+	d := &demo{listens: taken.Addr().String(), answers: func(context.Context) error { return errors.New("somebody else") }}
+	if !d.portTaken(t.Context()) {
+		t.Error("another program's port is called free")
+	}
+	d.answers = func(context.Context) error { return nil }
+	if d.portTaken(t.Context()) {
+		t.Error("the demo that runs is in its own way")
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
 	"strconv"
@@ -20,14 +21,15 @@ const (
 
 // machine is what the preflight finds out, without changing anything.
 type machine struct {
-	system   string
-	kernel   string
-	cgroup   string
-	cpus     int
-	freeRAM  uint64 // bytes
-	freeDisk uint64 // bytes
-	isRoot   bool
-	lacks    string // what tools/prepare would install
+	system    string
+	kernel    string
+	cgroup    string
+	cpus      int
+	freeRAM   uint64 // bytes
+	freeDisk  uint64 // bytes
+	isRoot    bool
+	portTaken bool   // the portal's, by something else than the demo
+	lacks     string // what tools/prepare would install
 }
 
 // preflight says what is there, what will be done, and how to undo it. It
@@ -42,8 +44,10 @@ func preflight(ctx context.Context, d *demo) error {
 this machine    %s, kernel %s, %s, %d processors
 memory          %.1f GiB free, %d GiB needed
 disk            %.1f GiB free for Docker, %d GiB needed
-ports           none: the cluster talks on a network of its own inside Docker
-from outside    a Debian mirror and the Go module proxy; an image registry is not needed
+ports           8443 on the loopback interface, for the portal; the cluster talks on a
+                network of its own inside Docker
+from outside    a Debian mirror, the Go module proxy and the npm registry; an image
+                registry is not needed
 will install    %s
 will run        five containers, carme-*: directory, controller, login, two nodes
 GPUs            simulated: device files without a card behind them. What may open
@@ -61,6 +65,9 @@ func (m machine) unfit() error {
 	}
 	if m.freeDisk < needDisk {
 		why = append(why, errors.New("too little free disk space"))
+	}
+	if m.portTaken {
+		why = append(why, errors.New("port 8443 of the loopback interface is taken by another program: find it with 'ss -ltnp sport = :8443'"))
 	}
 	if !m.isRoot && m.lacks != nothing {
 		why = append(why, errors.New("something is missing, and only root can install it: run tools/prepare testbed to see what"))
@@ -101,7 +108,19 @@ func examine(ctx context.Context, d *demo) (machine, error) {
 	if m.lacks == "packages: none" {
 		m.lacks = nothing
 	}
+	m.portTaken = d.portTaken(ctx)
 	return m, nil
+}
+
+// portTaken says whether the portal's port cannot be had. A demo that runs has it,
+// and that is well: it answers as the portal.
+func (d *demo) portTaken(ctx context.Context) bool {
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", d.listens)
+	if err != nil {
+		return d.answers(ctx) != nil
+	}
+	_ = listener.Close() // nothing was sent
+	return false
 }
 
 // field is the rest of the line that begins with key, without quotes.

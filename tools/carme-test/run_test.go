@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"strings"
@@ -85,13 +86,33 @@ func TestPlanIsSaidWithItsNeeds(t *testing.T) {
 	}
 	var screen strings.Builder
 	printPlan(&screen, stages)
-	for _, want := range []string{"prepare", "lint", "unit", "test-c", "integration trixie", "integration forky", "rows J2, J4, J5, J6, J7", "needs Docker"} {
+	for _, want := range []string{"prepare", "lint", "unit", "test-c", "govulncheck", "integration trixie", "integration forky", "rows J2, J4, J5, J6, J7", "needs Docker"} {
 		if !strings.Contains(screen.String(), want) {
 			t.Errorf("%q is missing in the plan:\n%s", want, screen.String())
 		}
 	}
 	if stages[0].name != "prepare" || !stages[0].vital {
 		t.Errorf("the plan begins with %q", stages[0].name)
+	}
+}
+
+func TestKnownHolesFailAndADatabaseOutOfReachDoesNot(t *testing.T) {
+	t.Chdir(t.TempDir())
+	if err := os.Mkdir(outputDir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for status, want := range map[int]outcome{0: passed, 1: failed, 75: skipped} {
+		program := fmt.Sprintf("./vuln%d", status)
+		text := fmt.Sprintf("#!/bin/sh\necho looking\necho it is so >&2\nexit %d\n", status)
+		if err := os.WriteFile(program, []byte(text), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var screen strings.Builder
+		r := &runner{out: &screen, now: time.Now}
+		r.one(t.Context(), knownHoles(program))
+		if len(r.results) != 1 || r.results[0].outcome != want || want == skipped && r.results[0].reason != "it is so" {
+			t.Errorf("status %d: %+v\n%s", status, r.results, &screen)
+		}
 	}
 }
 

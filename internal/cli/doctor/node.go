@@ -378,7 +378,7 @@ func (d Doctor) extern(id string) (known, alive bool) {
 func (d Doctor) externRuns(id string) bool {
 	names, _ := filepath.Glob(d.path("proc/[0-9]*/cmdline")) // the pattern is constant
 	for _, name := range names {
-		title, err := os.ReadFile(name) //nolint:gosec // G304: of the pattern
+		title, err := os.ReadFile(name) //nolint:gosec // G304: the kernel's names
 		if err == nil && strings.HasPrefix(string(title), "slurmstepd: ["+id+".extern") {
 			return true
 		}

@@ -265,7 +265,7 @@ func (d Doctor) prolog(cfg slurm.Config) Finding {
 		}
 		files, _ := filepath.Glob(d.path(cfg.Get(key))) // a bad pattern matches nothing
 		for _, file := range files {
-			text, err := os.ReadFile(file) //nolint:gosec // G304: slurm.conf is the admin's
+			text, err := os.ReadFile(file) //nolint:gosec // G304: slurm.conf names it, which is root's
 			if err == nil && bytes.Contains(text, []byte(program)) {
 				return ok(name, "%s runs %s", cfg.Get(key), program)
 			}

@@ -117,7 +117,16 @@ func (h Head) ResetFactors(ctx context.Context, user string) error {
 	if err := h.ask(ctx, http.MethodDelete, "/v1/users/"+url.PathEscape(user)+"/factors", nil); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(h.Out, "%s has no second factor now and enrols one at the next login; all logins have ended\n", user)
+	_, err := fmt.Fprintf(h.Out, "%s has no second factor now and enrols one at the next login; all logins have ended\n", plain(user))
+	return err
+}
+
+// EndLogins ends all of a user's logins. The second factor stays.
+func (h Head) EndLogins(ctx context.Context, user string) error {
+	if err := h.ask(ctx, http.MethodDelete, "/v1/users/"+url.PathEscape(user)+"/sessions", nil); err != nil {
+		return err
+	}
+	_, err := fmt.Fprintf(h.Out, "all logins of %s have ended, and what they had open\n", plain(user))
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // backend answers on a socket with what is given for each request.
@@ -17,7 +18,7 @@ func backend(t *testing.T, answers map[string]string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{ReadHeaderTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		text, known := answers[r.Method+" "+r.URL.RequestURI()]
 		if !known {
 			t.Errorf("asked for %s %s", r.Method, r.URL)
@@ -86,5 +87,13 @@ func TestErrors_say_what_to_do(t *testing.T) {
 	h.Socket = backend(t, map[string]string{"DELETE /v1/users/no%2Fbody/factors": `{"error":{"code":"not_found","message":"There is no such user."}}`})
 	if err := h.ResetFactors(t.Context(), "no/body"); err == nil || err.Error() != "There is no such user." {
 		t.Errorf("no user: %v", err)
+	}
+}
+
+func TestEndLogins_asks_for_one_user(t *testing.T) {
+	var out strings.Builder
+	h := Head{Socket: backend(t, map[string]string{"DELETE /v1/users/alice/sessions": ""}), Out: &out}
+	if err := h.EndLogins(t.Context(), "alice"); err != nil || out.String() != "all logins of alice have ended, and what they had open\n" {
+		t.Errorf("%v, %q", err, &out)
 	}
 }

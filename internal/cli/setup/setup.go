@@ -69,7 +69,7 @@ type Options struct {
 	// SlurmKey and SlurmKeyID are a key that slurmctld knows already; empty: a
 	// new one is made.
 	SlurmKey, SlurmKeyID string
-	// Slurmrestd is unix:PATH or http://HOST:PORT.
+	// Slurmrestd is unix:/PATH, https://HOST:PORT or http://localhost:PORT.
 	Slurmrestd string
 	// NoStart leaves the daemons alone.
 	NoStart bool

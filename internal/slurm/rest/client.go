@@ -75,7 +75,8 @@ type cached struct {
 	expires time.Time
 }
 
-// New returns a client of the server at address: unix:/PATH or http://HOST:PORT.
+// New returns a client of the server at address: unix:/PATH, https://HOST:PORT, or
+// http://HOST:PORT.
 func New(address string, timeout time.Duration, tokens Tokens, now func() time.Time) (*Client, error) {
 	transport := &http.Transport{MaxIdleConns: 8, MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ResponseHeaderTimeout: timeout}
 	server := address
@@ -86,7 +87,7 @@ func New(address string, timeout time.Duration, tokens Tokens, now func() time.T
 	}
 	u, err := url.Parse(server)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fmt.Errorf("address of slurmrestd %q: write unix:/PATH or http://HOST:PORT", address)
+		return nil, fmt.Errorf("address of slurmrestd %q: write unix:/PATH or https://HOST:PORT", address)
 	}
 	c := &Client{server: server, timeout: timeout, tokens: tokens, now: now, cache: map[string]cached{}}
 	c.http = &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -402,7 +403,13 @@ func oneLine(b []byte) string {
 func (c *Client) Cancel(ctx context.Context, user, id string) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
 		var got answer
-		res, err := c.api.SlurmV0042DeleteJob(ctx, id, nil, as)
+		var res *http.Response
+		var err error
+		if strings.Contains(id, "[") { // the path takes single jobs only
+			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}}, as) //nolint:bodyclose // read does
+		} else {
+			res, err = c.api.SlurmV0042DeleteJob(ctx, id, nil, as) //nolint:bodyclose // read does
+		}
 		status, err := read(res, err, &got)
 		switch {
 		case err != nil:

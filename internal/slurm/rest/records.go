@@ -275,7 +275,9 @@ func (c *Client) Partitions(ctx context.Context, user string) ([]Partition, erro
 				} `json:"partition"`
 			} `json:"partitions"`
 		}
-		res, err := c.api.SlurmV0042GetPartitions(ctx, nil, as)
+		// Those of other groups are hidden from who asks without this.
+		every := v0042.SlurmV0042GetPartitionsParamsFlagsALL
+		res, err := c.api.SlurmV0042GetPartitions(ctx, &v0042.SlurmV0042GetPartitionsParams{Flags: &every}, as)
 		status, err := read(res, err, &got)
 		if err != nil {
 			return err

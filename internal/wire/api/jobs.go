@@ -107,6 +107,8 @@ const (
 	StageReady     = "ready"     // the app answers
 	StageEnded     = "ended"
 	StageFailed    = "failed" // it was never queued
+	// StageSealed is of a job without an app, in its log alone.
+	StageSealed = "sealed"
 )
 
 // Job is one of the user's Slurm jobs, a session or not.

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -208,6 +209,7 @@ type world struct {
 	server  *api.Server
 	key     ed25519.PublicKey
 	clock   *clock
+	log     *testLog
 	stop    func()
 	portal  *http.Client
 	node    *http.Client
@@ -261,7 +263,8 @@ func (w *world) start() {
 		t.Fatal(err)
 	}
 	w.db = db
-	log := slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	w.log = &testLog{t: t}
+	log := slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelInfo}))
 	records := &audit.Log{Now: w.clock.now, Out: log}
 	feed := &routes.Feed{DB: db, Now: w.clock.now}
 	sealer, err := seal.NewSealer(bytes.Repeat([]byte{3}, seal.KeySize), rand.Reader)
@@ -312,7 +315,9 @@ func (w *world) start() {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() { w.jobs.Run(ctx) })
+	said := w.log
 	w.stop = func() {
+		defer said.end()
 		cancel()
 		_ = hs.Close()
 		<-done
@@ -331,11 +336,57 @@ func client(s *mtls.Store) *http.Client {
 	return &http.Client{Transport: &http.Transport{TLSClientConfig: s.Client(mtls.Identity{Role: mtls.RoleBackend, Name: "b"}, "h2", "http/1.1"), ForceAttemptHTTP2: true}}
 }
 
-type testWriter struct{ t *testing.T }
+// testLog keeps what is logged, and shows warnings with the test's output.
+type testLog struct {
+	t     *testing.T
+	mu    sync.Mutex
+	text  strings.Builder
+	ended bool // the test may be over before a connection is
+}
 
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
+func (l *testLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ended {
+		return len(b), nil
+	}
+	if line := strings.TrimSpace(string(b)); !strings.Contains(line, "level=INFO") {
+		l.t.Log(line)
+	}
+	return l.text.Write(b)
+}
+
+func (l *testLog) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+}
+
+// comes waits a while for a line that has all of the words.
+func (l *testLog) comes(words ...string) bool {
+	late := time.After(5 * time.Second)
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !l.has(words...) {
+		select {
+		case <-late:
+			return false
+		case <-tick.C:
+		}
+	}
+	return true
+}
+
+// has says whether a line has all of the words.
+func (l *testLog) has(words ...string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.text.String()) {
+		if !slices.ContainsFunc(words, func(word string) bool { return !strings.Contains(line, word) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // ask sends a request and decodes the answer, of which it returns the status.

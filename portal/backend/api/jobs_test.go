@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"encoding/json"
 	"errors"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,9 +14,11 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/api"
 	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
@@ -413,6 +417,32 @@ func TestCode_is_bound(t *testing.T) {
 	}
 }
 
+func TestAttack_made_up_codes_do_not_queue_for_the_database(t *testing.T) {
+	w := newWorld(t)
+	held, free, done := make(chan struct{}), make(chan struct{}), make(chan error)
+	go func() {
+		done <- w.db.Write(t.Context(), func(store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	const patience = 3 * time.Second
+	late := time.AfterFunc(patience, func() { close(free) })
+	begun := time.Now()
+	status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: "s-" + strings.Repeat("a", 26), Code: "made up", Nonce: "n"}, nil)
+	if took := time.Since(begun); status != http.StatusUnauthorized || took >= patience {
+		t.Errorf("%d after %v", status, took)
+	}
+	if late.Stop() {
+		close(free)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
@@ -545,5 +575,28 @@ func TestStreams_end_when_the_backend_stops(t *testing.T) {
 	}
 	if in.Err() != nil {
 		t.Errorf("the stream was cut: %v", in.Err())
+	}
+}
+
+func TestMetrics_count_the_requests_of_every_server(t *testing.T) {
+	registry := prometheus.NewRegistry()
+	s := &api.Server{Metrics: registry, Log: slog.New(slog.DiscardHandler), Now: time.Now}
+	for _, handler := range []http.Handler{s.Handler(), s.Handler()} { // public and admin
+		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/openapi.yaml", nil))
+	}
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := 0.0
+	for _, f := range families {
+		if f.GetName() == "carme_backend_requests_total" {
+			for _, m := range f.GetMetric() {
+				counted += m.GetCounter().GetValue()
+			}
+		}
+	}
+	if counted != 2 {
+		t.Errorf("%v requests were counted", counted)
 	}
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"net/netip"
 	"sync"
 	"time"
 )
@@ -13,6 +14,22 @@ const (
 	// keysMax is how many of them are remembered.
 	keysMax = 100_000
 )
+
+// network is the address, or the network that one household or host has in IPv6:
+// whoever has that has as many addresses as there are buckets.
+func network(host string) string {
+	addr, err := netip.ParseAddr(host)
+	if err != nil {
+		return host
+	}
+	addr = addr.Unmap().WithZone("")
+	if addr.Is6() {
+		if p, err := addr.Prefix(64); err == nil {
+			return p.String()
+		}
+	}
+	return addr.String()
+}
 
 // limiter is a token bucket per key.
 type limiter struct {

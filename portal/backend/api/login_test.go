@@ -1,7 +1,11 @@
 package api_test
 
 import (
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/hex"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -188,6 +192,25 @@ func TestFactor_takes_a_recovery_code_once(t *testing.T) {
 	}
 }
 
+func TestAttack_a_secret_being_set_up_is_shown_to_its_own_login_alone(t *testing.T) {
+	w := newWorld(t)
+	thief, owner := w.password("alice"), w.password("alice")
+	var copied, own wire.Enrolment
+	w.must(w.portal, "POST", "/v1/login/enrol", thief.Token, nil, &copied)
+	w.must(w.portal, "POST", "/v1/login/enrol", owner.Token, nil, &own)
+	if copied.Secret == own.Secret {
+		t.Fatal("whoever has the password sees the secret that the owner sets up")
+	}
+	if status, e := w.ask(w.portal, "POST", "/v1/login/enrol/confirm", thief.Token, wire.Confirm{Code: w.code(copied.Secret)}, nil); status != http.StatusConflict {
+		t.Errorf("the secret that was replaced: %d %+v", status, e)
+	}
+	var done wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/enrol/confirm", owner.Token, wire.Confirm{Code: w.code(own.Secret)}, &done)
+	if status, e := w.ask(w.portal, "POST", "/v1/login/enrol/confirm", thief.Token, wire.Confirm{Code: w.code(copied.Secret)}, nil); status != http.StatusConflict {
+		t.Errorf("a second enrolment: %d %+v", status, e)
+	}
+}
+
 func TestSession_has_another_token_after_each_step(t *testing.T) {
 	w := newWorld(t)
 	_, secret := w.login("alice")
@@ -273,6 +296,39 @@ func TestFactor_is_asked_once_a_day_on_a_device_where_policy_says_so(t *testing.
 	}
 }
 
+func TestSession_ends_for_want_of_use_though_a_page_stays_open(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	idle := w.auth.Rules.IdleLife
+	for range 3 { // somebody is there
+		w.clock.add(idle - time.Minute)
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+	}
+	w.clock.add(idle - time.Minute)
+	for _, path := range []string{"/v1/jobs", "/v1/cluster"} { // what an open page asks for
+		w.must(w.portal, "GET", path, tok, nil, nil)
+	}
+	w.clock.add(2 * time.Minute)
+	if status, e := w.ask(w.portal, "GET", "/v1/jobs", tok, nil, nil); status != http.StatusUnauthorized || e.Code != "no_session" {
+		t.Errorf("a login that nobody used: %d %+v", status, e)
+	}
+}
+
+func TestSession_ends_after_its_longest_time_whatever_its_use(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	hour := 0
+	for ; hour < 20; hour++ {
+		if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status == http.StatusUnauthorized {
+			break
+		}
+		w.clock.add(time.Hour)
+	}
+	if hour != 12 {
+		t.Errorf("it ended after %d hours", hour)
+	}
+}
+
 func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	w := newWorld(t)
 	old, secret := w.login("alice")
@@ -290,6 +346,44 @@ func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	}
 }
 
+func TestAttack_what_is_refused_is_in_the_log(t *testing.T) {
+	w := newWorld(t)
+	alice, _ := w.login("alice")
+	bob, _ := w.login("bob")
+	job := w.submit(bob)
+	w.ask(w.portal, "GET", "/v1/audit", alice, nil, nil)
+	w.ask(w.portal, "DELETE", "/v1/jobs/"+job.ID, alice, nil, nil)
+	w.ask(w.node, "POST", "/v1/grants", "", wire.GrantRequest{}, nil)
+	w.ask(w.bare, "POST", "/v1/login", "", wire.Login{}, nil)
+	for range 5 {
+		w.try("mallory", "guess", "", "192.0.2.66")
+	}
+	old := tls.Dialer{Config: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}} //nolint:gosec // what must not get through
+	if conn, err := old.DialContext(t.Context(), "tcp", strings.TrimPrefix(w.addr, "https://")); err == nil {
+		_ = conn.Close()
+		t.Error("TLS 1.2 is good enough")
+	}
+	for name, words := range map[string][]string{
+		"a user at an admin's path":     {"request refused", "GET /v1/audit", "code=forbidden", "who=alice"},
+		"a user at another's job":       {"request refused", "DELETE /v1/jobs/{id}", "code=not_found", "who=alice"},
+		"a node that plays a portal":    {"request refused", "POST /v1/grants", "who=carme://node/n1"},
+		"somebody without certificate":  {"request refused", "POST /v1/login", `who=""`},
+		"guesses that come too early":   {"attempt too early", "name:"},
+		"a handshake that goes nowhere": {"connection failed", "TLS handshake error"},
+	} {
+		if !w.log.comes(words...) {
+			t.Errorf("%s: no line with %q", name, words)
+		}
+	}
+	sum := sha256.Sum256([]byte("mallory"))
+	if w.log.has(hex.EncodeToString(sum[:])) {
+		t.Error("the log has the whole hash of what was typed as a name")
+	}
+	if w.log.has(bob) || w.log.has(alice) || w.log.has("alice-pass") {
+		t.Error("the log has a token or a password")
+	}
+}
+
 func TestAdmin_paths_are_for_admins(t *testing.T) {
 	w := newWorld(t)
 	alice, _ := w.login("alice")
@@ -304,6 +398,24 @@ func TestAdmin_paths_are_for_admins(t *testing.T) {
 	}
 	if status, _ := w.ask(w.portal, "GET", "/v1/me", alice, nil, nil); status != http.StatusUnauthorized {
 		t.Errorf("alice's session lives after the reset: %d", status)
+	}
+	bob, _ := w.login("bob")
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/users/carol/sessions", bob, nil, nil); status != http.StatusForbidden {
+		t.Errorf("a user ends an admin's logins: %d", status)
+	}
+	next := w.revocations()
+	w.must(w.portal, "DELETE", "/v1/users/bob/sessions", carol, nil, nil)
+	if r := next(); r.Kind != wire.RevokeSession {
+		t.Errorf("portals were told %+v", r)
+	}
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", bob, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("bob's session lives: %d", status)
+	}
+	if b := w.password("bob"); b.State != wire.SessionPending {
+		t.Errorf("bob's factor is gone: %s", b.State)
+	}
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/users/nobody/sessions", carol, nil, nil); status != http.StatusNotFound {
+		t.Errorf("nobody's logins: %d", status)
 	}
 	if a := w.password("alice"); a.State != wire.SessionEnrol {
 		t.Errorf("state is %s", a.State)

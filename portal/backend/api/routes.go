@@ -28,7 +28,10 @@ type route struct {
 	admin bool
 	// large bodies are a node's reports; a stream has no end.
 	large, stream bool
-	handle        func(*request) error
+	// passive is what pages ask for by themselves, as long as they are open: that
+	// alone keeps no login alive. A page that a person opens also asks for /v1/me.
+	passive bool
+	handle  func(*request) error
 }
 
 func full() []string { return []string{api.SessionFull} }
@@ -55,13 +58,13 @@ func table() []route {
 		{method: "GET", path: "/v1/home", states: full(), handle: home},
 		{method: "POST", path: "/v1/script", states: full(), handle: script},
 		{method: "POST", path: "/v1/jobs", states: full(), handle: startJob},
-		{method: "GET", path: "/v1/jobs", states: full(), handle: listJobs},
-		{method: "GET", path: "/v1/jobs/{id}", states: full(), handle: getJob},
+		{method: "GET", path: "/v1/jobs", states: full(), passive: true, handle: listJobs},
+		{method: "GET", path: "/v1/jobs/{id}", states: full(), passive: true, handle: getJob},
 		{method: "DELETE", path: "/v1/jobs/{id}", states: full(), handle: cancelJob},
-		{method: "GET", path: "/v1/jobs/{id}/output", states: full(), handle: output},
-		{method: "GET", path: "/v1/jobs/{id}/metrics", states: full(), handle: metrics},
-		{method: "GET", path: "/v1/cluster", states: full(), handle: cluster},
-		{method: "GET", path: "/v1/events", states: full(), stream: true, handle: events},
+		{method: "GET", path: "/v1/jobs/{id}/output", states: full(), passive: true, handle: output},
+		{method: "GET", path: "/v1/jobs/{id}/metrics", states: full(), passive: true, handle: metrics},
+		{method: "GET", path: "/v1/cluster", states: full(), passive: true, handle: cluster},
+		{method: "GET", path: "/v1/events", states: full(), passive: true, stream: true, handle: events},
 
 		{method: "POST", path: "/v1/open", states: full(), handle: open},
 		{method: "POST", path: "/v1/redeem", peer: portal, handle: redeem},
@@ -77,6 +80,7 @@ func table() []route {
 		{method: "GET", path: "/v1/audit", states: full(), admin: true, handle: auditList},
 		{method: "GET", path: "/v1/audit/verify", states: full(), admin: true, handle: auditVerify},
 		{method: "DELETE", path: "/v1/users/{name}/factors", states: full(), admin: true, handle: resetFactors},
+		{method: "DELETE", path: "/v1/users/{name}/sessions", states: full(), admin: true, handle: endLogins},
 		{method: "POST", path: "/v1/join-tokens", states: full(), admin: true, handle: joinToken},
 		{method: "GET", path: "/v1/health", states: full(), admin: true, handle: health},
 		{method: "GET", path: "/v1/openapi.yaml", handle: description},
@@ -359,6 +363,13 @@ func auditVerify(r *request) error {
 
 func resetFactors(r *request) error {
 	if err := r.server.Auth.ResetFactors(r.Context(), r.actor(), r.PathValue("name")); err != nil {
+		return err
+	}
+	return r.done()
+}
+
+func endLogins(r *request) error {
+	if err := r.server.Auth.EndLogins(r.Context(), r.actor(), r.PathValue("name")); err != nil {
 		return err
 	}
 	return r.done()

@@ -14,11 +14,13 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/audit"
@@ -67,6 +69,8 @@ type Server struct {
 	limits limiter
 	// enrolling bounds how many strangers make this process dial at once.
 	enrolling atomic.Int32
+	strangers logx.Seldom
+	measured  sync.Once
 	count     *prometheus.CounterVec
 	took      *prometheus.HistogramVec
 }
@@ -98,7 +102,7 @@ func LocalContext(ctx context.Context, c net.Conn) context.Context {
 func (s *Server) HTTP(conf *tls.Config) *http.Server {
 	srv := &http.Server{
 		Handler: s.Handler(), TLSConfig: conf, ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
-		MaxHeaderBytes: headerMax, ErrorLog: slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
+		MaxHeaderBytes: headerMax, ErrorLog: logx.Connections(s.Log),
 		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: streamsMax},
 	}
 	if conf == nil {
@@ -107,8 +111,8 @@ func (s *Server) HTTP(conf *tls.Config) *http.Server {
 	return srv
 }
 
-// Handler has every route.
-func (s *Server) Handler() http.Handler {
+// measure makes the counters: one set, whatever number of servers share them.
+func (s *Server) measure() {
 	s.count = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "carme_backend_requests_total", Help: "Requests by route and status."}, []string{"route", "status"})
 	s.took = prometheus.NewHistogramVec(prometheus.HistogramOpts{
 		Name: "carme_backend_request_seconds", Help: "Time to answer, streams left out.", Buckets: []float64{.001, .005, .02, .1, .5, 2, 10},
@@ -116,10 +120,15 @@ func (s *Server) Handler() http.Handler {
 	if s.Metrics != nil {
 		for _, c := range []prometheus.Collector{s.count, s.took} {
 			if err := s.Metrics.Register(c); err != nil {
-				s.Log.Debug("metrics are registered already", "err", err.Error())
+				s.Log.Error("counters cannot be shown", "err", err.Error())
 			}
 		}
 	}
+}
+
+// Handler has every route.
+func (s *Server) Handler() http.Handler {
+	s.measured.Do(s.measure)
 	mux := http.NewServeMux()
 	for _, r := range table() {
 		mux.HandleFunc(r.method+" "+r.path, s.serve(r))
@@ -152,6 +161,7 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 		h.Set("X-Content-Type-Options", "nosniff")
 		r := &request{Request: hr, w: out, server: s, local: -1}
 		if err := s.admit(r, rt); err != nil {
+			s.refused(r, err, name)
 			s.fail(out, err, name)
 			return
 		}
@@ -166,6 +176,7 @@ func (s *Server) serve(rt route) http.HandlerFunc {
 		}
 		hr.Body = http.MaxBytesReader(out, hr.Body, size)
 		if err := rt.handle(r); err != nil {
+			s.refused(r, err, name)
 			s.fail(out, err, name)
 		}
 	}
@@ -196,14 +207,42 @@ func (s *Server) admit(r *request, rt route) error {
 	if err != nil {
 		return err
 	}
+	r.session, r.token = sess, tok
+	if !rt.passive {
+		if err := s.Auth.Used(r.Context(), sess); err != nil {
+			return err
+		}
+	}
 	if rt.admin && !sess.Admin() {
 		return problem.Forbidden()
 	}
-	r.session, r.token = sess, tok
 	if !s.limits.take("session "+sess.ID, s.Now()) {
 		return problem.SlowDown(time.Second)
 	}
 	return nil
+}
+
+// refused notes a request for what is not the caller's: what may not be done, and
+// what does not exist for who is logged in.
+func (s *Server) refused(r *request, err error, route string) {
+	var p *problem.Error
+	if !errors.As(err, &p) || p.Status != http.StatusForbidden && (p.Status != http.StatusNotFound || r.session == nil) {
+		return
+	}
+	who, left := "", 0
+	switch {
+	case r.session != nil:
+		who = r.session.UserName
+	case r.peer.Role != "":
+		who = r.peer.String()
+	default:
+		var ok bool
+		if left, ok = s.strangers.Turn(s.Now()); !ok {
+			return
+		}
+	}
+	s.Log.LogAttrs(r.Context(), slog.LevelInfo, "request refused", slog.String("route", route), slog.String("code", p.Body.Code),
+		slog.String("who", who), slog.String("from", r.RemoteAddr), slog.Int("left_out", left))
 }
 
 // key is whom a request without a session counts for.
@@ -218,7 +257,7 @@ func (r *request) key() string {
 	if err != nil {
 		return "?"
 	}
-	return "addr " + host
+	return "addr " + network(host)
 }
 
 // actor is who did it, for the audit log.

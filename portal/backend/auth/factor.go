@@ -22,9 +22,13 @@ const (
 	codeDigits    = 6
 
 	// What a sealed secret is for.
-	purposeUse  = "totp"
-	purposeNext = "totp-next"
+	purposeUse = "totp"
 )
+
+// purposeNext is for a secret that waits for its first code: that of one session.
+// Somebody else who has the password must not be shown what its owner is about to
+// take into use, and keep a copy.
+func purposeNext(sess *Session) string { return "totp-next|" + sess.ID }
 
 // Factor is the second step of a login: a code, or a recovery code.
 func (s *Service) Factor(ctx context.Context, sess *Session, in api.Factor) (api.LoginAnswer, error) {
@@ -160,7 +164,7 @@ func bare(code string) string {
 }
 
 // Enrol gives a new secret to somebody who has none. The same page loaded twice
-// shows the same one.
+// shows the same one; another login makes another, and undoes the first.
 func (s *Service) Enrol(ctx context.Context, sess *Session) (api.Enrolment, error) {
 	var out api.Enrolment
 	err := s.DB.Write(ctx, func(tx store.Tx) (err error) {
@@ -179,37 +183,41 @@ func (s *Service) nextSecret(ctx context.Context, tx store.Tx, sess *Session) (a
 	if err := store.One(ctx, tx, &row, "SELECT next_secret, next_until FROM users WHERE name = ?", user); err != nil {
 		return api.Enrolment{}, fmt.Errorf("read factor: %w", err)
 	}
-	var secret string
-	var err error
+	secret, err := "", errors.New("there is none")
 	if len(row.NextSecret) > 0 && at(row.NextUntil).After(now) && sess.State == api.SessionEnrol {
-		secret, err = s.Sealer.Open(user, purposeNext, row.NextSecret)
-	} else {
-		secret, err = s.storeNext(ctx, tx, user, now)
+		secret, err = s.Sealer.Open(user, purposeNext(sess), row.NextSecret)
 	}
-	if err != nil {
-		return api.Enrolment{}, err
+	if err != nil { // none, or another session's
+		if secret, err = s.storeNext(ctx, tx, sess, now); err != nil {
+			return api.Enrolment{}, err
+		}
 	}
 	uri, qr, err := totp.Show(secret, s.Issuer, user)
 	return api.Enrolment{Secret: secret, URI: uri, QR: qr}, err
 }
 
-func (s *Service) storeNext(ctx context.Context, tx store.Tx, user string, now time.Time) (string, error) {
+func (s *Service) storeNext(ctx context.Context, tx store.Tx, sess *Session, now time.Time) (string, error) {
 	secret, err := totp.New(s.Random)
 	if err != nil {
 		return "", err
 	}
-	sealed, err := s.Sealer.Seal(user, purposeNext, secret)
+	sealed, err := s.Sealer.Seal(sess.UserName, purposeNext(sess), secret)
 	if err != nil {
 		return "", err
 	}
-	if _, err := store.Exec(ctx, tx, "UPDATE users SET next_secret = ?, next_until = ? WHERE name = ?", sealed, now.Add(enrolLife).UnixMicro(), user); err != nil {
+	if _, err := store.Exec(ctx, tx, "UPDATE users SET next_secret = ?, next_until = ? WHERE name = ?", sealed, now.Add(enrolLife).UnixMicro(), sess.UserName); err != nil {
 		return "", fmt.Errorf("store factor: %w", err)
 	}
 	return secret, nil
 }
 
+func errNextGone() error {
+	return problem.Conflict("The set-up took too long or was begun or finished elsewhere; begin again.")
+}
+
 // takeNext makes the secret that waits the one in use, if the code is of it.
-func (s *Service) takeNext(ctx context.Context, tx store.Tx, user, code string, first bool) error {
+func (s *Service) takeNext(ctx context.Context, tx store.Tx, sess *Session, code string, first bool) error {
+	user := sess.UserName
 	var row struct {
 		NextSecret []byte
 		NextUntil  int64
@@ -219,11 +227,11 @@ func (s *Service) takeNext(ctx context.Context, tx store.Tx, user, code string, 
 		return fmt.Errorf("read factor: %w", err)
 	}
 	if len(row.NextSecret) == 0 || !at(row.NextUntil).After(s.Now()) || first && row.Have == 1 {
-		return problem.Conflict("The set-up took too long or was finished elsewhere; begin again.")
+		return errNextGone()
 	}
-	secret, err := s.Sealer.Open(user, purposeNext, row.NextSecret)
+	secret, err := s.Sealer.Open(user, purposeNext(sess), row.NextSecret)
 	if err != nil {
-		return err
+		return errNextGone() // another session has begun since
 	}
 	step, ok := totp.Match(secret, strings.ReplaceAll(code, " ", ""), s.Now())
 	if !ok {
@@ -248,7 +256,7 @@ func (s *Service) ConfirmEnrol(ctx context.Context, sess *Session, in api.Confir
 	}
 	var codes []string
 	answer, err := s.promote(ctx, sess, who, func(tx store.Tx) (err error) {
-		if err := s.takeNext(ctx, tx, sess.UserName, in.Code, true); err != nil {
+		if err := s.takeNext(ctx, tx, sess, in.Code, true); err != nil {
 			return err
 		}
 		codes, err = s.newRecovery(ctx, tx, sess.UserName)
@@ -344,7 +352,7 @@ func (s *Service) ConfirmReplace(ctx context.Context, sess *Session, in api.Conf
 		return err
 	}
 	err := s.DB.Write(ctx, func(tx store.Tx) error {
-		if err := s.takeNext(ctx, tx, sess.UserName, in.Code, false); err != nil {
+		if err := s.takeNext(ctx, tx, sess, in.Code, false); err != nil {
 			return err
 		}
 		if err := s.endAll(ctx, tx, sess.UserName, sess.ID); err != nil {
@@ -383,6 +391,27 @@ func (s *Service) ResetFactors(ctx context.Context, actor, user string) error {
 			return err
 		}
 		return s.Audit.Write(ctx, tx, actor, "factors removed", user, nil)
+	})
+	if err == nil {
+		s.Revoke.Wake()
+	}
+	return err
+}
+
+// EndLogins ends all sessions of a user, by an admin. The factors stay.
+func (s *Service) EndLogins(ctx context.Context, actor, user string) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		var known int
+		if err := store.One(ctx, tx, &known, "SELECT COUNT(*) FROM users WHERE name = ?", user); err != nil {
+			return fmt.Errorf("read user: %w", err)
+		}
+		if known == 0 {
+			return problem.NotFound()
+		}
+		if err := s.endAll(ctx, tx, user, ""); err != nil {
+			return err
+		}
+		return s.Audit.Write(ctx, tx, actor, "logins ended", user, nil)
 	})
 	if err == nil {
 		s.Revoke.Wake()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/audit"
 	"github.com/carme-hpc/carme/portal/backend/auth/totp"
@@ -63,6 +64,8 @@ type Service struct {
 	Issuer string
 	Now    func() time.Time
 	Random io.Reader
+
+	guesses logx.Seldom
 }
 
 // Session is a login session with its user.
@@ -313,7 +316,8 @@ func savePerson(ctx context.Context, tx store.Tx, p Person) error {
 	return nil
 }
 
-// Authenticate returns the session of a token if it is in one of the states.
+// Authenticate returns the session of a token if it is in one of the states. That
+// is no use of it yet (Used).
 func (s *Service) Authenticate(ctx context.Context, token string, states ...string) (*Session, error) {
 	if len(token) != base64.RawURLEncoding.EncodedLen(tokenSize) {
 		return nil, problem.NoSession()
@@ -331,7 +335,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	if !now.Before(at(sess.Expires)) || idle || !slices.Contains(states, sess.State) {
 		return nil, problem.NoSession()
 	}
-	return &sess, s.Used(ctx, &sess)
+	return &sess, nil
 }
 
 // Used stores that the session is in use, once a minute.

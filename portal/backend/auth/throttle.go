@@ -2,10 +2,13 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -26,6 +29,16 @@ const (
 type subject struct {
 	key  string
 	free int64
+}
+
+// brief is the subject for a log: of a hash, which may be of a password in the
+// wrong field, the beginning.
+func (s subject) brief() string {
+	kind, value, _ := strings.Cut(s.key, ":")
+	if len(value) == sha256.Size*2 {
+		value = value[:8]
+	}
+	return kind + ":" + value
 }
 
 func userSubject(name string) subject { return subject{"user:" + name, freeUser} }
@@ -114,9 +127,23 @@ func (s *Service) reserve(ctx context.Context, subjects ...subject) error {
 		return err
 	}
 	if wait > 0 {
+		s.tooEarly(ctx, wait, subjects)
 		return problem.SlowDown(wait)
 	}
 	return nil
+}
+
+// tooEarly notes that somebody guesses on although it is of no use.
+func (s *Service) tooEarly(ctx context.Context, wait time.Duration, subjects []subject) {
+	left, ok := s.guesses.Turn(s.Now())
+	if !ok {
+		return
+	}
+	keys := make([]string, 0, len(subjects))
+	for _, sub := range subjects {
+		keys = append(keys, sub.brief())
+	}
+	s.Audit.Out.LogAttrs(ctx, slog.LevelInfo, "attempt too early", slog.Any("of", keys), slog.Duration("wait", wait), slog.Int("left_out", left))
 }
 
 // giveBack takes back what reserve counted: nothing was learnt by the attempt.

@@ -43,7 +43,7 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 	s.Look(ctx, sess.User().UID)
 	limit := s.Limits.For(sess.User().Roles)
 	out := api.Offer{
-		Images: []api.OfferImage{}, Apps: []api.OfferApp{}, GPUs: s.gpus(true), Partitions: s.partitions(), Nodes: s.sealing(),
+		Images: []api.OfferImage{}, Apps: []api.OfferApp{}, GPUs: s.gpus(true), Partitions: s.partitions(sess.Groups()), Nodes: s.sealing(),
 		Limits: api.Limits{Nodes: limit.Nodes, GPUs: limit.GPUs, Running: limit.Running, Minutes: limit.Minutes},
 	}
 	if longest := s.longest(""); longest > 0 && (limit.Minutes == 0 || longest < limit.Minutes) {
@@ -213,12 +213,13 @@ func (s *Service) gpus(usable bool) []api.GPUCount {
 	return out
 }
 
-func (s *Service) partitions() []string {
+// partitions are those that are up and open to a member of the groups.
+func (s *Service) partitions(groups []string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	names := []string{}
 	for _, p := range s.pic.partitions {
-		if p.Up {
+		if p.Up && open(p.Groups, groups) {
 			names = append(names, p.Name)
 		}
 	}
@@ -268,6 +269,20 @@ func (s *Service) largest(partition string) (cpus int, memory int64) {
 		}
 	}
 	return cpus, memory
+}
+
+// open says whether one of the groups is among those that a partition allows,
+// a list with commas (slurm.conf(5), AllowGroups).
+func open(allowed string, groups []string) bool {
+	if allowed == "" || strings.EqualFold(allowed, "ALL") {
+		return true
+	}
+	for name := range strings.SplitSeq(allowed, ",") {
+		if slices.Contains(groups, strings.TrimSpace(name)) {
+			return true
+		}
+	}
+	return false
 }
 
 // Cluster is what everybody may see of the nodes.

@@ -529,7 +529,11 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 	if err := s.begin(ctx, node, j); err != nil {
 		return err
 	}
-	if err := s.event(ctx, j.Job, node, j.Stage); err != nil {
+	stage := j.Stage
+	if j.App == "" {
+		stage = api.StageSealed
+	}
+	if err := s.event(ctx, j.Job, node, stage); err != nil {
 		return err
 	}
 	if job, ok := s.known(ctx, j.Job); ok {

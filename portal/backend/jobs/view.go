@@ -183,8 +183,32 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 		}
 	}
 	s.mu.Unlock()
+	s.nameImages(out.Jobs)
 	sort.SliceStable(out.Jobs, func(a, b int) bool { return newer(out.Jobs[a], out.Jobs[b]) })
 	return out, nil
+}
+
+// nameImages gives images their names in the catalogue: nodes know files. Of
+// several names for one file it is one that is open to everybody.
+func (s *Service) nameImages(list []api.Job) {
+	if !slices.ContainsFunc(list, func(j api.Job) bool { return strings.HasPrefix(j.Image, "/") }) {
+		return
+	}
+	c, err := s.Catalogue()
+	if err != nil {
+		return // the offer says so
+	}
+	names := map[string]string{}
+	for _, img := range c.Images {
+		if names[img.Path] == "" || len(img.Groups) == 0 {
+			names[img.Path] = img.Name
+		}
+	}
+	for i := range list {
+		if name := names[list[i].Image]; name != "" {
+			list[i].Image = name
+		}
+	}
 }
 
 func newer(a, b api.Job) bool {
@@ -276,7 +300,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		if j.Image == "" {
 			j.Image = plain(n.Image)
 		}
-		if slices.Index(order, n.Stage) > slices.Index(order, stage) {
+		if n.App != "" && slices.Index(order, n.Stage) > slices.Index(order, stage) { // without an app there is nothing to wait for
 			stage = n.Stage
 		}
 		if heard, since := s.Nodes.Heard(node); !heard {

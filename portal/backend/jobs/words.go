@@ -98,6 +98,8 @@ func (s *Service) reason(id uint32, state string, d rest.Job) words {
 // staged says what a stage on a node means.
 func staged(node, stage string) words {
 	switch stage {
+	case api.StageSealed:
+		return say("event.sealed", "The job is sealed on %s.", node)
 	case api.StageImage:
 		return say("event.image", "The job is sealed on %s; its image is starting.", node)
 	case api.StageApp:

@@ -243,6 +243,14 @@ func (s *Service) Redeem(ctx context.Context, portal string, in api.Redeem) (api
 		Nonce     string
 		Expires   int64
 	}
+	// Anybody can bring made-up codes: they must not queue for the one writer.
+	var known int
+	if err := store.One(ctx, s.DB.Read(), &known, "SELECT COUNT(*) FROM open_codes WHERE hash = ?", digest(in.Code)); err != nil {
+		return api.Redeemed{}, fmt.Errorf("look for code: %w", err)
+	}
+	if known == 0 {
+		return api.Redeemed{}, problem.NoSession()
+	}
 	err := s.DB.Write(ctx, func(tx store.Tx) error {
 		return store.One(ctx, tx, &row, "DELETE FROM open_codes WHERE hash = ? RETURNING label, session_id, nonce, expires", digest(in.Code))
 	})

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/logx"
 )
 
 const bodyMax = 16 << 10
@@ -71,6 +73,7 @@ type peers struct {
 
 	allowed func(uid uint32) bool
 	log     *slog.Logger
+	refused logx.Seldom
 }
 
 // Peers returns a listener that closes connections of other uids.
@@ -89,7 +92,9 @@ func (p *peers) Accept() (net.Conn, error) {
 		if err == nil && p.allowed(uid) {
 			return c, nil
 		}
-		p.log.Warn("connection refused", "peer_uid", uid)
+		if left, ok := p.refused.Turn(time.Now()); ok {
+			p.log.Warn("connection refused", "peer_uid", uid, "left_out", left)
+		}
 		_ = c.Close() // a stranger
 	}
 }

@@ -43,6 +43,7 @@ const purged = await new PurgeCSS().purge({
 const whole = (name) => name.includes("uplot"); // its script makes elements that no template names
 const order = sheets.map((name) => whole(name) ? readFileSync(at(name), "utf8") : purged.find((one) => one.file === at(name)).css).join("\n");
 const css = await esbuild.transform(order, { loader: "css", minify: true, legalComments: "none" });
+for (const kept of ["a:focus-visible", "[hidden]"]) if (!css.code.includes(kept)) throw new Error(`the style sheet lost ${kept}`);
 if (/url\(["']?https?:|@import/.test(css.code)) throw new Error("the style sheet loads something from outside");
 write("app.css", css.code);
 

@@ -7,10 +7,18 @@ window.htmx = htmx;
 const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
 const clock = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
 const short = new Intl.DateTimeFormat(lang, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+const hour = new Intl.DateTimeFormat(lang, { hour: "numeric", minute: "2-digit" });
+const day = new Intl.DateTimeFormat(lang, { day: "numeric", month: "short", hour: "numeric", minute: "2-digit" });
 function localise(within) {
   for (const one of within.querySelectorAll("time[datetime]")) {
     const when = new Date(one.getAttribute("datetime"));
-    if (!Number.isNaN(when.getTime())) one.textContent = (one.dataset.short === undefined ? clock : short).format(when);
+    if (Number.isNaN(when.getTime())) continue;
+    if (one.dataset.near === undefined) {
+      one.textContent = (one.dataset.short === undefined ? clock : short).format(when);
+    } else { // of today the time is enough; the rest is there to be pointed at
+      one.textContent = (when.toDateString() === new Date().toDateString() ? hour : day).format(when);
+      one.title = clock.format(when);
+    }
   }
 }
 localise(document);

@@ -70,7 +70,7 @@ function draw(data) {
       const plot = new uPlot({
         width: Math.max(240, frame.clientWidth), height: 150, legend: { show: series.length > 1 }, cursor: { y: false },
         scales: { y: { range: (_, low, high) => [0, unit === "%" ? Math.max(100, high) : Math.max(1, high * 1.1)] } },
-        axes: [{ ...axis(), values: (_, splits) => splits.map((at) => clock.format(at * 1000)) }, { ...axis(), size: 56 }],
+        axes: [{ ...axis(), size: 30, space: 90, values: (_, splits) => splits.map((at) => clock.format(at * 1000)) }, { ...axis(), size: 56 }],
         series: [{}, ...series.map((one, at) => ({
           label: labelOf(one), stroke: colours[at % colours.length], width: 1.75, spanGaps: false,
         }))],
@@ -97,4 +97,16 @@ async function fetchAll() {
   clearTimeout(timer);
   if (document.getElementById("job-live")) timer = setTimeout(fetchAll, plots.size > 0 ? 10000 : 5000);
 }
-if (holder) fetchAll();
+if (holder) {
+  fetchAll();
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden && plots.size === 0) fetchAll();
+  });
+  // Lines and letters have the colours of the theme they were drawn in.
+  new MutationObserver(() => {
+    for (const { plot } of plots.values()) plot.destroy();
+    plots.clear();
+    holder.replaceChildren();
+    fetchAll();
+  }).observe(document.documentElement, { attributes: true, attributeFilter: ["data-bs-theme"] });
+}
