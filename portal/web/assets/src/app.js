@@ -153,13 +153,21 @@ if (start) {
 
 // Stop asks in a dialog; without one, on a page of its own.
 const dialog = document.getElementById("stop-dialog");
-document.addEventListener("click", (event) => {
+function askToStop(event) {
   const link = event.target.closest?.("a[data-stop]");
-  if (!dialog || !link || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  if (!dialog || !link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
   dialog.querySelector("h2").textContent = dialog.dataset.title.replace("{0}", () => link.dataset.stop);
   dialog.querySelector("form").action = link.href;
   dialog.showModal();
+}
+document.addEventListener("click", (event) => {
+  if (event.button === 0) askToStop(event);
+});
+// Links act when Enter goes down, buttons on the character that follows: the
+// same stroke that opens the dialog would press the button in it.
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Enter" && !event.repeat) askToStop(event);
 });
 dialog?.addEventListener("click", (event) => {
   if (event.target === dialog || event.target.closest("[data-close]")) dialog.close();
