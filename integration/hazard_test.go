@@ -236,6 +236,7 @@ func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
 		})
 	}
 	idle(t)
+	forgotten(t, node1)
 	if left := sh(t, node1, "ls /tmp/mine 2>/dev/null || true"); left != "" {
 		t.Error("the job wrote to the node's /tmp")
 	}
@@ -275,6 +276,7 @@ func TestHazard_J16_J14_slurms_own_namespaces(t *testing.T) {
 				}
 			}
 			idle(t)
+			forgotten(t, node1)
 			if left := sh(t, node1, "ls /tmp/mine 2>/dev/null || true"); left != "" {
 				t.Error("the job wrote to the node's /tmp")
 			}
@@ -291,6 +293,15 @@ func TestHazard_J16_a_small_limit_of_processes(t *testing.T) {
 			}
 		})
 	}
+}
+
+// forgotten waits until there are no jobs, and lets what they were submitted with
+// become old: of an extern step that could not start, nobody is told of the end,
+// and doctor removes that in time.
+func forgotten(t *testing.T, node string) {
+	t.Helper()
+	eventually(t, 40*time.Second, "end of the jobs", func() bool { return root(t, ctl, "squeue", "-h", "-w", node).out == "" })
+	sh(t, node, "cd /run/carme/jobs && for d in *; do [ ! -e $d/asked ] || touch -d '2 hours ago' $d; done; carme doctor --clean >/dev/null || true")
 }
 
 // A plugin behind Carme in the stack fails on the node, in each callback.
@@ -311,10 +322,7 @@ func TestHazard_J16_a_later_plugin_fails(t *testing.T) {
 			}
 			// Slurm leaves the cgroup of a step that its first callback refused.
 			idle(t)
-			// Where the extern step was refused so, nobody is told of the
-			// job's end; what it was submitted with is a leftover in time.
-			eventually(t, 40*time.Second, "end of the jobs", func() bool { return root(t, ctl, "squeue", "-h", "-w", node1).out == "" })
-			sh(t, node1, "cd /run/carme/jobs && for d in *; do [ ! -e $d/asked ] || touch -d '2 hours ago' $d; done; carme doctor --clean >/dev/null || true")
+			forgotten(t, node1)
 			nothingRuns(t, node1)
 		})
 	}
