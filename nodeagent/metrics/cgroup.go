@@ -60,7 +60,7 @@ func (u *Usage) addProcesses(dirs []string, proc string, cpu, blocks bool) {
 	}
 	_ = filepath.WalkDir(dirs[at], func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.IsDir() {
-			return nil // a step may end meanwhile
+			return nil //nolint:nilerr // a step may end meanwhile
 		}
 		for _, pid := range lines(name, "cgroup.procs") {
 			dir := filepath.Join(proc, filepath.Base(pid))

@@ -108,18 +108,8 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 	s.page(c, status, "dashboard", v)
 }
 
-// fill prepares the form's choices out of the offer.
-func (d *homeData) fill(texts catalogue, sent *api.Start) {
-	d.Form = d.Offer.Default
-	if sent != nil {
-		d.Form = *sent
-		def := d.Offer.Default
-		d.Advanced = sent.Nodes > 1 || sent.CPUs > 0 || sent.MemoryMB > 0 || sent.Partition != def.Partition || sent.Account != "" || sent.QOS != "" || sent.Name != ""
-	}
-	if d.Form.ID == "" {
-		d.Form.ID = newUUID()
-	}
-	d.Form.Nodes = max(1, d.Form.Nodes)
+// echo is what the fields hold, and which of them have a problem.
+func (d *homeData) echo() {
 	filled := func(n int64) string {
 		if n == 0 {
 			return ""
@@ -137,6 +127,21 @@ func (d *homeData) fill(texts catalogue, sent *api.Start) {
 		d.First = cmp.Or(d.First, field)
 		d.Advanced = d.Advanced || slices.Contains(advanced, field)
 	}
+}
+
+// fill prepares the form's choices out of the offer.
+func (d *homeData) fill(texts catalogue, sent *api.Start) {
+	d.Form = d.Offer.Default
+	if sent != nil {
+		d.Form = *sent
+		def := d.Offer.Default
+		d.Advanced = sent.Nodes > 1 || sent.CPUs > 0 || sent.MemoryMB > 0 || sent.Partition != def.Partition || sent.Account != "" || sent.QOS != "" || sent.Name != ""
+	}
+	if d.Form.ID == "" {
+		d.Form.ID = newUUID()
+	}
+	d.Form.Nodes = max(1, d.Form.Nodes)
+	d.echo()
 	most := 0
 	for _, g := range d.Offer.GPUs {
 		most = max(most, g.PerNode)
