@@ -11,12 +11,6 @@ import (
 	"time"
 )
 
-// count is how many elements the page has of a kind.
-func (b *browser) count(selector string) int {
-	b.t.Helper()
-	return ask[int](b, fmt.Sprintf("document.querySelectorAll(%q).length", selector))
-}
-
 func TestScenario_W6_the_log_grows_on_the_page_while_the_job_writes(t *testing.T) {
 	id := plain(t, "it-writes", "-o", "it-%j.out", "-e", "it-%j.err", "--mem=100",
 		`--wrap=for i in $(seq 140); do echo "line $i grün"; echo "oops $i" >&2; sleep 1; done`)

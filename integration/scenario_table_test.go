@@ -126,11 +126,6 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 		left []string
 	}{{array, []string{array + "_1 RUNNING", array + "_2 RUNNING"}}, {array + "_1", []string{array + "_2 RUNNING"}}} {
 		b.do(goTo(portalURL+"/jobs/"+c.page+"/stop"), click("form button.btn-danger"), appears("#jobhead"))
-		defer func() {
-			if t.Failed() {
-				t.Logf("of the array there are %q", tasks())
-			}
-		}()
 		eventually(t, 30*time.Second, "an end of what was stopped, and of no more", func() bool { return slices.Equal(tasks(), c.left) })
 	}
 	b.clean()
