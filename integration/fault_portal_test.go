@@ -295,9 +295,9 @@ func TestFault_W7_W14_a_job_that_is_requeued_on_its_node_gets_another_name(t *te
 	root(t, ctl, "scontrol", "requeue", id).ok(t)
 	start := time.Now()
 	recovers(t, 60*time.Second, "end of the old websocket", func() bool { return !socket.live() })
-	sh(t, ctl, "scontrol update job="+id+" starttime=now || true") // Slurm waits two minutes otherwise
 	var next string
 	recovers(t, 4*time.Minute, "the job's next life", func() bool {
+		soon(t, id)
 		_, body, _ := strings.Cut(v.get("/jobs/"+id).body, `id="jobhead"`)
 		next = firstSite.origin().FindString(body)
 		return next != "" && next != old.origin

@@ -280,6 +280,15 @@ func TestScenario_J12_arrays_heterogeneous_jobs_and_sixteen_tasks(t *testing.T) 
 	})
 }
 
+// soon lets a requeued job start that waits: Slurm makes it wait for two minutes,
+// and once more when the node has told of its end. To be called until it runs.
+func soon(t *testing.T, id string) {
+	t.Helper()
+	if state(t, id) == "PENDING" {
+		root(t, ctl, "scontrol", "update", "JobId="+id, "StartTime=now").ok(t)
+	}
+}
+
 func TestScenario_J12_requeue_starts_anew(t *testing.T) {
 	script := put(t, "alice", "it-requeue.sh", "#!/bin/bash\necho \"$SLURM_RESTART_COUNT $(readlink /proc/self/ns/pid) $(ls /tmp | wc -l) $(cat /etc/carme-image)\" >>~/it-requeue\ntouch /tmp/left; [ -n \"$SLURM_RESTART_COUNT\" ] || exec sleep 100\n")
 	as(t, "alice", login, "rm", "-f", "it-requeue").ok(t)
@@ -287,12 +296,8 @@ func TestScenario_J12_requeue_starts_anew(t *testing.T) {
 	runs := func() []string { return lines(homeFile(t, "alice", "it-requeue")) }
 	eventually(t, 30*time.Second, "the first run", func() bool { return len(runs()) == 1 })
 	root(t, ctl, "scontrol", "requeue", id).ok(t)
-	// A requeued job waits two minutes for its turn unless it is told not to, and is
-	// made to wait again when the node has told of its end.
 	eventually(t, 60*time.Second, "the second run", func() bool {
-		if state(t, id) == "PENDING" {
-			root(t, ctl, "scontrol", "update", "JobId="+id, "StartTime=now").ok(t)
-		}
+		soon(t, id)
 		return len(runs()) == 2
 	})
 	second := strings.Fields(runs()[1])

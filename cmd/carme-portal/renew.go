@@ -17,7 +17,7 @@ import (
 )
 
 // dueEvery is how often it is asked whether the certificate is due.
-const dueEvery = time.Minute
+const dueEvery = 15 * time.Second
 
 // renewer keeps the certificate for backend and agents good. The key stays: what
 // the backend has granted is bound to it, and a new one would end every session
@@ -41,7 +41,7 @@ func (r *renewer) run(ctx context.Context) {
 			told = ""
 		case err.Error() != told:
 			told = err.Error()
-			r.log.ErrorContext(ctx, "certificate: cannot be renewed; trying again every minute", "error", err, "expires", r.own.Leaf().NotAfter)
+			r.log.ErrorContext(ctx, "certificate: cannot be renewed; trying again", "error", err, "expires", r.own.Leaf().NotAfter)
 		}
 		select {
 		case <-ctx.Done():
