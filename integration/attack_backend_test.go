@@ -431,6 +431,18 @@ func TestAttack_A8_a_node_speaks_for_itself_alone(t *testing.T) {
 	if r := alice.get(hers.origin + "/who"); r.code != http.StatusOK {
 		t.Errorf("node 2 ended a session of node 1: %s", r)
 	}
+	// What it measures of alice's job is not hers.
+	code, text = node.ask("POST", "/v1/agent/report", "", map[string]any{
+		"boot": "evil", "seq": 3, "ended": []any{},
+		"jobs":    []map[string]any{{"job": number, "uid": 10001, "instance": fake, "app": "terminal", "image": "x", "stage": "ready", "started": time.Now()}},
+		"samples": []map[string]any{{"job": number, "instance": fake, "time": time.Now(), "cpu_percent": 4711}},
+	})
+	if code >= 500 {
+		t.Errorf("samples: %d %s", code, text)
+	}
+	if r := alice.get("/jobs/" + hers.job + "/metrics"); r.code != http.StatusOK || strings.Contains(r.body, node2) || strings.Contains(r.body, "4711") {
+		t.Errorf("node 2 measures a job of node 1: %s", r)
+	}
 	if r := mallory.enter(hers.origin + "/who"); r.code < 400 {
 		t.Errorf("mallory is let in: %s", r)
 	}

@@ -115,7 +115,7 @@ type Service struct {
 	viewers  map[uint32]time.Time
 	began    map[string]bool
 	reported map[uint32]time.Time
-	ended    map[uint32]api.NodeEnd
+	starved  map[uint32]string // jobs out of memory, and the node that says so
 	shown    map[string][]api.Job
 	homes    map[string]homeState
 	heard    map[string]time.Time // by intent (answers)
@@ -544,13 +544,13 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 }
 
 // JobEnded takes the news of a node (nodes.Changes).
-func (s *Service) JobEnded(ctx context.Context, _ string, j api.NodeJob, end api.NodeEnd) error {
+func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end api.NodeEnd) error {
 	s.mu.Lock()
-	if s.ended == nil {
-		s.ended = map[uint32]api.NodeEnd{}
+	if s.starved == nil {
+		s.starved = map[uint32]string{}
 	}
 	if end.OOM {
-		s.ended[j.Job] = end
+		s.starved[j.Job] = node
 	}
 	delete(s.reported, j.Job)
 	delete(s.began, j.Instance)

@@ -604,7 +604,10 @@ func (s *Service) Metrics(ctx context.Context, sess *auth.Session, id string) (a
 	if !ok {
 		return api.Metrics{Times: []int64{}, Series: []api.Series{}}, nil
 	}
-	return s.Nodes.Metrics(ctx, n)
+	out, err := s.Nodes.Metrics(ctx, n)
+	// A node speaks of its own jobs only.
+	out.Series = slices.DeleteFunc(out.Series, func(one api.Series) bool { return !slices.Contains(j.Nodes, one.Node) })
+	return out, err
 }
 
 type homeState struct {

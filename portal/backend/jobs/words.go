@@ -2,10 +2,12 @@ package jobs
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/nodes"
@@ -63,7 +65,9 @@ func notSubmitted(stored string) words {
 
 // reason says why a job ended.
 func (s *Service) reason(id uint32, state string, d rest.Job) words {
-	if _, oom := s.ended[id]; oom || state == "OUT_OF_MEMORY" {
+	node, starved := s.starved[id]
+	starved = starved && slices.Contains(slurm.Expand(d.Nodes), node) // a node speaks of its own jobs only
+	if starved || state == "OUT_OF_MEMORY" {
 		return say("end.memory", "It needed more memory than it asked for and was ended. Start it with more memory.")
 	}
 	switch state {
