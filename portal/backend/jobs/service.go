@@ -73,7 +73,8 @@ type Nodes interface {
 // Origins are the sessions' hosts (portal/backend/routes).
 type Origins interface {
 	Begin(ctx context.Context, node string, job api.NodeJob, owner string) error
-	EndInstance(ctx context.Context, job uint32, instance string) error
+	End(ctx context.Context, job uint32) error
+	EndInstance(ctx context.Context, node string, job uint32, instance string) error
 	Hosts(ctx context.Context, viewer string) (map[uint32]string, error)
 	LiveJobs(ctx context.Context) ([]uint32, error)
 }
@@ -464,7 +465,7 @@ func (s *Service) reconcile(ctx context.Context) {
 		row, ok := rows[id]
 		// A session may be younger than the picture.
 		if seen, known := sealed[id]; (!ok || over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
-			if err := s.Routes.EndInstance(ctx, id, ""); err != nil {
+			if err := s.Routes.End(ctx, id); err != nil {
 				s.Log.ErrorContext(ctx, "session could not be ended", "job", id, "err", err.Error())
 			}
 		}
@@ -558,7 +559,7 @@ func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end 
 	if j.Instance == "" {
 		return nil
 	}
-	if err := s.Routes.EndInstance(ctx, j.Job, j.Instance); err != nil {
+	if err := s.Routes.EndInstance(ctx, node, j.Job, j.Instance); err != nil {
 		return err
 	}
 	if job, ok := s.known(ctx, j.Job); ok {

@@ -501,7 +501,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	case err != nil:
 		return err
 	}
-	if err := s.Routes.EndInstance(ctx, n, ""); err != nil {
+	if err := s.Routes.End(ctx, n); err != nil {
 		return err
 	}
 	if err := s.event(ctx, n, "", api.StageEnded); err != nil {

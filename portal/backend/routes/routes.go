@@ -152,13 +152,23 @@ func (s *Service) end(ctx context.Context, tx store.Tx, hosts []Host) (bool, err
 	return len(hosts) > 0, nil
 }
 
-// EndInstance closes what one instance of a job has open; an empty instance
-// stands for all of them.
-func (s *Service) EndInstance(ctx context.Context, job uint32, instance string) error {
+// End closes what a job has open.
+func (s *Service) End(ctx context.Context, job uint32) error {
+	return s.endSome(ctx, job, "job = ?", int64(job))
+}
+
+// EndInstance closes what one instance of a job has open on a node: no node ends
+// what another one runs.
+func (s *Service) EndInstance(ctx context.Context, node string, job uint32, instance string) error {
+	return s.endSome(ctx, job, "job = ? AND node = ? AND instance = ?", int64(job), node, instance)
+}
+
+// endSome closes the hosts for which the condition holds.
+func (s *Service) endSome(ctx context.Context, job uint32, which string, args ...any) error {
 	changed := false
 	err := s.DB.Write(ctx, func(tx store.Tx) error {
 		var open []Host
-		if err := store.One(ctx, tx, &open, "SELECT "+hostColumns+" FROM hosts WHERE job = ? AND (instance = ? OR ? = '') AND ended = 0", int64(job), instance, instance); err != nil {
+		if err := store.One(ctx, tx, &open, "SELECT "+hostColumns+" FROM hosts WHERE ended = 0 AND "+which, args...); err != nil {
 			return fmt.Errorf("read hosts: %w", err)
 		}
 		var err error
