@@ -99,7 +99,7 @@ func TestScenario_W7_the_page_says_in_words_why_a_job_has_ended(t *testing.T) {
 	for _, machine := range everywhere {
 		place(t, machine, "/etc/carme/apps.d/broken.yaml", []byte(brokenApp))
 	}
-	cancelled := plain(t, "it-cancelled", "--mem=100", "--wrap=exec sleep 170")
+	cancelled := plain(t, "it-cancelled", "--mem=100", "--wrap=echo begun; exec sleep 170")
 	cases := map[string]struct{ id, en, de, output string }{
 		"time limit": {plain(t, "it-time", "--time=1", "--mem=100", "--wrap=exec sleep 170"), "Its time was up. Start it with a longer time limit.", "Die Zeit war um.", "DUE TO TIME LIMIT"},
 		"out of memory": {
@@ -112,7 +112,8 @@ func TestScenario_W7_the_page_says_in_words_why_a_job_has_ended(t *testing.T) {
 		"done":       {plain(t, "it-done", "--mem=100", "--wrap=echo all is well"), "It ended by itself.", "Der Job hat sich selbst beendet.", "all is well"},
 		"failed app": {sbatch(t, "bob", "-J", "it-app", "--carme=base", "--carme-app=broken", "--mem=500", "--wrap=:"), "It ended with exit code 9. Its error output may say why.", "Er endete mit Exit-Code 9.", "no licence found"},
 	}
-	awaitState(t, cancelled, time.Minute, "RUNNING")
+	// Killed before, it has no output into which Slurm could write.
+	eventually(t, time.Minute, "a job that has begun", func() bool { return strings.Contains(homeFile(t, "bob", "it-"+cancelled+".out"), "begun") })
 	scancel(cancelled)
 	b := open(t)
 	b.login("bob")
