@@ -225,6 +225,9 @@ func TestFault_J14_J18_without_its_anchor_a_job_gets_no_further_step(t *testing.
 
 // Many short steps in one sealed job: none is delayed, none drains the node.
 func TestFault_J14_J16_a_thousand_steps_in_one_job(t *testing.T) {
+	if suite() != "trixie" {
+		t.Skip("it takes minutes; SLURM_SUITE=trixie runs it")
+	}
 	script := `seq 1000 | xargs -P8 -I{} srun -Q --overlap --mem=0 -n1 sh -c 'echo done'`
 	began := time.Now()
 	id := sbatch(t, "alice", "-w", node1, "--carme=none", "--mem=4000", "--time=10", "--wrap", script)

@@ -41,7 +41,7 @@ const (
 	countMax  = 1 << 16
 	memoryMax = 1 << 30
 	tailMax   = 64 << 10
-	homeFor   = 30 * time.Second
+	homeFor   = 15 * time.Second
 	homeFewMB = 100
 )
 
