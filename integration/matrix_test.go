@@ -210,7 +210,7 @@ func TestFault_J18_A13_A14_the_kill_switch(t *testing.T) {
 		if r.out != "" || r.code == 0 {
 			t.Errorf("%s: exit status %d, ran in %q", kind, r.code, r.out)
 		}
-		// Slurm's health check may have taken the feature away meanwhile.
+		// Each says why: on the node, or before, if the node's feature is gone by then.
 		if !regexp.MustCompile(`carme: (Carme is switched off on this node|.*(no|lacks the) feature carme)`).MatchString(r.err) {
 			t.Errorf("%s does not say why:\n%s", kind, r.err)
 		}
