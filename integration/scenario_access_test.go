@@ -318,10 +318,12 @@ func TestScenario_W19_every_page_for_screen_readers_in_all_sizes_and_colours(t *
 }
 
 func TestFault_W5_W6_a_page_says_how_old_it_is_and_becomes_fresh_by_itself(t *testing.T) {
-	id := plain(t, "it-kept", "--mem=100", "--wrap=exec sleep 170")
-	other := plain(t, "it-other", "--mem=100", "--wrap=exec sleep 170")
-	awaitState(t, id, time.Minute, "RUNNING")
-	remembered(t, id)
+	id := plain(t, "it-kept", "--mem=100", "--wrap=exec sleep 600")
+	other := plain(t, "it-other", "--mem=100", "--wrap=exec sleep 600")
+	for _, job := range []string{id, other} {
+		awaitState(t, job, time.Minute, "RUNNING")
+		remembered(t, job) // a slurmctld that dies before it has saved a start takes the job for one that waits
+	}
 	b := open(t)
 	b.login("bob")
 	table := b.attach()

@@ -87,7 +87,6 @@ func TestScenario_J6_J5_without_slurms_filter_steps_share_the_jobs_gpus(t *testi
 			}{
 				"a second step": {[]string{"-n1", "bash", "-c", gpuView}, []int{0, 2}},
 				"a nested step": {[]string{"-n1", "srun", "--overlap", "-n1", "bash", "-c", gpuView}, []int{0, 2}},
-				"a bare step":   {[]string{"--no-carme", "-n1", "bash", "-c", gpuView}, []int{0, 2}},
 			}
 			for name, s := range steps {
 				v := views(t, job.srun(t, s.args...).ok(t))[0]

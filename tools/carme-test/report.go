@@ -92,7 +92,7 @@ func testLines(results []result) []string {
 	return lines
 }
 
-// summarise lists again what failed and why others were skipped, and counts;
+// summarise lists again what failed, why others were skipped, and counts;
 // each problem of the table counts as a failure.
 func summarise(w io.Writer, results []result, problems []string) count {
 	var total count
@@ -104,7 +104,7 @@ func summarise(w io.Writer, results []result, problems []string) count {
 		fmt.Fprintln(w, "\nfailed")
 		for _, r := range results {
 			if r.outcome == failed {
-				fmt.Fprintf(w, "  %s\n", r.where())
+				fmt.Fprintf(w, "  %s\n%s", r.where(), lastLines(r.output))
 			}
 		}
 		for _, p := range problems {
@@ -120,6 +120,17 @@ func summarise(w io.Writer, results []result, problems []string) count {
 		}
 	}
 	return total
+}
+
+// lastLines are the end of what a failed test said, where its reason stands,
+// indented: whoever reads only the end of a long log finds it there.
+func lastLines(output string) string {
+	const shown = 25
+	lines := strings.Split(strings.TrimRight(output, "\n"), "\n")
+	if output == "" {
+		return ""
+	}
+	return "    | " + strings.Join(lines[max(0, len(lines)-shown):], "\n    | ") + "\n"
 }
 
 func round(d time.Duration) time.Duration {

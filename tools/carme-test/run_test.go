@@ -149,6 +149,15 @@ func TestProblemsCountAsFailures(t *testing.T) {
 	}
 }
 
+func TestSummaryEndsEachFailureWithItsReason(t *testing.T) {
+	said := strings.Repeat("it tries\n", 40) + "    x_test.go:9: job 7 is PENDING\n--- FAIL: TestX (1.00s)\n"
+	var screen strings.Builder
+	summarise(&screen, []result{{name: "TestX", outcome: failed, output: said}, {name: "TestY", outcome: failed}}, nil)
+	if got := screen.String(); !strings.Contains(got, "\n    |     x_test.go:9: job 7 is PENDING\n") || strings.Count(got, "it tries") > 25 || strings.Count(got, "\n    | ") > 25 {
+		t.Errorf("the end of what the test said is missing, or more than that is there:\n%s", got)
+	}
+}
+
 func TestTableNamesTestsAndReasons(t *testing.T) {
 	rows, _ := table(someFeatures, []result{
 		{suite: "trixie", name: "TestScenario_J1_x/good", outcome: passed},
