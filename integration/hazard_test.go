@@ -328,7 +328,7 @@ func TestHazard_J16_a_small_limit_of_processes(t *testing.T) {
 // forgotten waits until there are no jobs, and lets what they were submitted with
 // become old: of an extern step that could not start, nobody is told of the end,
 // and doctor removes that in time.
-func forgotten(t *testing.T, node string) {
+func forgotten(t *testing.T, node string) { //nolint:unparam // reads better with the node in sight
 	t.Helper()
 	eventually(t, 40*time.Second, "end of the jobs", func() bool { return root(t, ctl, "squeue", "-h", "-w", node).out == "" })
 	sh(t, node, "cd /run/carme/jobs && for d in *; do [ ! -e $d/asked ] || touch -d '2 hours ago' $d; done; carme doctor --clean >/dev/null || true")
@@ -348,6 +348,9 @@ func TestHazard_J16_a_later_plugin_fails(t *testing.T) {
 				}
 				if r.code == 0 && !sealed(t, node1, r.out) {
 					t.Errorf("%s: the task ran in %q", keyword, r.out)
+				}
+				if strings.Contains(r.err, "feature") {
+					t.Errorf("%s: no job came to the node: %s", keyword, r.err)
 				}
 			}
 			// Slurm leaves the cgroup of a step that its first callback refused.

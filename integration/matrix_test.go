@@ -56,6 +56,7 @@ func broken(t *testing.T) map[string]string {
 // breaking puts a machine's plugin into a state until the test ends.
 func breaking(t *testing.T, machine, script string) {
 	t.Helper()
+	unwatched(t, machine)
 	undo(t, machine, fmt.Sprintf("if [ -e %[1]s.kept ]; then rm -f %[1]s && mv %[1]s.kept %[1]s; fi", plugin))
 	// In place, never the file that running steps have mapped.
 	sh(t, machine, fmt.Sprintf("cp -a %[1]s %[1]s.new && mv %[1]s %[1]s.kept && mv %[1]s.new %[1]s && { %[2]s; }", plugin, script))
@@ -158,6 +159,9 @@ func TestFault_A14_J18_the_keyword_required_changes_nothing(t *testing.T) {
 	}
 	plainWorks(t)
 	neverUnsealed(t)
+	if out := srun(t, "alice", "-w", node1, "--carme=none", "readlink", "/proc/self/ns/pid").ok(t); !sealed(t, node1, out) {
+		t.Errorf("a sealed step runs in %s", out)
+	}
 	srun(t, "alice", "-w", node1, "--carme=none", "--carme-bind=/nowhere/at/all", "true").fails(t)
 	sh(t, node1, "touch /etc/carme/disabled")
 	undo(t, node1, "rm -f /etc/carme/disabled")
@@ -172,6 +176,7 @@ func TestFault_J18_A2_the_keyword_required_with_a_broken_plugin(t *testing.T) {
 	undo(t, ctl, "scontrol update NodeName="+node1+" State=RESUME 2>/dev/null || true")
 	undo(t, node1, "svc restart slurmd")
 	const line = "/etc/carme/plugstack.d/carme.conf"
+	unwatched(t, node1)
 	undo(t, node1, "sed -i s/^required/optional/ "+line)
 	sh(t, node1, "sed -i s/^optional/required/ "+line)
 	if r := root(t, node1, "timeout", "60", "carme", "doctor"); r.code == 0 || !strings.Contains(r.out, "optional") {
@@ -190,6 +195,8 @@ func TestFault_J18_A2_the_keyword_required_with_a_broken_plugin(t *testing.T) {
 			}
 		})
 	}
+	// Their extern steps could not start (docs/limits.md).
+	forgotten(t, node1)
 }
 
 // Without an agent, and in the moments before it has taken the node's feature away,

@@ -103,13 +103,26 @@ func forAnotherSlurm(t *testing.T) []byte {
 	return nil
 }
 
+// unwatched stops a node's agent until the test ends. It would take the node's
+// feature away, so that no sealed job arrived where the test means to see one, and
+// give it back in the middle of the next test.
+func unwatched(t *testing.T, machine string) {
+	t.Helper()
+	if root(t, machine, "pgrep", "-x", "carme-agent").code != 0 {
+		return
+	}
+	eventually(t, 60*time.Second, "the feature of "+machine, func() bool { return fit(t, machine) })
+	down(t, machine, "stop", "carme-agent")
+}
+
 // plugstack replaces what Slurm loads on a machine until the test ends: one line
 // in the directory that Slurm's plugstack.conf includes.
 func plugstack(t *testing.T, machine, line string) {
 	t.Helper()
 	const dir, kept = "/etc/carme/plugstack.d", "/etc/carme/plugstack.kept"
+	unwatched(t, machine)
 	undo(t, machine, fmt.Sprintf("if [ -d %[2]s ]; then rm -rf %[1]s && mv %[2]s %[1]s; fi", dir, kept))
-	sh(t, machine, fmt.Sprintf("[ -d %[2]s ] || cp -a %[1]s %[2]s; rm -f %[1]s/*; printf '%%s\\n' '%[3]s' >%[1]s/test.conf", dir, kept, line))
+	sh(t, machine, fmt.Sprintf("[ -d %[2]s ] || cp -a %[1]s %[2]s; rm -f %[1]s/*; printf '%%s\\n' '%[3]s' >%[1]s/carme.conf", dir, kept, line))
 }
 
 // slurmConf appends lines to slurm.conf on every machine and makes the daemons
