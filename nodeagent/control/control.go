@@ -182,7 +182,7 @@ var errTime = errors.New("the file system does not answer")
 // child runs the request as its user.
 func (c *Control) child(ctx context.Context, req Request) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Limit)
-	input, err := json.Marshal(req)
+	input, err := json.Marshal(order{Request: req, Own: c.Own})
 	if err != nil {
 		cancel()
 		c.leave(req.UID)
@@ -196,10 +196,9 @@ func (c *Control) child(ctx context.Context, req Request) (Answer, error) {
 	cmd.Stdout = out
 	// Pipes that a stuck child holds are given up.
 	cmd.WaitDelay = time.Second
+	// It becomes the user by itself: a program that is started as the user is one
+	// that the user may trace.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !c.Own {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: req.UID, Gid: req.GID, Groups: req.GIDs}
-	}
 	done := make(chan error, 1)
 	go func() {
 		defer c.leave(req.UID)
