@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -67,11 +68,19 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 			refuse(w, "malformed request", http.StatusBadRequest)
 			return
 		}
+		control := http.NewResponseController(w)
+		if r.ContentLength != 0 { // the server has no time for bodies: those of apps may take hours, piece by piece
+			_ = control.SetReadDeadline(time.Now().Add(writePatience)) // if it fails, so does the read
+		}
 		if r.Host == own {
+			hurry(w)
 			portal.ServeHTTP(w, r)
 			return
 		}
 		if _, ok := n.Label(r.Host); ok {
+			if r.ProtoMajor == 1 {
+				_ = control.SetWriteDeadline(time.Time{}) // that of an answer of ours before, on the same connection
+			}
 			apps.ServeHTTP(w, r)
 			return
 		}
@@ -79,8 +88,15 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 	})
 }
 
+// hurry gives the reader of an answer of ours some time, not for ever: in HTTP/2
+// it costs a stranger nothing to ask and leave no room for the answer.
+func hurry(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
+}
+
 // refuse answers in plain text.
 func refuse(w http.ResponseWriter, text string, status int) {
+	hurry(w)
 	ownHeaders(w.Header())
 	http.Error(w, text, status)
 }
