@@ -105,7 +105,7 @@ func refuse(w http.ResponseWriter, text string, status int) {
 // is not a path, and bytes in it that HTTP/2 lets through but that would end a
 // request line of HTTP/1.
 func wellFormed(r *http.Request) bool {
-	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !strings.HasPrefix(r.RequestURI, "/") {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !method(r.Method) || !strings.HasPrefix(r.RequestURI, "/") {
 		return false
 	}
 	for _, c := range []byte(r.RequestURI) {
@@ -114,4 +114,13 @@ func wellFormed(r *http.Request) bool {
 		}
 	}
 	return true
+}
+
+// method says whether a text can be one: letters and hyphens, as all have that are
+// registered (RFC 9110, 16.1), and none is long.
+func method(text string) bool {
+	const most = 32
+	return text != "" && len(text) <= most && !strings.ContainsFunc(text, func(c rune) bool {
+		return (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && c != '-'
+	})
 }

@@ -45,6 +45,7 @@ type noBackend struct{}
 func (noBackend) Redeem(context.Context, api.Redeem) (api.Redeemed, error) {
 	return api.Redeemed{}, errAway
 }
+
 func (noBackend) Grant(context.Context, api.GrantRequest) (api.Grant, error) {
 	return api.Grant{}, errAway
 }
