@@ -481,6 +481,65 @@ func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	}
 }
 
+// events opens a stream of events.
+func (w *world) events(tok string) *http.Response {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+tok)
+	res, err := w.portal.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = res.Body.Close() })
+	return res
+}
+
+func TestAttack_one_login_holds_so_many_streams_of_events_and_no_more(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	other, _ := w.login("bob")
+	const most = 64
+	all := make([]*http.Response, 0, most)
+	for i := range most {
+		res := w.events(tok)
+		if res.StatusCode != http.StatusOK {
+			t.Fatalf("stream %d: %d", i, res.StatusCode)
+		}
+		all = append(all, res)
+	}
+	if got := w.events(tok).StatusCode; got != http.StatusTooManyRequests {
+		t.Errorf("one more: %d", got)
+	}
+	if got := w.events(other).StatusCode; got != http.StatusOK {
+		t.Errorf("somebody else: %d", got)
+	}
+	_ = all[0].Body.Close()
+	w.eventually("the place of one that was closed", func() bool { return w.events(tok).StatusCode == http.StatusOK })
+}
+
+func TestFault_events_call_nobody_logged_out_while_the_database_does_not_answer(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := bufio.NewScanner(w.events(tok).Body)
+	for in.Scan() && !strings.HasPrefix(in.Text(), ": carme") {
+	}
+	if err := w.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.slurm.mu.Lock()
+	w.slurm.down = true
+	w.slurm.mu.Unlock()
+	w.jobs.Refresh(t.Context()) // which wakes every stream
+	for in.Scan() {
+		if strings.Contains(in.Text(), "logout") {
+			t.Errorf("it says %q", in.Text())
+		}
+	}
+}
+
 func TestBodies_are_read_strictly(t *testing.T) {
 	w := newWorld(t)
 	for name, body := range map[string]string{
