@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/api"
@@ -381,6 +382,31 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 				t.Errorf("job %s has %+v", job.ID, j)
 			}
 		}
+	}
+}
+
+func TestAttack_a_node_writes_into_the_log_of_no_job_but_its_own(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok)
+	evil := client(w.ca.Open(t, mtls.RoleNode, "n9"))
+	id := w.slurm.next
+	w.must(evil, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{
+		{Job: id, UID: 10001, Instance: strings.Repeat("e", 32), App: "jupyterlab", Stage: "Log in again at evil.example", Text: "or at evil.test"},
+	}}, nil)
+	var got wire.Job
+	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &got)
+	own := 0
+	for _, e := range got.Detail.Log {
+		if strings.Contains(e.Text, "evil") {
+			t.Errorf("the log says %q", e.Text)
+		}
+		if e.Code == "event.ready" || e.Code == "event.app" {
+			own++
+		}
+	}
+	if own == 0 {
+		t.Errorf("its own node's words are missing: %+v", got.Detail.Log)
 	}
 }
 
