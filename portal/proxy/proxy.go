@@ -52,6 +52,7 @@ type Proxy struct {
 	table    *table
 	opening  sync.Map // of an agent's address to chan struct{}
 	counts   counts
+	long     atomic.Int32 // requests with too long a head that are being answered
 	// strangers are requests that come from other pages.
 	strangers logx.Seldom
 }

@@ -220,6 +220,34 @@ func TestAttack_next_leads_to_own_pages_only(t *testing.T) {
 	}
 }
 
+func TestAttack_a_link_to_a_step_of_the_login_logs_nobody_out(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for _, path := range []string{"/login/enrol", "/login/enrol?next=/jobs", "/login/enrol?next=//evil.example"} {
+		answer, _ := b.get(path)
+		if to := answer.Header.Get("Location"); answer.StatusCode != http.StatusSeeOther || to != "/" && to != "/jobs" {
+			t.Errorf("%s: %d to %q", path, answer.StatusCode, to)
+		}
+	}
+	if answer, _ := b.post("/", "/login/factor", url.Values{"code": {"123456"}}); answer.StatusCode != http.StatusSeeOther {
+		t.Errorf("the step that is over: %d", answer.StatusCode)
+	}
+	if answer, _ := b.get("/"); answer.StatusCode != http.StatusOK {
+		t.Errorf("the login is gone: %d", answer.StatusCode)
+	}
+}
+
+func TestAttack_a_choice_of_colours_leads_back_to_own_pages_only(t *testing.T) {
+	b := newBrowser(t)
+	for next, want := range map[string]string{
+		"/login?next=/jobs": "/login?next=/jobs", "/login/../\\evil.example": "/", "/login\\..\\..\\\\evil.example": "/", "//evil.example/login": "/", "/events": "/", "/jobs": "/jobs",
+	} {
+		if answer, _ := b.post("/login", "/prefs", url.Values{"theme": {"dark"}, "next": {next}}); answer.Header.Get("Location") != want {
+			t.Errorf("%q leads to %q", next, answer.Header.Get("Location"))
+		}
+	}
+}
+
 func TestAttack_forms_of_other_pages_do_nothing(t *testing.T) {
 	b := newBrowser(t)
 	b.login()

@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/api"
@@ -384,6 +385,31 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 	}
 }
 
+func TestAttack_a_node_writes_into_the_log_of_no_job_but_its_own(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok)
+	evil := client(w.ca.Open(t, mtls.RoleNode, "n9"))
+	id := w.slurm.next
+	w.must(evil, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{
+		{Job: id, UID: 10001, Instance: strings.Repeat("e", 32), App: "jupyterlab", Stage: "Log in again at evil.example", Text: "or at evil.test"},
+	}}, nil)
+	var got wire.Job
+	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &got)
+	own := 0
+	for _, e := range got.Detail.Log {
+		if strings.Contains(e.Text, "evil") {
+			t.Errorf("the log says %q", e.Text)
+		}
+		if e.Code == "event.ready" || e.Code == "event.app" {
+			own++
+		}
+	}
+	if own == 0 {
+		t.Errorf("its own node's words are missing: %+v", got.Detail.Log)
+	}
+}
+
 func TestCode_is_bound(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
@@ -478,6 +504,65 @@ func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	}
 	if rest > 2 { // the data of the event, and an empty line
 		t.Errorf("the stream goes on for %d lines", rest)
+	}
+}
+
+// events opens a stream of events.
+func (w *world) events(tok string) *http.Response {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+tok)
+	res, err := w.portal.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = res.Body.Close() })
+	return res
+}
+
+func TestAttack_one_login_holds_so_many_streams_of_events_and_no_more(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	other, _ := w.login("bob")
+	const most = 64
+	all := make([]*http.Response, 0, most)
+	for i := range most {
+		res := w.events(tok)
+		if res.StatusCode != http.StatusOK {
+			t.Fatalf("stream %d: %d", i, res.StatusCode)
+		}
+		all = append(all, res)
+	}
+	if got := w.events(tok).StatusCode; got != http.StatusTooManyRequests {
+		t.Errorf("one more: %d", got)
+	}
+	if got := w.events(other).StatusCode; got != http.StatusOK {
+		t.Errorf("somebody else: %d", got)
+	}
+	_ = all[0].Body.Close()
+	w.eventually("the place of one that was closed", func() bool { return w.events(tok).StatusCode == http.StatusOK })
+}
+
+func TestFault_events_call_nobody_logged_out_while_the_database_does_not_answer(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := bufio.NewScanner(w.events(tok).Body)
+	for in.Scan() && !strings.HasPrefix(in.Text(), ": carme") {
+	}
+	if err := w.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.slurm.mu.Lock()
+	w.slurm.down = true
+	w.slurm.mu.Unlock()
+	w.jobs.Refresh(t.Context()) // which wakes every stream
+	for in.Scan() {
+		if strings.Contains(in.Text(), "logout") {
+			t.Errorf("it says %q", in.Text())
+		}
 	}
 }
 

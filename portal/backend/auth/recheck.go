@@ -62,19 +62,22 @@ func (s *Service) Recheck(ctx context.Context) error {
 }
 
 func (s *Service) disable(ctx context.Context, user string) error {
-	err := s.DB.Write(ctx, func(tx store.Tx) error {
-		if err := s.endAll(ctx, tx, user, ""); err != nil {
-			return err
-		}
-		if err := s.Revoke.Add(ctx, tx, api.RevokeUser, user); err != nil {
-			return err
-		}
-		return s.Audit.Write(ctx, tx, "backend", "sessions ended", user, map[string]string{"reason": "the directory no longer lets the user in, or changed the account"})
-	})
+	err := s.DB.Write(ctx, func(tx store.Tx) error { return s.over(ctx, tx, user) })
 	if err == nil {
 		s.Revoke.Wake()
 	}
 	return err
+}
+
+// over ends everything of a user who is out, or whose account has changed.
+func (s *Service) over(ctx context.Context, tx store.Tx, user string) error {
+	if err := s.endAll(ctx, tx, user, ""); err != nil {
+		return err
+	}
+	if err := s.Revoke.Add(ctx, tx, api.RevokeUser, user); err != nil {
+		return err
+	}
+	return s.Audit.Write(ctx, tx, "backend", "sessions ended", user, map[string]string{"reason": "the directory no longer lets the user in, or changed the account"})
 }
 
 // sweep removes sessions that have expired, with their revocation, and counters

@@ -123,6 +123,7 @@ type Service struct {
 	flight   *flight
 	poke     chan struct{}
 	submits  map[string]*sync.Mutex
+	plots    queue
 }
 
 // picture is Slurm at one time.

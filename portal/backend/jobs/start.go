@@ -604,6 +604,11 @@ func (s *Service) Metrics(ctx context.Context, sess *auth.Session, id string) (a
 	if !ok {
 		return api.Metrics{Times: []int64{}, Series: []api.Series{}}, nil
 	}
+	leave, err := s.plots.enter(ctx, sess.UserName)
+	if err != nil {
+		return api.Metrics{}, err
+	}
+	defer leave()
 	out, err := s.Nodes.Metrics(ctx, n)
 	// A node speaks of its own jobs only.
 	out.Series = slices.DeleteFunc(out.Series, func(one api.Series) bool { return !slices.Contains(j.Nodes, one.Node) })

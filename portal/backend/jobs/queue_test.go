@@ -1,0 +1,68 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/carme-hpc/carme/portal/backend/problem"
+)
+
+func TestAttack_measurements_are_put_together_for_a_few_at_once(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var q queue
+		var mu sync.Mutex
+		inside, most := map[string]int{}, 0
+		ended, refused := 0, 0
+		hold := make(chan struct{})
+		ask := func(ctx context.Context, user string) {
+			leave, err := q.enter(ctx, user)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				if errors.As(err, new(*problem.Error)) {
+					refused++
+				}
+				return
+			}
+			inside[user]++
+			all := 0
+			for who, n := range inside {
+				if all += n; n > 1 {
+					t.Errorf("%d of %s at once", n, who)
+				}
+			}
+			most = max(most, all)
+			mu.Unlock()
+			<-hold
+			mu.Lock()
+			inside[user]--
+			ended++
+			leave()
+		}
+		given, cancel := context.WithCancel(t.Context())
+		for range 2 * plotsMax {
+			go ask(t.Context(), "mallory")
+		}
+		go ask(given, "bob")
+		go ask(given, "bob")
+		for _, user := range []string{"alice", "carol", "dave", "erin"} {
+			go ask(t.Context(), user)
+		}
+		synctest.Wait()
+		mu.Lock()
+		if most != plotsAtOnce || refused != plotsMax {
+			t.Errorf("%d at once, %d refused", most, refused)
+		}
+		mu.Unlock()
+		cancel() // who waits no longer takes no place
+		synctest.Wait()
+		close(hold)
+		synctest.Wait()
+		if len(q.users) != 0 || len(q.slots) != 0 || ended < plotsMax+4 {
+			t.Errorf("%d users and %d places are left, %d ended", len(q.users), len(q.slots), ended)
+		}
+	})
+}
