@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
@@ -581,4 +582,54 @@ func (w *world) again(name string) string {
 	}
 	tok, _ := w.login(name)
 	return tok
+}
+
+// hold keeps every writer out of the database, as a backup by hand may do.
+func (w *world) hold() (release func()) {
+	w.t.Helper()
+	held, free, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- w.db.Write(context.WithoutCancel(w.t.Context()), func(store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	return sync.OnceFunc(func() {
+		close(free)
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func TestFault_a_database_that_takes_no_writes_shuts_nobody_out_who_is_in(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok)
+	nonce := "the nonce of the browser"
+	var opened wire.Opened
+	w.must(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha(nonce)}, &opened)
+	var red wire.Redeemed
+	w.must(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Code: opened.Code, Nonce: nonce}, &red)
+	w.clock.add(2 * time.Minute) // its use is due to be stored
+	release := w.hold()
+	defer release()
+	start := time.Now()
+	for range 3 {
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+		w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, nil)
+	}
+	w.report(w.slurm.next, 10001, instance, wire.StageReady)
+	w.must(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: job.Host, Token: red.Token}, nil)
+	if took := time.Since(start); took > 4*time.Second {
+		t.Errorf("seven answers took %v", took)
+	}
+	release()
+	// It looks used again as soon as that can be stored.
+	w.clock.add(w.auth.Rules.IdleLife - time.Minute)
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+	w.clock.add(w.auth.Rules.IdleLife - time.Minute)
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
 }
