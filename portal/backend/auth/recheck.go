@@ -96,7 +96,7 @@ func (s *Service) rewind(ctx context.Context) error {
 	if ahead == 0 {
 		return nil
 	}
-	s.Audit.Out.WarnContext(ctx, "the clock was put back: logins and browsers from a time to come end as if they began now", "rows", ahead)
+	s.Audit.Out.WarnContext(ctx, "logins or browsers that end later than they may, since the clock was put back or sessions.hours was made less: they end as if they began now", "rows", ahead)
 	return s.DB.Write(ctx, func(tx store.Tx) error {
 		for _, change := range []struct {
 			query string
