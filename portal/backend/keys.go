@@ -105,13 +105,14 @@ func initState(ctx context.Context, c *Config) error {
 	return renewOwn(ctx, c, time.Now())
 }
 
-// renewOwn asks the signer for a certificate if there is none, or it ends soon.
+// renewOwn asks the signer for a certificate if there is none, it ends soon, or it
+// is not good yet: the clock was put back.
 func renewOwn(ctx context.Context, c *Config, now time.Time) error {
 	files := mtls.In(c.file(tlsDir))
 	if raw, err := os.ReadFile(files.Cert); err == nil {
 		if block, _ := pem.Decode(raw); block != nil {
 			cert, err := x509.ParseCertificate(block.Bytes)
-			if err == nil && cert.NotAfter.Sub(now) > renewBefore {
+			if err == nil && cert.NotAfter.Sub(now) > renewBefore && !now.Before(cert.NotBefore) {
 				return nil
 			}
 		}

@@ -83,6 +83,28 @@ func TestStart_whose_answer_is_lost_is_looked_up_and_never_sent_again(t *testing
 	}
 }
 
+func TestFault_a_submission_is_looked_up_though_the_clock_was_put_back(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.hang(true) // not found at once
+	w.slurm.submit = func() error { return rest.ErrUnknown }
+	in := newStart()
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
+		t.Fatalf("status %d", status)
+	}
+	w.clock.add(-time.Hour)
+	w.slurm.mu.Lock()
+	w.slurm.jobs[777] = rest.Job{ID: 777, Comment: "carme:" + in.ID, User: "alice", UID: 10001, State: "PENDING", Partition: "debug"}
+	w.slurm.mu.Unlock()
+	w.slurm.hang(false)
+	var j wire.Job
+	w.eventually("the job is found", func() bool {
+		w.clock.add(time.Second)
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.ID == "777"
+	})
+}
+
 func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
@@ -432,6 +454,11 @@ func TestCode_is_bound(t *testing.T) {
 	w.clock.add(31 * time.Second)
 	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
 		t.Errorf("to 30 s: %d", status)
+	}
+	code = open()
+	w.clock.add(-10 * time.Minute)
+	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
+		t.Errorf("to 30 s, though the clock was put back: %d", status)
 	}
 	code = open()
 	w.must(w.portal, "POST", "/v1/logout", tok, nil, nil)

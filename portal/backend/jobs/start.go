@@ -398,6 +398,9 @@ func (s *Service) resolve(ctx context.Context) error {
 }
 
 func (s *Service) lookup(ctx context.Context, i *intent) error {
+	if now := s.Now(); time.UnixMicro(i.Updated).After(now) {
+		return s.rewind(ctx, i, now)
+	}
 	s.mu.Lock()
 	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
 	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
@@ -419,7 +422,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 		}
 	}
 	// slurmctld may forget a job that ended at once; the database may not.
-	past, err := s.Slurm.Recorded(ctx, i.UserName, time.UnixMicro(i.Created).Add(-time.Minute))
+	past, err := s.Slurm.Recorded(ctx, i.UserName, time.UnixMicro(min(i.Created, i.Updated)).Add(-time.Minute))
 	for _, p := range past {
 		if p.Comment == want {
 			return s.settle(ctx, i, intentJob, p.ID, "")
@@ -434,6 +437,18 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 		return nil
 	}
 	return s.settle(ctx, i, intentFailed, 0, slurmNever)
+}
+
+// rewind moves a submission from a time to come to now: the clock was put back
+// since, and no picture of the queue would be newer than it.
+func (s *Service) rewind(ctx context.Context, i *intent, now time.Time) error {
+	s.silent(i.ID)
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		if _, err := store.Exec(ctx, tx, "UPDATE intents SET updated = ? WHERE id = ? AND state = ?", now.UnixMicro(), i.ID, intentUnknown); err != nil {
+			return fmt.Errorf("move submission: %w", err)
+		}
+		return nil
+	})
 }
 
 // answers says since when Slurm has answered whenever a submission was looked for.
