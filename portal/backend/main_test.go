@@ -130,6 +130,18 @@ func TestA_head_node_is_set_up_and_runs(t *testing.T) {
 	if id, err := mtls.CertIdentity(cert.Leaf()); err != nil || id.String() != "carme://backend/localhost" {
 		t.Errorf("certificate is %v, %v", id, err)
 	}
+	settings, err := os.ReadFile(root + "/etc/carme/backend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, root+"/etc/carme/backend.yaml", strings.Replace(string(settings), "name: localhost", "name: head", 1))
+	must("init")
+	if cert, err = mtls.Open(mtls.In(root+"/backend/tls"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := mtls.CertIdentity(cert.Leaf()); err != nil || id.String() != "carme://backend/head" {
+		t.Errorf("with another name the certificate is %v, %v", id, err)
+	}
 	stop := start(t, src, root+"/a.sock")
 	if tok := must("token", "--role", "portal", "--name", "p1"); len(strings.TrimSpace(tok)) != 43 {
 		t.Errorf("token is %q", tok)
