@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -64,6 +65,15 @@ slurm: {url: "unix:%[1]s/slurm.sock"}
 ldap: {urls: ["ldaps://127.0.0.1:1"], people: {base: dc=c}, groups: {base: dc=c}}
 `, root))
 	return root, config.Source{Root: root, TrustOwner: true}
+}
+
+func mustConfig(t *testing.T, src config.Source) *Config {
+	t.Helper()
+	cfg, err := LoadConfig(src, defaultFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
 }
 
 func start(t *testing.T, src config.Source, socket string, args ...string) (stop func()) {
@@ -148,6 +158,13 @@ func TestA_head_node_is_set_up_and_runs(t *testing.T) {
 	}
 	if _, err := run("token", "--role", "backend", "--name", "x"); err == nil {
 		t.Error("a token for a backend")
+	}
+	var parts map[string]string
+	if err := ask(t.Context(), mustConfig(t, src), http.MethodGet, "/v1/health", nil, &parts); err != nil {
+		t.Fatal(err)
+	}
+	if parts["database"] != "" || !strings.Contains(parts["directory"], "reach directory") {
+		t.Errorf("health is %q", parts)
 	}
 	if out := must("audit", "verify"); !strings.HasPrefix(out, "1 records, unbroken") {
 		t.Errorf("audit says %q", out)
