@@ -125,24 +125,35 @@ func (s *setup) await(ctx context.Context, socket string, ended <-chan error) er
 	return nil
 }
 
+// Units, called after their users.
 const (
-	portalUnit = "carme-portal.service"
-	socketUnit = "carme-portal.socket"
+	signerUnit  = signerUser + ".service"
+	backendUnit = backendUser + ".service"
+	agentUnit   = "carme-agent.service"
+	portalUnit  = portalUser + ".service"
+	socketUnit  = portalUser + ".socket"
 	// socketFile says where it listens.
 	socketFile = "/etc/systemd/system/" + socketUnit + ".d/listen.conf"
 )
+
+// readers are the units that read a file of configuration.
+func readers() map[string]string {
+	return map[string]string{
+		signerFile: signerUnit, backendFile: backendUnit, agentFile: agentUnit, portalFile: portalUnit, socketFile: portalUnit,
+	}
+}
 
 // units are the host's.
 func (s *setup) units() []string {
 	switch s.Role {
 	case RoleHead:
-		return []string{"carme-signer.service", "carme-backend.service"}
+		return []string{signerUnit, backendUnit}
 	case RolePortal:
 		return []string{portalUnit}
 	case RoleNode:
-		return []string{"carme-agent.service"}
+		return []string{agentUnit}
 	}
-	return []string{"carme-signer.service", "carme-backend.service", portalUnit}
+	return []string{signerUnit, backendUnit, portalUnit}
 }
 
 // starts says whether daemons are started at all.
@@ -156,9 +167,9 @@ func (s *setup) ports(ctx context.Context) error {
 		port       int
 		out        string
 	}{
-		{"carme-backend.service", backendFile, 7443, "set listen in " + backendFile + " and run this again"},
+		{backendUnit, backendFile, 7443, "set listen in " + backendFile + " and run this again"},
 		{socketUnit, portalFile, s.PublicPort, "choose another by --public-port"},
-		{"carme-agent.service", agentFile, 7444, "set listen in " + agentFile + " and agent_port in the backend's file"},
+		{agentUnit, agentFile, 7444, "set listen in " + agentFile + " and agent_port in the backend's file"},
 	} {
 		unit := p.unit
 		if unit == socketUnit {
@@ -209,7 +220,7 @@ func (s *setup) start(ctx context.Context, unit string) error {
 		return nil
 	}
 	commands := [][]string{{"enable", unit}}
-	if s.changed {
+	if s.changed[unit] {
 		stop := []string{"stop", unit}
 		if unit == portalUnit {
 			stop = append(stop, socketUnit) // it may get another port

@@ -109,7 +109,7 @@ func (s *setup) write(name, text, why string) error {
 			return err
 		}
 	}
-	s.changed = true
+	s.changed[readers()[name]] = true
 	s.say("wrote", name, why)
 	return nil
 }
@@ -153,7 +153,7 @@ func (s *setup) hand(ctx context.Context, file, owner, to string, mode os.FileMo
 	if err := writeFile(s.path(to), data, mode); err != nil {
 		return "", err
 	}
-	s.changed = true
+	s.changed[owner+".service"] = true
 	s.say("copied", file, "to "+to+", for "+owner)
 	return to, s.own(to, owner)
 }

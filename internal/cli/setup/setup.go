@@ -106,8 +106,8 @@ type Directory struct {
 type setup struct {
 	Options
 
-	// changed says that a configuration file is another than before.
-	changed bool
+	// changed are the units that read another configuration than before.
+	changed map[string]bool
 }
 
 func (s *setup) now() time.Time { return s.Now() }
@@ -248,7 +248,7 @@ func Run(ctx context.Context, o Options) error {
 	if wrong := o.Problems(); len(wrong) > 0 {
 		return errors.New(strings.Join(wrong, "; "))
 	}
-	s := &setup{Options: o}
+	s := &setup{Options: o, changed: map[string]bool{}}
 	steps := []struct {
 		title  string
 		wanted bool
