@@ -159,7 +159,7 @@ func (s site) siblings(t *testing.T) {
 // one site to a browser.
 func secondSite(t *testing.T) site {
 	t.Helper()
-	s := site{"portal.localhost", "apps.localhost", "9443", nil}
+	s := site{host: "portal.localhost", apps: "apps.localhost", port: "9443"}
 	const dir = "/var/lib/it-portal"
 	undo(t, login, "kill $(cat "+dir+"/pid); rm -rf "+dir)
 	sh(t, login, "rm -rf "+dir+" && mkdir -p "+dir)

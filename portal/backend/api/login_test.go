@@ -652,6 +652,15 @@ func TestFault_a_database_that_takes_no_writes_shuts_nobody_out_who_is_in(t *tes
 	}
 	release()
 	// It looks used again as soon as that can be stored.
+	due := w.clock.now().UnixMicro()
+	w.eventually("the use is stored", func() bool {
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+		var seen int64
+		if err := store.One(w.t.Context(), w.db.Read(), &seen, "SELECT MAX(seen) FROM login_sessions"); err != nil {
+			t.Fatal(err)
+		}
+		return seen >= due
+	})
 	w.clock.add(w.auth.Rules.IdleLife - time.Minute)
 	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
 	w.clock.add(w.auth.Rules.IdleLife - time.Minute)
