@@ -180,7 +180,7 @@ func (s *SelfTest) doctor(ctx context.Context) error {
 		timer := time.NewTimer(killTime)
 		defer timer.Stop()
 		select {
-		case <-done:
+		case <-done: //nolint:errcheck // it was killed
 		case <-timer.C:
 		}
 		return fmt.Errorf("the self-test has not ended after %s; run: carme doctor", s.Limit)
