@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/NVIDIA/go-nvml/pkg/nvml"
+	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/spank/gpu"
 )
@@ -342,6 +343,69 @@ func TestCleanRemovesWhatEndedJobsLeft(t *testing.T) {
 	must(t, os.RemoveAll(filepath.Join(p.root, "proc")))
 	if _, err := p.doctor().Clean(); err == nil {
 		t.Error("mounts that cannot be read are no error")
+	}
+}
+
+// A job that is requeued has the number that it had before, and may be set up in
+// what the first run has left.
+func TestCleanLeavesADirectoryInWhichAStepIsSetUp(t *testing.T) {
+	p := healthy(t)
+	p.write(t, "run/carme/jobs/6/extern", "78 1")
+	p.write(t, "proc/self/mountinfo", "")
+	dir, err := os.Open(filepath.Join(p.root, jobsDir, "6"))
+	must(t, err)
+	must(t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
+	if removed, err := p.doctor().Clean(); err != nil || len(removed) > 0 {
+		t.Errorf("during a set-up: removed %q, %v", removed, err)
+	}
+	must(t, dir.Close())
+	if removed, err := p.doctor().Clean(); err != nil || !slices.Equal(removed, []string{"6"}) {
+		t.Errorf("without one: removed %q, %v", removed, err)
+	}
+}
+
+// What is removed is in part the user's, who may have dug deeper than the agent
+// has descriptors, and may be digging still.
+func TestAttack_leftovers_of_any_depth_take_few_descriptors_and_little_time(t *testing.T) {
+	p := healthy(t)
+	p.write(t, "run/carme/jobs/6/extern", "78 1")
+	p.write(t, "proc/self/mountinfo", "")
+	const deep = 3000
+	dir := filepath.Join(p.root, jobsDir, "6")
+	at, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	must(t, err)
+	for range deep {
+		must(t, unix.Mkdirat(at, "d", 0o700))
+		below, err := unix.Openat(at, "d", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		must(t, err)
+		must(t, unix.Close(at))
+		at = below
+	}
+	must(t, unix.Close(at))
+	outside := filepath.Join(p.root, "outside")
+	must(t, os.Mkdir(outside, 0o700))
+	must(t, os.Symlink(outside, filepath.Join(dir, "link")))
+	d := p.doctor()
+	start, looks := p.now, 0
+	d.Now = func() time.Time {
+		looks++
+		return start.Add(time.Duration(looks) * removeTime / 100)
+	}
+	if removed, err := d.Clean(); len(removed) > 0 || !errors.Is(err, errLate) || looks > 200 {
+		t.Errorf("removed %q, %v, and looked at the time %d times", removed, err, looks)
+	}
+	few := unix.Rlimit{}
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &few))
+	many := few
+	few.Cur = 1000
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
+	removed, err := p.doctor().Clean()
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &many))
+	if err != nil || !slices.Equal(removed, []string{"6"}) {
+		t.Errorf("removed %q, %v", removed, err)
+	}
+	if _, err := os.Stat(outside); err != nil {
+		t.Errorf("what a link led to is gone: %v", err)
 	}
 }
 

@@ -296,11 +296,6 @@ func (d Doctor) Clean() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
-	root, err := os.OpenRoot(d.Root)
-	if err != nil {
-		return nil, fmt.Errorf("open root: %w", err)
-	}
-	defer root.Close() //nolint:errcheck // nothing was written
 	var removed []string
 	var errs []error
 	for _, id := range dead {
@@ -309,11 +304,13 @@ func (d Doctor) Clean() ([]string, error) {
 			errs = append(errs, fmt.Errorf("something is mounted in /%s; unmount it (findmnt -R) and clean again", dir))
 			continue
 		}
-		if err := root.RemoveAll(dir); err != nil {
-			errs = append(errs, fmt.Errorf("remove leftover: %w", err))
-			continue
+		gone, err := d.remove(id)
+		if err != nil {
+			errs = append(errs, err)
 		}
-		removed = append(removed, id)
+		if gone {
+			removed = append(removed, id)
+		}
 	}
 	return removed, errors.Join(errs...)
 }
@@ -332,22 +329,29 @@ func (d Doctor) jobs() (dead []string, live int, err error) {
 		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil || !e.IsDir() {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			continue // it has just gone
-		}
-		young := settling
-		known, alive := d.extern(e.Name())
-		if !known && d.exists(path.Join(jobsDir, e.Name(), "asked")) {
-			young, alive = prologing, d.externRuns(e.Name())
-		}
-		if alive || !known && d.Now().Sub(info.ModTime()) < young {
+		switch gone, err := d.isDead(e.Name()); {
+		case err != nil: // it has just gone
+		case gone:
+			dead = append(dead, e.Name())
+		default:
 			live++
-			continue
 		}
-		dead = append(dead, e.Name())
 	}
 	return dead, live, nil
+}
+
+// isDead judges one directory.
+func (d Doctor) isDead(id string) (bool, error) {
+	info, err := os.Lstat(d.path(path.Join(jobsDir, id)))
+	if err != nil {
+		return false, err
+	}
+	young := settling
+	known, alive := d.extern(id)
+	if !known && d.exists(path.Join(jobsDir, id, "asked")) {
+		young, alive = prologing, d.externRuns(id)
+	}
+	return !alive && (known || d.Now().Sub(info.ModTime()) >= young), nil
 }
 
 // extern reports whether the slurmstepd of the job's extern step still runs,
