@@ -54,13 +54,16 @@ func (d Doctor) remove(id string) (bool, error) {
 	} else if err != nil {
 		return false, fmt.Errorf("lock /%s: %w", path.Join(jobsDir, id), err)
 	}
-	if dead, err := d.isDead(id); err != nil || !dead {
+	if dead, err := d.isDead(id, d.externs); err != nil || !dead {
 		return false, err
 	}
 	end := d.Now().Add(removeTime)
 	r := removal{top: dir, late: func() bool { return d.Now().After(end) }}
 	err = r.all()
 	if err == nil {
+		err = unix.Unlinkat(dir, externName, 0)
+	}
+	if err == nil || errors.Is(err, unix.ENOENT) {
 		err = unix.Unlinkat(jobs, id, unix.AT_REMOVEDIR)
 	}
 	if err != nil {
@@ -73,7 +76,12 @@ func openDir(at int, name string) (int, error) {
 	return unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 }
 
-// all removes everything below the top directory.
+// externName says whose the directory is (JOB_EXTERN in
+// spank/cshim/common/jobfiles.h). It goes last: what there was no time for is known
+// to be a leftover by it.
+const externName = "extern"
+
+// all removes everything below the top directory but externName.
 func (r *removal) all() error {
 	for {
 		r.moved = false
@@ -103,6 +111,9 @@ func (r *removal) below(dir, depth int) error {
 		for _, name := range names {
 			if r.late() {
 				return errLate
+			}
+			if depth == 0 && name == externName {
+				continue
 			}
 			if err := r.entry(dir, name, depth); err != nil {
 				return err
