@@ -412,6 +412,9 @@ func TestFragments_are_sent_once(t *testing.T) {
 	b.login()
 	answer, _ := b.get("/fragments/jobs")
 	tag := answer.Header.Get("ETag")
+	if got := answer.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("the browser's cache may have it: %q", got)
+	}
 	if answer, body := b.get("/fragments/jobs", "If-None-Match: "+tag); tag == "" || answer.StatusCode != 304 || body != "" {
 		t.Errorf("%d with %q", answer.StatusCode, tag)
 	}
@@ -649,7 +652,7 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	codes := map[string]int{"problem.slurm": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
+	codes := map[string]int{"problem.slurm": 0, "conflict.setup": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
 	for _, name := range files {
 		data, err := os.ReadFile(name)
 		if err != nil {

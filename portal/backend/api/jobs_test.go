@@ -278,6 +278,13 @@ func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {
 	if _, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); e.Words == nil || e.Words.Code != "end.refused" || len(e.Words.Args) != 1 || e.Words.Args[0] != "Invalid account" {
 		t.Errorf("%+v", e)
 	}
+	w.slurm.submit = nil
+	used := newStart()
+	w.must(w.portal, "POST", "/v1/jobs", tok, used, nil)
+	other, _ := w.login("bob")
+	if _, e := w.ask(w.portal, "POST", "/v1/jobs", other, used, nil); e.Code != "conflict" || e.Words == nil || e.Words.Code != "conflict.form" {
+		t.Errorf("%+v", e)
+	}
 }
 
 func TestWhat_is_another_users_does_not_exist(t *testing.T) {

@@ -279,7 +279,7 @@ func (s *Service) Start(ctx context.Context, sess *auth.Session, in api.Start) (
 	if err == nil {
 		switch {
 		case old.UserName != sess.UserName:
-			return api.Job{}, false, problem.Conflict("That form was used by somebody else; load the page again.")
+			return api.Job{}, false, conflict(say("conflict.form", "That form was used by somebody else; load the page again."))
 		case old.State != intentFailed:
 			job, err := s.find(ctx, sess, in.ID)
 			return job, false, err
@@ -330,7 +330,7 @@ func (s *Service) intend(ctx context.Context, sess *auth.Session, in api.Start) 
 			return fmt.Errorf("store submission: %w", err)
 		}
 		if n != 1 {
-			return problem.Conflict("That form was sent already; see the list of jobs.")
+			return conflict(say("conflict.sent", "That form was sent already; see the list of jobs."))
 		}
 		return s.Audit.Write(ctx, tx, sess.UserName, "job submit", in.ID, map[string]string{
 			"image": in.Image, "app": in.App, "nodes": strconv.Itoa(in.Nodes), "gres": gres(&in), "minutes": strconv.Itoa(in.Minutes),
@@ -486,7 +486,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	}
 	n, ok := s.number(&j)
 	if !ok || j.ID == "" {
-		return problem.Conflict("Slurm has not answered yet whether it has the job; try again in a moment.")
+		return conflict(say("conflict.unknown", "Slurm has not answered yet whether it has the job; try again in a moment."))
 	}
 	err = s.DB.Write(ctx, func(tx store.Tx) error {
 		return s.Audit.Write(ctx, tx, sess.UserName, "job cancel", j.ID, map[string]string{"intent": j.Intent})
