@@ -119,6 +119,7 @@ type Service struct {
 	starved  map[uint32]string // jobs out of memory, and the node that says so
 	shown    map[string][]api.Job
 	homes    map[string]homeState
+	gids     map[string]membership
 	heard    map[string]time.Time // by intent (answers)
 	flight   *flight
 	poke     chan struct{}

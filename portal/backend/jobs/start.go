@@ -517,11 +517,42 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 
 // as is the user with his or her numbers.
 func (s *Service) as(ctx context.Context, sess *auth.Session) (nodes.As, error) {
-	gids, err := s.Identity(ctx, sess.UserName)
+	gids, err := s.groups(ctx, sess.UserName)
 	if err != nil {
 		return nodes.As{}, err
 	}
 	return nodes.As{UID: sess.User().UID, GID: uint32(sess.GID), GIDs: gids}, nil //nolint:gosec // it came from a uint32
+}
+
+// groupsFor is how long a user's groups are believed: each page of a running job
+// asks for its output every two seconds, and NSS is asked by a program.
+const groupsFor = 30 * time.Second
+
+type membership struct {
+	gids []uint32
+	at   time.Time
+}
+
+// groups are the numbers of a user's groups.
+func (s *Service) groups(ctx context.Context, user string) ([]uint32, error) {
+	now := s.Now()
+	s.mu.Lock()
+	last, ok := s.gids[user]
+	s.mu.Unlock()
+	if ok && now.Sub(last.at).Abs() < groupsFor {
+		return last.gids, nil
+	}
+	gids, err := s.Identity(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gids == nil {
+		s.gids = map[string]membership{}
+	}
+	s.gids[user] = membership{gids, now}
+	return gids, nil
 }
 
 // Output is a part of the job's output, read on one of its nodes as the user.
