@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -189,6 +190,22 @@ func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
 	}
 	if answer, _ := b.get("/"); answer.StatusCode != 200 {
 		t.Errorf("afterwards: %d", answer.StatusCode)
+	}
+}
+
+func TestSecurity_who_has_lost_the_telephone_sets_up_another_with_a_recovery_code(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for code, want := range map[string]int{clienttest.Recovery: http.StatusOK, " " + clienttest.Recovery + " ": http.StatusOK, clienttest.Code: http.StatusOK, "zzzz-zzzz": http.StatusUnprocessableEntity} {
+		answer, page := b.post("/security", "/security/totp", url.Values{"code": {code}})
+		if answer.StatusCode != want || strings.Contains(page, `id="secret"`) != (want == http.StatusOK) {
+			t.Errorf("%q: %d", code, answer.StatusCode)
+		}
+	}
+	_, page := b.get("/security")
+	field := regexp.MustCompile(`<input[^>]*id="totp-code"[^>]*>`).FindString(page)
+	if most, err := strconv.Atoi(regexp.MustCompile(`maxlength="(\d+)"`).FindStringSubmatch(field)[1]); err != nil || most < 32 || strings.Contains(field, "numeric") {
+		t.Errorf("a recovery code cannot be typed into %s", field)
 	}
 }
 
