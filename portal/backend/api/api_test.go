@@ -48,9 +48,18 @@ type people struct {
 	mu   sync.Mutex
 	all  map[string]auth.Person
 	down bool
+	// before is called once when somebody is looked for.
+	before func()
 }
 
 func (p *people) Find(_ context.Context, name string) (auth.Person, error) {
+	p.mu.Lock()
+	before := p.before
+	p.before = nil
+	p.mu.Unlock()
+	if before != nil {
+		before()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down {
