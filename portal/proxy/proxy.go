@@ -239,6 +239,8 @@ func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errEnded):
 		p.problem(w, r, pageEnded)
+	case errors.Is(err, errFull):
+		p.problem(w, r, pageBusy)
 	case errors.Is(err, context.Canceled):
 	default:
 		p.log.WarnContext(r.Context(), "grant: backend gave none", "error", err)

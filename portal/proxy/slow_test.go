@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -143,4 +145,64 @@ func TestAttack_not_all_too_long_heads_are_answered_at_length(t *testing.T) {
 	if got := ask(); got.StatusCode != http.StatusRequestHeaderFieldsTooLarge || len(got.Header["Set-Cookie"]) == 0 || w.proxy.long.Load() != 0 {
 		t.Errorf("after them: %d with %d cookies, %d left", got.StatusCode, len(got.Header["Set-Cookie"]), w.proxy.long.Load())
 	}
+}
+
+// holding is a backend that gives no grant before it is told to.
+type holding struct {
+	noBackend
+
+	asked atomic.Int32
+	hold  chan struct{}
+}
+
+func (b *holding) Grant(context.Context, api.GrantRequest) (api.Grant, error) {
+	b.asked.Add(1)
+	<-b.hold
+	return api.Grant{}, errAway
+}
+
+func TestAttack_requests_that_were_given_up_ask_for_no_grant(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &holding{hold: make(chan struct{})}
+		all := newTable(backend, time.Now)
+		all.heartbeat()
+		given, giveUp := context.WithCancel(t.Context())
+		ask := func(ctx context.Context, who string, i int) {
+			_, _ = all.ask(ctx, key{who, fmt.Sprint(i)})
+		}
+		for i := range asking {
+			go ask(t.Context(), "first", i)
+		}
+		synctest.Wait()
+		for i := range 1000 {
+			go ask(given, "given up", i)
+		}
+		synctest.Wait()
+		go ask(t.Context(), "last", 0)
+		synctest.Wait()
+		giveUp()
+		synctest.Wait()
+		close(backend.hold)
+		synctest.Wait()
+		if got := backend.asked.Load(); got != asking+1 || len(all.flights) != 0 {
+			t.Errorf("%d grants were asked for, %d are still wanted", got, len(all.flights))
+		}
+	})
+}
+
+func TestAttack_more_grants_than_can_be_wanted_are_refused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		backend := &holding{hold: make(chan struct{})}
+		all := newTable(backend, time.Now)
+		all.heartbeat()
+		for i := range flightsMax {
+			go func() { _, _ = all.ask(t.Context(), key{"h", fmt.Sprint(i)}) }()
+		}
+		synctest.Wait()
+		if _, err := all.ask(t.Context(), key{"one", "more"}); !errors.Is(err, errFull) {
+			t.Errorf("one more: %v", err)
+		}
+		close(backend.hold)
+		synctest.Wait()
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -189,6 +190,22 @@ func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
 	}
 	if answer, _ := b.get("/"); answer.StatusCode != 200 {
 		t.Errorf("afterwards: %d", answer.StatusCode)
+	}
+}
+
+func TestSecurity_who_has_lost_the_telephone_sets_up_another_with_a_recovery_code(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for code, want := range map[string]int{clienttest.Recovery: http.StatusOK, " " + clienttest.Recovery + " ": http.StatusOK, clienttest.Code: http.StatusOK, "zzzz-zzzz": http.StatusUnprocessableEntity} {
+		answer, page := b.post("/security", "/security/totp", url.Values{"code": {code}})
+		if answer.StatusCode != want || strings.Contains(page, `id="secret"`) != (want == http.StatusOK) {
+			t.Errorf("%q: %d", code, answer.StatusCode)
+		}
+	}
+	_, page := b.get("/security")
+	field := regexp.MustCompile(`<input[^>]*id="totp-code"[^>]*>`).FindString(page)
+	if most, err := strconv.Atoi(regexp.MustCompile(`maxlength="(\d+)"`).FindStringSubmatch(field)[1]); err != nil || most < 32 || strings.Contains(field, "numeric") {
+		t.Errorf("a recovery code cannot be typed into %s", field)
 	}
 }
 
@@ -412,6 +429,9 @@ func TestFragments_are_sent_once(t *testing.T) {
 	b.login()
 	answer, _ := b.get("/fragments/jobs")
 	tag := answer.Header.Get("ETag")
+	if got := answer.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("the browser's cache may have it: %q", got)
+	}
 	if answer, body := b.get("/fragments/jobs", "If-None-Match: "+tag); tag == "" || answer.StatusCode != 304 || body != "" {
 		t.Errorf("%d with %q", answer.StatusCode, tag)
 	}
@@ -649,7 +669,7 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	codes := map[string]int{"problem.slurm": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
+	codes := map[string]int{"problem.slurm": 0, "conflict.setup": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
 	for _, name := range files {
 		data, err := os.ReadFile(name)
 		if err != nil {

@@ -2,6 +2,10 @@ package api_test
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -296,6 +300,13 @@ func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {
 	if _, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); e.Words == nil || e.Words.Code != "end.refused" || len(e.Words.Args) != 1 || e.Words.Args[0] != "Invalid account" {
 		t.Errorf("%+v", e)
 	}
+	w.slurm.submit = nil
+	used := newStart()
+	w.must(w.portal, "POST", "/v1/jobs", tok, used, nil)
+	other, _ := w.login("bob")
+	if _, e := w.ask(w.portal, "POST", "/v1/jobs", other, used, nil); e.Code != "conflict" || e.Words == nil || e.Words.Code != "conflict.form" {
+		t.Errorf("%+v", e)
+	}
 }
 
 func TestWhat_is_another_users_does_not_exist(t *testing.T) {
@@ -429,6 +440,26 @@ func TestAttack_a_node_writes_into_the_log_of_no_job_but_its_own(t *testing.T) {
 	}
 	if own == 0 {
 		t.Errorf("its own node's words are missing: %+v", got.Detail.Log)
+	}
+}
+
+func TestAttack_strangers_who_name_nodes_that_are_none_do_not_send_the_backend_to_Slurm(t *testing.T) {
+	w := newWorld(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		if status, _ := w.ask(w.bare, "POST", "/v1/agent/enrol", "", wire.Enrol{Role: mtls.RoleNode, Name: "none" + itoa(uint32(i)), CSR: csr}, nil); status != http.StatusNotFound { //nolint:gosec // few
+			t.Fatalf("%d: %d", i, status)
+		}
+	}
+	if got := w.slurm.listed.Load(); got > 5 {
+		t.Errorf("Slurm was asked for its nodes %d times", got)
 	}
 }
 

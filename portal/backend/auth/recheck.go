@@ -41,27 +41,40 @@ func (s *Service) Recheck(ctx context.Context) error {
 	if err := s.sweep(ctx); err != nil {
 		return err
 	}
-	var live []struct {
-		Name  string
-		UID   int64
-		Stamp string
-	}
-	if err := store.One(ctx, s.DB.Read(), &live, "SELECT DISTINCT u.name, u.uid, u.stamp FROM users u JOIN login_sessions s ON s.user_name = u.name"); err != nil {
+	var live []string
+	if err := store.One(ctx, s.DB.Read(), &live, "SELECT DISTINCT user_name FROM login_sessions"); err != nil {
 		return fmt.Errorf("read live users: %w", err)
 	}
 	var errs []error
-	for _, u := range live {
-		p, err := s.Dir.Find(ctx, u.Name)
+	for _, name := range live {
+		p, err := s.Dir.Find(ctx, name)
 		switch {
-		case errors.Is(err, ErrUnknown), err == nil && (p.Name != u.Name || int64(p.UID) != u.UID || p.Stamp != u.Stamp):
-			errs = append(errs, s.disable(ctx, u.Name))
+		case errors.Is(err, ErrUnknown), err == nil && p.Name != name:
+			errs = append(errs, s.disable(ctx, name))
 		case err != nil:
 			errs = append(errs, err)
 		default:
-			errs = append(errs, s.DB.Write(ctx, func(tx store.Tx) error { return savePerson(ctx, tx, p) }))
+			errs = append(errs, s.refresh(ctx, p))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// refresh stores a person as the directory has them now. What is stored is read
+// again: a login meanwhile may have ended those from before a change, and is not
+// one of them.
+func (s *Service) refresh(ctx context.Context, p Person) error {
+	changed := false
+	err := s.DB.Write(ctx, func(tx store.Tx) (err error) {
+		if changed, err = s.changed(ctx, tx, p); err != nil {
+			return err
+		}
+		return savePerson(ctx, tx, p)
+	})
+	if err == nil && changed {
+		s.Revoke.Wake()
+	}
+	return err
 }
 
 func (s *Service) disable(ctx context.Context, user string) error {
