@@ -505,7 +505,7 @@ func (w *world) session(tok string) (job wire.Job) {
 	w.t.Helper()
 	job = w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, 10001, instance, wire.StageReady)
+	w.report(w.slurm.next, 10001, instance)
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &job)
 	if job.Host == "" || job.Stage != wire.StageReady {
 		w.t.Fatalf("job is %+v", job)
@@ -513,9 +513,9 @@ func (w *world) session(tok string) (job wire.Job) {
 	return job
 }
 
-func (w *world) report(id, uid uint32, inst, stage string) {
+func (w *world) report(id, uid uint32, inst string) {
 	w.t.Helper()
-	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{{Job: id, UID: uid, Instance: inst, App: "jupyterlab", Stage: stage}}}, nil)
+	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{{Job: id, UID: uid, Instance: inst, App: "jupyterlab", Stage: wire.StageReady}}}, nil)
 }
 
 func TestA_person_logs_in_starts_a_session_and_opens_it(t *testing.T) {

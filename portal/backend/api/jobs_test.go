@@ -382,7 +382,7 @@ func TestRequeued_job_has_another_origin(t *testing.T) {
 	job := w.session(tok)
 	id := w.slurm.next
 	other := strings.Repeat("ab", 16)
-	w.report(id, 10001, other, wire.StageReady)
+	w.report(id, 10001, other)
 	var again wire.Job
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &again)
 	if again.Host == "" || again.Host == job.Host {
@@ -406,7 +406,7 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 	bob, _ := w.login("bob")
 	job := w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, 10002, instance, wire.StageReady) // says that it is bob's
+	w.report(w.slurm.next, 10002, instance) // says that it is bob's
 	for _, who := range []string{tok, bob} {
 		var list wire.Jobs
 		w.must(w.portal, "GET", "/v1/jobs", who, nil, &list)

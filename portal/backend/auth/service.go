@@ -34,7 +34,7 @@ const (
 	seenEvery = time.Minute
 	// A request waits so long for that to be stored, the storing goes on for so
 	// long, for so many at once.
-	noteWait   = 200 * time.Millisecond
+	noteWait   = 500 * time.Millisecond
 	noteWithin = 10 * time.Second
 	notingMax  = 16
 	textMax    = 256
