@@ -51,7 +51,12 @@ type site struct {
 
 var firstSite = site{host: portalHost, apps: appsDomain, port: portalPort} //nolint:gochecknoglobals // a constant that Go cannot write
 
-func (s site) url() string { return "https://" + s.host + ":" + s.port }
+func (s site) url() string {
+	if s.port == "443" {
+		return "https://" + s.host // as browsers write it
+	}
+	return "https://" + s.host + ":" + s.port
+}
 
 // origin is what the address of a session looks like.
 func (s site) origin() *regexp.Regexp {

@@ -33,18 +33,23 @@ func TestUnitsOfAllDaemonsAreHardened(t *testing.T) {
 	everywhere := map[string]string{
 		"Type": "notify", "Restart": "always", "StartLimitIntervalSec": "0", "NoNewPrivileges": "yes", "UMask": "0077", "StateDirectoryMode": "0700",
 		"ProtectKernelTunables": "yes", "ProtectKernelModules": "yes", "ProtectKernelLogs": "yes", "ProtectControlGroups": "yes", "ProtectClock": "yes",
-		"ProtectHostname": "yes", "RestrictNamespaces": "yes", "RestrictRealtime": "yes", "RestrictSUIDSGID": "yes", "LockPersonality": "yes",
+		"ProtectHostname": "yes", "RestrictNamespaces": "yes", "RestrictRealtime": "yes", "LockPersonality": "yes",
 		"MemoryDenyWriteExecute": "yes", "SystemCallArchitectures": "native", "SystemCallErrorNumber": "EPERM",
 	}
 	exceptAgent := map[string]string{
 		"CapabilityBoundingSet": "", "ProtectSystem": "strict", "ProtectHome": "yes", "PrivateTmp": "yes", "PrivateDevices": "yes", "ProtectProc": "invisible",
-		"RemoveIPC": "yes", "SystemCallFilter": "~@privileged @resources",
+		"RemoveIPC": "yes", "RestrictSUIDSGID": "yes", "SystemCallFilter": "~@privileged @resources",
 	}
 	for _, file := range files {
 		name := strings.TrimSuffix(filepath.Base(file), ".service")
 		got := settings(t, file)
 		wanted := []map[string]string{everywhere}
-		if name != "carme-agent" {
+		if name == "carme-agent" {
+			// systemd answers openat2 with ENOSYS then, and no app is reached.
+			if is, there := got["RestrictSUIDSGID"]; there {
+				t.Errorf("%s: RestrictSUIDSGID is %q; it takes openat2 away", name, is)
+			}
+		} else {
 			wanted = append(wanted, exceptAgent, map[string]string{"User": name, "Group": name})
 		}
 		for _, want := range wanted {

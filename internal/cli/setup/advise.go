@@ -71,6 +71,6 @@ func (s *setup) adviseSlurm(p func(string, ...any)) {
 	p("    PrologFlags=Contain")
 	p("    Prolog=/etc/slurm/carme_prolog     # contrib/slurm/prolog; on every node before the line is")
 	p("    JobSubmitPlugins=lua               # contrib/slurm/job_submit.lua")
-	p("  slurmdbd.conf: nothing; slurm.conf: AccountingStoreFlags=job_comment   # lost submissions are found again")
-	p("  slurmrestd must run as a user that is neither root nor SlurmUser, at %s.", s.Slurmrestd)
+	p("    AccountingStoreFlags=job_comment   # lost submissions are found again")
+	p("  slurmrestd must run as a user that is neither root nor SlurmUser, at %s; contrib/slurm/slurmrestd.service.d does that.", s.Slurmrestd)
 }

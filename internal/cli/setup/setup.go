@@ -254,7 +254,7 @@ func Run(ctx context.Context, o Options) error {
 		wanted bool
 		do     func(context.Context) error
 	}{
-		{"Ports", s.starts(), s.ports},
+		{"", s.starts(), s.ports},
 		{"Accounts", o.Role != RoleNode && !o.Unprivileged, s.accounts},
 		{"Head node: keys, database, configuration", o.head(), s.headNode},
 		{"Portal: certificate, configuration", o.portal(), s.portalHost},
@@ -266,7 +266,9 @@ func Run(ctx context.Context, o Options) error {
 		if !step.wanted {
 			continue
 		}
-		fmt.Fprintf(s.Out, "%s\n", step.title)
+		if step.title != "" {
+			fmt.Fprintf(s.Out, "%s\n", step.title)
+		}
 		if err := step.do(ctx); err != nil {
 			return err
 		}
