@@ -204,34 +204,32 @@ func TestHazard_J16_wait_for_children_ends(t *testing.T) {
 	idle(t)
 }
 
-// With Slurm's own private /tmp, Carme's namespaces are built from Slurm's, or
-// the step is refused; it never runs outside.
+// With Slurm's own private /tmp, Carme's namespaces are built from Slurm's, whose
+// /tmp is the job's.
 func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
-	lines := "JobContainerType=job_container/tmpfs"
+	conf := "JobContainerType=job_container/tmpfs"
 	if suite() != "trixie" {
-		lines = "NamespaceType=namespace/tmpfs" // the same plugin, and the same file
+		conf = "NamespaceType=namespace/tmpfs" // the same plugin, and the same file
 	}
 	for _, m := range []string{ctl, node1, node2} {
 		place(t, m, "/etc/slurm/job_container.conf", []byte("AutoBasePath=true\nBasePath=/run/carme-test\nDirs=/tmp\n"))
 	}
-	slurmConf(t, lines)
-	// Slurm's plugin, in the extern step, now and then fails to mount its base
-	// right after slurmd was restarted (_create_ns).
+	slurmConf(t, conf)
+	// Slurm's plugin, in the extern step, fails to mount its base (_create_ns): right
+	// after slurmd was restarted, and in 26.05 for every other job, plain ones too.
+	// Such a job runs nothing, and Carme has no word in it.
 	eventually(t, 60*time.Second, "a plain job", func() bool { return srun(t, "alice", "-w", node1, "true").code == 0 })
 	for name, seal := range seals {
 		t.Run(name, func(t *testing.T) {
-			try := func() result {
-				return srun(t, "alice", "-w", node1, seal, "sh", "-c", "touch /tmp/mine && readlink /proc/self/ns/pid")
+			var r result
+			for range 8 {
+				r = srun(t, "alice", "-w", node1, seal, "sh", "-c", "echo $SLURM_JOB_ID >/tmp/mine && readlink /proc/self/ns/pid && srun --overlap sh -c 'readlink /proc/self/ns/pid; cat /tmp/mine'")
+				if r.code == 0 || strings.Contains(r.err, "carme: ") {
+					break
+				}
 			}
-			r := try()
-			for n := 0; n < 3 && strings.Contains(r.err, "still not ready"); n++ {
-				r = try()
-			}
-			if r.code != 0 {
-				r.fails(t)
-				t.Logf("refused: %s", r.err)
-			} else if !sealed(t, node1, r.out) {
-				t.Errorf("the task ran in %q", r.out)
+			if out := lines(r.ok(t)); len(out) != 3 || !sealed(t, node1, out[0]) || out[1] != out[0] {
+				t.Errorf("a step and one in it print %q", out)
 			}
 		})
 	}

@@ -168,9 +168,18 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
-/* 1 if every node of the job has the feature "carme"; else missing names one.
- */
-int allocation_can_seal(uint32_t job, char *missing, size_t len);
+
+/* Can every node of a job seal steps off: has it the feature "carme"? */
+enum seal {
+	SEAL_YES,
+	SEAL_NO,
+	SEAL_NO_MORE, /* the job was submitted with that constraint */
+	SEAL_UNKNOWN, /* slurmctld does not say */
+};
+
+/* For SEAL_NO and SEAL_NO_MORE node is one that cannot. */
+enum seal allocation_can_seal(uint32_t job, char *node, size_t len);
+
 /* If Slurm then finds no node for the job, say which ones Carme rules out. */
 void allocation_explain_at_exit(void);
 /* --carme=list and --carme=help: print and end the program. */

@@ -312,10 +312,14 @@ static int begin(spank_t sp, struct step *s)
 	struct record request;
 
 	s->dir = job_open_locked(s->job, options_asked(), deadline);
-	if (s->dir < 0 && errno == ENOENT && !options_asked()) {
-		/* It was a leftover of another job, and has just gone. */
-		s->sealed = 0;
-		return 0;
+	if (s->dir < 0 && errno == ENOENT) {
+		/* It was there a moment ago. It may have been a leftover of
+		 * another job, but as well this one's, which ends: then a step
+		 * without options would run plain. */
+		fail("job %u ends on this node; if it does not, start the step "
+		     "again",
+		     (unsigned int) s->job);
+		return -1;
 	}
 	if (s->dir < 0) {
 		fail("open " CARME_JOBS "/%u: %s", (unsigned int) s->job,
