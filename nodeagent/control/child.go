@@ -70,6 +70,9 @@ func become(req Request) error {
 	if err := syscall.Setresuid(uid, uid, uid); err != nil {
 		return fmt.Errorf("become the user: %w", err)
 	}
+	if syscall.Geteuid() != uid || syscall.Getuid() != uid || syscall.Getegid() != gid {
+		return errors.New("become the user: the ids have not changed")
+	}
 	// The kernel does so with the change of ids, but for what fs.suid_dumpable says
 	// (proc_sys_fs(5)).
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {

@@ -64,6 +64,8 @@ const (
 	lineMax = 256 << 10
 	// minUID is the first uid that may be a person's.
 	minUID = 1000
+	// unchanged is what setresuid(2) and setresgid(2) take for the id of before.
+	unchanged = 1<<32 - 1
 	// children is how many may run at once, and childrenPerUser of one user.
 	children        = 32
 	childrenPerUser = 4
@@ -144,6 +146,8 @@ func check(req Request) error {
 		return fmt.Errorf("%q is not a request", req.Op)
 	case req.UID < minUID:
 		return fmt.Errorf("user %d is not a person", req.UID)
+	case req.UID == unchanged, req.GID == unchanged:
+		return errors.New("the ids are nobody's")
 	case req.GID == 0 || slices.Contains(req.GIDs, 0):
 		return errors.New("root's group is refused")
 	case len(req.GIDs) > groupsMax:

@@ -94,6 +94,8 @@ func TestControl_refuses(t *testing.T) {
 	for name, r := range map[string]Request{
 		"root":                {Op: "tail", UID: 0, GID: 10001, Path: "/etc/shadow"},
 		"a system user":       {Op: "tail", UID: 999, GID: 10001, Path: "/etc/shadow"},
+		"no user":             {Op: "tail", UID: 1<<32 - 1, GID: 10001, Path: "/etc/passwd"},
+		"no group":            {Op: "tail", UID: 10001, GID: 1<<32 - 1, Path: "/etc/passwd"},
 		"root's group":        {Op: "tail", UID: 10001, GID: 0, Path: "/etc/shadow"},
 		"root among groups":   {Op: "tail", UID: 10001, GID: 10001, GIDs: []uint32{5, 0}, Path: "/etc/shadow"},
 		"a path from here":    {Op: "tail", UID: 10001, GID: 10001, Path: "etc/shadow"},

@@ -73,6 +73,10 @@ int asked_write(int dir, const struct record *r)
 	else if (write(fd, r->buf, r->len) != (ssize_t) r->len)
 		cause = errno;
 	sys_close(&fd);
+	/* The job's first step, which is still to come, makes the mark of its
+	 * extern step. One that is there is of an earlier run of a requeued
+	 * job; by it this one would be taken for a leftover. */
+	unlinkat(dir, JOB_EXTERN, 0);
 	/* In any case: asked_read() takes a part for the error that it is, but
 	 * no file for a plain job. */
 	if (renameat(dir, NEW, dir, JOB_ASKED))

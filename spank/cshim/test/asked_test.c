@@ -120,7 +120,10 @@ static void directory(void)
 	asked_from_prolog((char *[]){UID, CARME "carme=base",
 				     CARME "carme_net=private", NULL},
 			  &r);
+	close(openat(dir, JOB_EXTERN, O_WRONLY | O_CREAT, 0600));
 	ok(!asked_write(dir, &r) && !asked_write(dir, &r), "written, twice");
+	ok(faccessat(dir, JOB_EXTERN, F_OK, 0),
+	   "a requeued job is not its own leftover");
 	ok(!fstatat(dir, JOB_ASKED, &st, 0) && (st.st_mode & 0777) == 0600,
 	   "for root alone");
 	ok(asked_read(dir, 1001, &back) == 1 && back.len == r.len &&
