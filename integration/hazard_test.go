@@ -201,7 +201,39 @@ func TestHazard_J16_wait_for_children_ends(t *testing.T) {
 			}
 		})
 	}
+	// It waits by SIGCHLD, which no thread may take from it.
+	plain := waiting(t, "--no-carme", posture{})
+	for name, seal := range seals {
+		if got := waiting(t, seal, plain); got != plain {
+			t.Errorf("%s the slurmstepd that waits has %+v, of a plain step it is %+v", name, got, plain)
+		}
+	}
 	idle(t)
+}
+
+// waiting is what a slurmstepd is like whose step waits for children, as soon as
+// it is as wanted.
+func waiting(t *testing.T, seal string, want posture) posture {
+	t.Helper()
+	mark := "hazard-" + strconv.FormatInt(time.Now().UnixNano(), 36)
+	var end sync.WaitGroup
+	defer end.Wait()
+	defer scancel("-n", mark)
+	end.Go(func() {
+		_ = as(t, "alice", login, "srun", "-J", mark, "-w", node1, "--time=2", seal, "--wait-for-children", "sleep", "52")
+	})
+	eventually(t, 30*time.Second, "the step's program", func() bool { return root(t, node1, "pgrep", "-fx", "(/usr/bin/)?sleep 52").code == 0 })
+	id := root(t, ctl, "squeue", "-h", "-n", mark, "-o", "%A").ok(t)
+	pid := pidOf(t, node1, "slurmstepd", id+".0")
+	if want == (posture{}) {
+		time.Sleep(time.Second) //nolint:forbidigo // start-up threads have ended by then; there is nothing to wait for
+		return postureOf(t, node1, pid)
+	}
+	got := postureOf(t, node1, pid)
+	for end := time.Now().Add(5 * time.Second); got != want && time.Now().Before(end); {
+		got = postureOf(t, node1, pid)
+	}
+	return got
 }
 
 // With Slurm's own private /tmp, Carme's namespaces are built from Slurm's, whose
