@@ -470,20 +470,47 @@ func TestAttack_made_up_codes_do_not_queue_for_the_database(t *testing.T) {
 	}
 }
 
-func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
-	w := newWorld(t)
-	tok, _ := w.login("alice")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
+// events is the stream of a login, by lines.
+func (w *world) events(tok string) *bufio.Scanner {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
 	if err != nil {
-		t.Fatal(err)
+		w.t.Fatal(err)
 	}
 	req.Header.Set("Authorization", "Bearer "+tok)
 	res, err := w.portal.Do(req)
 	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = res.Body.Close() })
+	return bufio.NewScanner(res.Body)
+}
+
+func TestFault_a_database_that_does_not_answer_logs_no_open_page_out(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := w.events(tok)
+	if !in.Scan() || !strings.HasPrefix(in.Text(), ": carme") {
+		t.Fatalf("it begins with %q", in.Text())
+	}
+	if err := w.db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	defer res.Body.Close() //nolint:errcheck // a test's
-	in := bufio.NewScanner(res.Body)
+	w.server.Feed.Wake()
+	for in.Scan() {
+		if strings.Contains(in.Text(), "logout") {
+			t.Error("the page is sent to the login")
+		}
+	}
+	w.stop()
+	w.start()
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+}
+
+func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	in := w.events(tok)
 	until := func(want string) {
 		t.Helper()
 		for in.Scan() {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/jobs"
+	"github.com/carme-hpc/carme/portal/backend/problem"
 )
 
 const (
@@ -126,7 +128,11 @@ func events(r *request) error {
 	for {
 		bell := s.Feed.Bell()
 		if _, err := s.Auth.Alive(ctx, r.session.ID); err != nil {
-			_ = out.send("event: logout\ndata: session\n\n") // it ends either way
+			// A database that does not answer ends the stream, and no login: the
+			// browser asks for another one.
+			if _, over := errors.AsType[*problem.Error](err); over {
+				_ = out.send("event: logout\ndata: session\n\n") // it ends either way
+			}
 			return nil
 		}
 		if err := out.news(s.Jobs.Hub.Versions(user), said); err != nil {
