@@ -527,20 +527,31 @@ func TestAttack_made_up_codes_do_not_queue_for_the_database(t *testing.T) {
 	}
 }
 
+func TestFault_a_database_that_does_not_answer_logs_no_open_page_out(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	_, in, _ := w.events(tok)
+	if !in.Scan() || !strings.HasPrefix(in.Text(), ": carme") {
+		t.Fatalf("it begins with %q", in.Text())
+	}
+	if err := w.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.server.Feed.Wake()
+	for in.Scan() {
+		if strings.Contains(in.Text(), "logout") {
+			t.Error("the page is sent to the login")
+		}
+	}
+	w.stop()
+	w.start()
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+}
+
 func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+tok)
-	res, err := w.portal.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close() //nolint:errcheck // a test's
-	in := bufio.NewScanner(res.Body)
+	_, in, _ := w.events(tok)
 	until := func(want string) {
 		t.Helper()
 		for in.Scan() {
@@ -605,26 +616,6 @@ func TestAttack_one_login_holds_so_many_streams_of_events_and_no_more(t *testing
 	}
 	shut()
 	w.eventually("the place of one that was closed", func() bool { return status(tok) == http.StatusOK })
-}
-
-func TestFault_events_call_nobody_logged_out_while_the_database_does_not_answer(t *testing.T) {
-	w := newWorld(t)
-	tok, _ := w.login("alice")
-	_, in, _ := w.events(tok)
-	for in.Scan() && !strings.HasPrefix(in.Text(), ": carme") {
-	}
-	if err := w.db.Close(); err != nil {
-		t.Fatal(err)
-	}
-	w.slurm.mu.Lock()
-	w.slurm.down = true
-	w.slurm.mu.Unlock()
-	w.jobs.Refresh(t.Context()) // which wakes every stream
-	for in.Scan() {
-		if strings.Contains(in.Text(), "logout") {
-			t.Errorf("it says %q", in.Text())
-		}
-	}
 }
 
 func TestBodies_are_read_strictly(t *testing.T) {
