@@ -22,8 +22,11 @@ const siteMachine = "carme-site"
 // siteNames are those of the portal there.
 var siteNames = site{host: "portal.site.localhost", apps: "apps.site.localhost", port: "443", machine: siteMachine} //nolint:gochecknoglobals // a constant that Go cannot write
 
+// analyser says what systemd thinks of units.
+const analyser = "systemd-analyze" //nolint:misspell // its name
+
 // services are Carme's on such a host, with the user of each and the exposure
-// that systemd-analyze may find, in tenths.
+// that systemd may find, in tenths.
 var services = []struct { //nolint:gochecknoglobals // a constant that Go cannot write
 	unit, user, exposure string
 }{
@@ -45,10 +48,12 @@ func siteHost(t *testing.T) {
 		run(t, "docker", "rm", "-f", name)
 	})
 	run(t, "docker", "rm", "-f", name)
-	args := []string{"run", "-d", "--name", name, "--hostname", siteMachine, "--network", network, "--network-alias", siteMachine,
+	args := []string{
+		"run", "-d", "--name", name, "--hostname", siteMachine, "--network", network, "--network-alias", siteMachine,
 		"--label", "org.carme." + container("testbed") + "=site", "--cap-add", "ALL", "--security-opt", "seccomp=unconfined",
 		"--security-opt", "apparmor=unconfined", "--cgroupns=private", "--memory", "2g", "--pids-limit", "2000",
-		"--tmpfs", "/run:exec,mode=755", "--tmpfs", "/tmp:exec,mode=1777"}
+		"--tmpfs", "/run:exec,mode=755", "--tmpfs", "/tmp:exec,mode=1777",
+	}
 	for _, dangerous := range []string{"SYS_RESOURCE", "SYS_MODULE", "SYS_TIME", "SYS_BOOT", "SYS_RAWIO", "AUDIT_CONTROL", "MAC_ADMIN", "SYSLOG"} {
 		args = append(args, "--cap-drop", dangerous)
 	}
@@ -161,8 +166,8 @@ func joinAgent(t *testing.T) {
 
 // inSandbox looks at what each daemon can do, and whether systemd has complaints.
 func inSandbox(t *testing.T) {
-	if said := sh(t, siteMachine, "systemd-analyze verify --man=no /usr/lib/systemd/system/carme-* 2>&1"); said != "" {
-		t.Errorf("systemd-analyze verify says:\n%s", said)
+	if said := sh(t, siteMachine, analyser+" verify --man=no /usr/lib/systemd/system/carme-* 2>&1"); said != "" {
+		t.Errorf("systemd says of the units:\n%s", said)
 	}
 	for _, s := range services {
 		if got := property(t, s.unit, "ActiveState") + " " + property(t, s.unit, "UnitFileState"); got != "active enabled" {
@@ -177,7 +182,7 @@ func inSandbox(t *testing.T) {
 		if status["NoNewPrivs"] != "1" || status["Seccomp"] != "2" || s.user != "root" && (status["CapBnd"] != "0000000000000000" || status["CapEff"] != "0000000000000000") {
 			t.Errorf("%s has %v", s.unit, status)
 		}
-		if r := root(t, siteMachine, "systemd-analyze", "security", "--no-pager", "--threshold="+s.exposure, s.unit); r.code != 0 {
+		if r := root(t, siteMachine, analyser, "security", "--no-pager", "--threshold="+s.exposure, s.unit); r.code != 0 {
 			t.Errorf("%s is more exposed than it was:\n%s%s", s.unit, r.out, r.err)
 		}
 		if log := sh(t, siteMachine, "journalctl --no-pager -o cat -u "+s.unit); !regexp.MustCompile(`(?m)^\{.*"(ready|portal: serving|agent is ready)"`).MatchString(log) {
@@ -216,6 +221,7 @@ func inSandbox(t *testing.T) {
 // setUpAgain runs the set-up a second time: nothing that people trust changes,
 // and nobody notices.
 func setUpAgain(t *testing.T, alice *visitor) {
+	t.Helper()
 	const sums = "sha256sum /etc/carme/*.pem /etc/carme/web-ca/* /etc/carme/*.yaml /var/lib/carme/*/tls/* /var/lib/carme/signer/* /var/lib/carme/backend/*.key"
 	before := sh(t, siteMachine, sums)
 	pid := property(t, "carme-portal.service", "MainPID")
@@ -240,6 +246,7 @@ func setUpAgain(t *testing.T, alice *visitor) {
 
 // killDaemons kills each daemon and finds it back.
 func killDaemons(t *testing.T, alice *visitor) {
+	t.Helper()
 	for _, s := range services {
 		pid := property(t, s.unit, "MainPID")
 		sh(t, siteMachine, "kill -KILL "+pid)
@@ -266,6 +273,7 @@ func killDaemons(t *testing.T, alice *visitor) {
 // stopAndStart stops everything and starts it as a boot does: by the units that are
 // enabled, with an empty /run.
 func stopAndStart(t *testing.T, alice *visitor) {
+	t.Helper()
 	var units []string
 	for _, s := range services {
 		units = append(units, s.unit)
