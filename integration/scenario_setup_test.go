@@ -326,3 +326,40 @@ func anotherPort(t *testing.T) {
 		t.Errorf("an app's address answers %s", page)
 	}
 }
+
+// Two portals that browsers cannot tell apart, as behind a load balancer.
+func TestScenario_A9_W14_two_portals_with_one_backend_share_logins_and_sessions(t *testing.T) {
+	siteHost(t)
+	hand := func(from, command, to string) {
+		t.Helper()
+		pipe(t, []byte(root(t, from, "sh", "-c", command).ok(t)+"\n"), "exec", "-i", container(siteMachine), "sh", "-c", "umask 077; mkdir -p /etc/carme/web-ca; cat >"+to)
+	}
+	hand(ctl, "cat /etc/carme/ca.pem", "/root/ca.pem")
+	hand(ctl, "carme-backend token --role portal --name "+siteMachine, "/root/token")
+	hand(login, "cat /etc/carme/web-ca/ca.pem", "/etc/carme/web-ca/ca.pem")
+	hand(login, "cat /etc/carme/web-ca/ca.key", "/etc/carme/web-ca/ca.key")
+	set := func() result {
+		return root(t, siteMachine, "carme", "setup", "--role", "portal", "--portal-host", portalHost, "--apps-domain", appsDomain,
+			"--public-port", portalPort, "--backend", "carme-ctl:7443", "--ca", "/root/ca.pem", "--join-token-file", "/root/token")
+	}
+	set().ok(t)
+
+	first, app := mirrored(t)
+	second := site{host: portalHost, apps: appsDomain, port: portalPort, machine: siteMachine}.visit(t, first.name)
+	second.client.Jar = first.client.Jar // one browser
+	if !second.loggedIn() {
+		t.Error("the second portal does not know the login")
+	}
+	eventually(t, 20*time.Second, "the app through the second portal", func() bool { return second.answers(app) })
+	down(t, login, "stop", "carme-portal")
+	if _, err := first.try("GET", "/login", ""); err == nil {
+		t.Error("the first portal has not stopped")
+	}
+	if !second.loggedIn() || !second.answers(app) {
+		t.Error("what was open ends with the first portal")
+	}
+	// A token is good once; who has joined needs none.
+	set().ok(t)
+	sh(t, siteMachine, "rm -r /var/lib/carme/portal/tls")
+	set().fails(t, "the backend refuses")
+}
