@@ -41,7 +41,7 @@ func TestTunnel_is_found_above_a_process_without_the_variable(t *testing.T) {
 		return
 	}
 	// A command after it keeps the shell from becoming the child.
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `env -u SSH_CONNECTION "$0" -test.run '^`+t.Name()+`$'; exit $?`, os.Args[0])
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `env -u SSH_CONNECTION "$0" -test.run '^`+t.Name()+`$'; exit $?`, os.Args[0]) //nolint:gosec // G702: this test itself
 	for _, pair := range os.Environ() {
 		if !strings.HasPrefix(pair, "SSH_CONNECTION=") && !strings.HasPrefix(pair, "SUDO_USER=") && !strings.HasPrefix(pair, "USER=") {
 			cmd.Env = append(cmd.Env, pair)
