@@ -102,15 +102,17 @@ func (s site) visit(t *testing.T, name string) *visitor {
 		conf.RootCAs.AddCert(s.own)
 	}
 	var dialer net.Dialer
+	v := &visitor{t: t, name: name, at: at, conf: conf, site: s}
 	transport := &http.Transport{
-		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", at) },
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", v.at) },
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableCompression: true,
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &visitor{t: t, name: name, at: at, conf: conf, site: s, client: &http.Client{
+	v.client = &http.Client{
 		Transport: transport, Jar: jar, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	}
+	return v
 }
 
 // try sends a request; headers are lines as in "Name: value".

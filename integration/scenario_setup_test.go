@@ -40,6 +40,9 @@ var services = []struct { //nolint:gochecknoglobals // a constant that Go cannot
 // installs Carme as `make install` does.
 func siteHost(t *testing.T) {
 	t.Helper()
+	if suite() != "trixie" {
+		t.Skip("the host with systemd is made for trixie alone (testbed/bin/up)")
+	}
 	name, network := container(siteMachine), container("carme-testbed")
 	t.Cleanup(func() {
 		if t.Failed() {

@@ -105,14 +105,15 @@ func initState(ctx context.Context, c *Config) error {
 	return renewOwn(ctx, c, time.Now())
 }
 
-// renewOwn asks the signer for a certificate if there is none, or it ends soon or
-// is for another name than the one that is set now.
+// renewOwn asks the signer for a certificate if there is none, it ends soon, is for
+// another name than the one that is set now, or is not good yet: the clock was put
+// back.
 func renewOwn(ctx context.Context, c *Config, now time.Time) error {
 	files := mtls.In(c.file(tlsDir))
 	if raw, err := os.ReadFile(files.Cert); err == nil {
 		if block, _ := pem.Decode(raw); block != nil {
 			cert, err := x509.ParseCertificate(block.Bytes)
-			if err == nil && cert.NotAfter.Sub(now) > renewBefore && named(cert, c.Name) {
+			if err == nil && cert.NotAfter.Sub(now) > renewBefore && !now.Before(cert.NotBefore) && named(cert, c.Name) {
 				return nil
 			}
 		}

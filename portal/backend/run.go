@@ -44,7 +44,7 @@ const (
 	// stopWithin is how long requests may take to end.
 	stopWithin = 10 * time.Second
 	// renewEvery is how often the own certificate is looked at.
-	renewEvery = time.Hour
+	renewEvery = time.Minute
 )
 
 // parts is the daemon.
@@ -274,18 +274,24 @@ func (p *parts) gauges() {
 	}
 }
 
-// renew keeps the own certificate good.
+// renew keeps the own certificate good. It looks at once too: a head node that was
+// off for a month, or was put back from a backup, has one that nobody takes.
 func (p *parts) renew(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
+	told := ""
 	for {
+		switch err := renewOwn(ctx, p.cfg, clock.Real()); {
+		case err == nil || ctx.Err() != nil:
+			told = ""
+		case err.Error() != told:
+			told = err.Error()
+			p.log.ErrorContext(ctx, "own certificate could not be renewed; trying again", "err", told)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := renewOwn(ctx, p.cfg, clock.Real()); err != nil {
-				p.log.ErrorContext(ctx, "own certificate could not be renewed", "err", err.Error())
-			}
 		}
 	}
 }

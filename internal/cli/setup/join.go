@@ -81,12 +81,12 @@ func (s *setup) joined() (bool, error) {
 		return false, fmt.Errorf("read the portal's certificate: %w", err)
 	}
 	if block, _ := pem.Decode(data); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && s.now().Before(cert.NotAfter) {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && s.now().Before(cert.NotAfter) && !s.now().Before(cert.NotBefore) {
 			s.say("kept", name, "")
 			return true, nil
 		}
 	}
-	s.say("found", name, "it has expired or cannot be read: joining again")
+	s.say("found", name, "it is not good now or cannot be read: joining again")
 	return false, nil
 }
 

@@ -16,6 +16,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/carme-hpc/carme/internal/mtls"
+	"github.com/carme-hpc/carme/internal/mtls/mtlstest"
 )
 
 func options(t *testing.T, role string) (Options, *bytes.Buffer) {
@@ -130,6 +133,32 @@ func TestSetup_renews_a_certificate_that_ends_soon(t *testing.T) {
 	after, err := os.ReadFile(filepath.Join(o.Root, webCertFile))
 	if err != nil || bytes.Equal(before, after) {
 		t.Errorf("it is still the old one (%v)", err)
+	}
+}
+
+func TestSetup_joins_anew_with_a_certificate_that_is_no_good_now(t *testing.T) {
+	o, _ := options(t, RolePortal)
+	s := &setup{Options: o}
+	file := filepath.Join(o.Root, stateOf(portalDir, "cert.pem"))
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if have, err := s.joined(); have || err != nil {
+		t.Errorf("without one: %v, %v", have, err)
+	}
+	cert := mtlstest.New(t).Issue(t, mtls.RolePortal, "web") // good since an hour, for a day
+	text, err := os.ReadFile(mtls.In(cert).Cert)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for off, want := range map[time.Duration]bool{0: true, 48 * time.Hour: false, -48 * time.Hour: false} {
+		s.Now = func() time.Time { return time.Now().Add(off) }
+		if have, err := s.joined(); have != want || err != nil {
+			t.Errorf("with a clock that is wrong by %v: %v, %v", off, have, err)
+		}
 	}
 }
 
