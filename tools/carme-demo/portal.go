@@ -42,7 +42,7 @@ func portal(ctx context.Context, d *demo) error {
 	p("Trust its certificate:   mkdir -p ~/.pki/nssdb && certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n carme-demo -i %s", ca)
 	p("                         (Chromium; package libnss3-tools. The CA can sign for these names alone and stays the same between runs.)")
 	if login, ok := d.cameBy(); ok {
-		p("From your own machine:   %s    (or the name that you gave ssh), then open the address there", login.tunnel(portalPort))
+		p("From your own machine:   %s    (or the name that you gave ssh), then open the address there", login.tunnel())
 		p("                         %s    is the certificate to trust there", login.fetch(ca))
 	}
 	p("")

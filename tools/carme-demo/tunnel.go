@@ -32,8 +32,8 @@ func (l sshLogin) at(host string) string {
 }
 
 // tunnel is the command that makes the portal's port one of the own machine.
-func (l sshLogin) tunnel(port string) string {
-	line := "ssh -L " + port + ":127.0.0.1:" + port
+func (l sshLogin) tunnel() string {
+	line := "ssh -L " + portalPort + ":127.0.0.1:" + portalPort
 	if l.port != "22" {
 		line += " -p " + l.port
 	}
@@ -74,7 +74,7 @@ func sshHere() (sshLogin, bool) {
 		}
 		dir := "/proc/" + strconv.Itoa(pid)
 		// What cannot be read is somebody else's; above it there may be our own.
-		text, _ := os.ReadFile(dir + "/environ") //nolint:gosec,errcheck // a number; see above
+		text, _ := os.ReadFile(dir + "/environ")
 		env := map[string]string{}
 		for pair := range bytes.SplitSeq(text, []byte{0}) {
 			name, value, _ := strings.Cut(string(pair), "=")
@@ -90,7 +90,7 @@ func sshHere() (sshLogin, bool) {
 
 // parentOf reads the parent's id out of stat (proc_pid_stat(5)), 0 if it cannot.
 func parentOf(dir string) int {
-	text, err := os.ReadFile(dir + "/stat") //nolint:gosec // G304: below /proc
+	text, err := os.ReadFile(dir + "/stat")
 	if err != nil {
 		return 0
 	}

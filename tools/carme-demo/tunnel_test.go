@@ -24,8 +24,8 @@ func TestTunnel_is_for_who_came_by_ssh_as_they_came(t *testing.T) {
 			if ok != (c.line != "") {
 				t.Fatalf("found: %v", ok)
 			}
-			if ok && (login.tunnel("8443") != c.line || login.fetch("/ca.pem") != c.fetch) {
-				t.Errorf("got %q and %q", login.tunnel("8443"), login.fetch("/ca.pem"))
+			if ok && (login.tunnel() != c.line || login.fetch("/ca.pem") != c.fetch) {
+				t.Errorf("got %q and %q", login.tunnel(), login.fetch("/ca.pem"))
 			}
 		})
 	}
@@ -35,13 +35,13 @@ func TestTunnel_is_for_who_came_by_ssh_as_they_came(t *testing.T) {
 func TestTunnel_is_found_above_a_process_without_the_variable(t *testing.T) {
 	if os.Getenv("CARME_TEST_CHILD") != "" {
 		login, ok := sshHere()
-		if !ok || login.tunnel("8443") != "ssh -L 8443:127.0.0.1:8443 alice@192.0.2.1" {
+		if !ok || login.tunnel() != "ssh -L 8443:127.0.0.1:8443 alice@192.0.2.1" {
 			t.Fatalf("got %+v, %v", login, ok)
 		}
 		return
 	}
 	// A command after it keeps the shell from becoming the child.
-	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `env -u SSH_CONNECTION "$0" -test.run '^`+t.Name()+`$'; exit $?`, os.Args[0])
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c", `env -u SSH_CONNECTION "$0" -test.run '^`+t.Name()+`$'; exit $?`, os.Args[0]) //nolint:gosec // G702: this test itself
 	for _, pair := range os.Environ() {
 		if !strings.HasPrefix(pair, "SSH_CONNECTION=") && !strings.HasPrefix(pair, "SUDO_USER=") && !strings.HasPrefix(pair, "USER=") {
 			cmd.Env = append(cmd.Env, pair)

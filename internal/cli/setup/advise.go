@@ -20,7 +20,7 @@ func (s *setup) advise(ctx context.Context) {
 	}
 	p("  Firewall:")
 	if s.head() {
-		p("    this host: let nodes and portals reach TCP 7443 (backend)")
+		p("    this host: let nodes and portals reach TCP %s (backend)", s.BackendPort())
 	}
 	if s.portal() {
 		p("    this host: let browsers reach TCP %d (portal); DNS: %s and *.%s lead here", s.PublicPort, s.PortalHost, s.AppsDomain)

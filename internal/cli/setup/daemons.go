@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,8 @@ const (
 	slurmKeyID   = "carme"
 	rsaBits      = 3072
 	signerSocket = "/run/carme-signer/signer.sock"
+	// agentPort is where agents listen unless they are told otherwise.
+	agentPort = "7444"
 	// startPatience is how long a daemon may take until it listens.
 	startPatience = 20 * time.Second
 )
@@ -163,13 +166,11 @@ func (s *setup) starts() bool { return !s.NoStart && s.exists("/run/systemd/syst
 // words, that a dependency failed, help nobody.
 func (s *setup) ports(ctx context.Context) error {
 	for _, p := range []struct {
-		unit, file string
-		port       int
-		out        string
+		unit, file, port, out string
 	}{
-		{backendUnit, backendFile, 7443, "set listen in " + backendFile + " and run this again"},
-		{socketUnit, portalFile, s.PublicPort, "choose another by --public-port"},
-		{agentUnit, agentFile, 7444, "set listen in " + agentFile + " and agent_port in the backend's file"},
+		{backendUnit, backendFile, s.BackendPort(), "choose another by --backend " + s.BackendName() + ":PORT"},
+		{socketUnit, portalFile, strconv.Itoa(s.PublicPort), "choose another by --public-port"},
+		{agentUnit, agentFile, agentPort, "write " + agentFile + " with another as listen, which is agent_port in " + backendFile},
 	} {
 		unit := p.unit
 		if unit == socketUnit {
@@ -181,15 +182,15 @@ func (s *setup) ports(ctx context.Context) error {
 		if edited, err := s.edited(p.file); err != nil || edited {
 			continue // it may say another port
 		}
-		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", fmt.Sprintf(":%d", p.port))
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", ":"+p.port)
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return fmt.Errorf("port %d is taken by another program (ss -ltnp 'sport = :%d' names it); stop that, or %s", p.port, p.port, p.out)
+			return fmt.Errorf("port %s is taken by another program (ss -ltnp 'sport = :%s' names it); stop that, or %s", p.port, p.port, p.out)
 		}
 		if err != nil {
-			return fmt.Errorf("try port %d: %w", p.port, err)
+			return fmt.Errorf("try port %s: %w", p.port, err)
 		}
 		if err := listener.Close(); err != nil {
-			return fmt.Errorf("try port %d: %w", p.port, err)
+			return fmt.Errorf("try port %s: %w", p.port, err)
 		}
 	}
 	return nil

@@ -124,10 +124,13 @@ func (s *setup) edited(name string) (bool, error) {
 		return false, fmt.Errorf("read %s: %w", name, err)
 	}
 	was, err := os.ReadFile(s.path(writtenDir + name))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		return true, nil // it was never written here
+	}
+	if err != nil {
 		return false, fmt.Errorf("read what was written last: %w", err)
 	}
-	return err != nil || !bytes.Equal(is, was), nil
+	return !bytes.Equal(is, was), nil
 }
 
 // hand makes sure that a daemon can read a file of the admin's, and returns the

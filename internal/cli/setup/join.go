@@ -29,7 +29,7 @@ const (
 	answerMax   = 1 << 20
 )
 
-// backendPort is where the backend listens.
+// backendPort is where the backend listens unless it is told otherwise.
 const backendPort = "7443"
 
 // BackendName is the backend's name in its certificate.
@@ -50,6 +50,15 @@ func (o *Options) BackendAddress() string {
 		return net.JoinHostPort("localhost", backendPort)
 	}
 	return o.Backend
+}
+
+// BackendPort is where the backend listens.
+func (o *Options) BackendPort() string {
+	_, port, err := net.SplitHostPort(o.Backend)
+	if err != nil {
+		return backendPort
+	}
+	return port
 }
 
 // forOthers is the backend as other hosts reach it.

@@ -203,6 +203,7 @@ func TestSetup_names_everything_that_is_wrong(t *testing.T) {
 		"lost password":    {func(o *Options) { o.Directory.BindDN, o.Directory.PasswordFile = "cn=x", "/nowhere" }, "--ldap-password-file"},
 		"key without id":   {func(o *Options) { o.SlurmKey = "/dev/null" }, "--slurm-key-id go together"},
 		"slurmrestd":       {func(o *Options) { o.Slurmrestd = "localhost" }, "--slurmrestd="},
+		"no port":          {func(o *Options) { o.Role, o.Backend = RoleHead, "head:" }, "HOST:PORT"},
 		"backend's port":   {func(o *Options) { o.Role, o.Backend = RoleHead, "head:x" }, "HOST:PORT"},
 		"directory":        {func(o *Options) { o.Directory.URL = "" }, "--ldap-url=\"\" must be ldaps://HOST"},
 		"login group":      {func(o *Options) { o.Directory.LoginGroup = "" }, "--login-group is missing"},
@@ -227,14 +228,14 @@ func TestSetup_names_everything_that_is_wrong(t *testing.T) {
 }
 
 // started is options on a machine that runs systemd.
-func started(t *testing.T) (Options, *bytes.Buffer) {
+func started(t *testing.T) Options {
 	t.Helper()
-	o, out := options(t, RolePortal)
+	o, _ := options(t, RolePortal)
 	o.JoinTokenFile, o.CAFile = written(t, "token"), written(t, "a CA")
 	if err := os.MkdirAll(filepath.Join(o.Root, "run/systemd/system"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	return o, out
+	return o
 }
 
 func written(t *testing.T, text string) string {
@@ -247,7 +248,7 @@ func written(t *testing.T, text string) string {
 }
 
 func TestSetup_names_a_port_that_is_taken_before_it_writes_anything(t *testing.T) {
-	o, _ := started(t)
+	o := started(t)
 	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -269,7 +270,7 @@ func TestSetup_names_a_port_that_is_taken_before_it_writes_anything(t *testing.T
 }
 
 func TestSetup_lets_systemd_listen_where_browsers_come_in(t *testing.T) {
-	o, _ := started(t)
+	o := started(t)
 	o.PublicPort = 61443
 	if err := Run(t.Context(), o); err != nil {
 		t.Fatal(err)
@@ -401,6 +402,23 @@ func TestSetup_of_one_host_tells_the_nodes_a_name_that_they_can_reach(t *testing
 			if !strings.Contains(string(text), want) {
 				t.Errorf("%s lacks %q:\n%s", name, want, text)
 			}
+		}
+	}
+}
+
+func TestSetup_lets_the_backend_listen_where_others_are_told_to_find_it(t *testing.T) {
+	for backend, want := range map[string]string{"head:9443": `listen: ":9443"`, "head:7443": ""} {
+		o, out := options(t, RoleHead)
+		o.Backend = backend
+		if err := Run(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(filepath.Join(o.Root, backendFile))
+		if err != nil || strings.Contains(string(text), "listen:") != (want != "") || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %s (%v)", backend, text, err)
+		}
+		if !strings.Contains(out.String(), "TCP "+strings.TrimPrefix(backend, "head:")+" (backend)") {
+			t.Errorf("it says\n%s", out)
 		}
 	}
 }

@@ -7,6 +7,9 @@ const backendTemplate = `# carme-backend, written by carme setup. Manual: carme-
 cluster: {{.Cluster}}
 # This host as portals and nodes reach it; it is in the backend's certificate.
 name: {{.BackendName}}
+{{- if ne .BackendPort "` + backendPort + `"}}
+listen: ":{{.BackendPort}}"
+{{- end}}
 ldap:
   # ldap:// is used with StartTLS alone.
   urls: [{{quote .Directory.URL}}]
