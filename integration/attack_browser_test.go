@@ -81,7 +81,7 @@ const posted = (url, fields, type) => new Promise((yes, no) => { const f = docum
 	for (const k in fields) { const i = document.createElement("input"); i.name = k; i.value = fields[k]; form.append(i); }
 	f.onload = () => { try { if (f.contentWindow.location.href !== "about:blank") yes(f.contentDocument.body.innerText) } catch (e) { no(e) } }; document.body.append(form); form.submit(); });
 for (const [name, base] of [["app", hers], ["portal", portal]]) {
-	const paths = name === "app" ? ["/stolen", "/who"] : ["/security", "/jobs", "/login", "/events"];
+	const paths = name === "app" ? ["/stolen", "/who"] : ["/security", "/jobs", "/login", "/login/enrol", "/events"];
 	for (const path of paths) {
 		attempt(name + " fetch " + path, fetch(base + path, {credentials: "include"}).then(r => r.text()));
 		attempt(name + " fetch with a header " + path, fetch(base + path, {credentials: "include", headers: {"X-Evil": "1"}}).then(r => r.text()));
@@ -170,13 +170,30 @@ func (s site) siblings(t *testing.T) {
 	if got := ask[string](b, `(() => { if (!window.w || w.closed) return "severed"; try { return "won " + w.location.href } catch { return "refused" } })()`); strings.HasPrefix(got, "won https") {
 		t.Errorf("the opener reads %s", got)
 	}
+	b.do(goTo(s.url()+"/jobs"), appears("#jobtable")) // the browser is still logged in
+	b.forgive()
+}
+
+func TestAttack_W20_parts_of_pages_stay_out_of_the_browsers_cache(t *testing.T) {
+	b := open(t)
+	b.login("bob")
+	eventually(t, time.Minute, "a part of the page that is not sent again", func() bool {
+		return ask[bool](b, `htmx.trigger(document.body, "carme:cluster"), performance.getEntriesByType("resource").some(e => e.name.endsWith("/fragments/cluster") && e.responseStatus === 304)`)
+	})
+	if text := b.text("#cluster"); !strings.Contains(text, "free") {
+		t.Errorf("the part is gone: %q", text)
+	}
+	cached := ask[string](b, `performance.getEntriesByType("resource").filter(e => e.name.includes("/fragments/") && e.deliveryType === "cache").map(e => e.name).join(" ")`)
+	if cached != "" {
+		t.Errorf("from the cache came %s", cached)
+	}
 }
 
 // secondSite is another portal beside the first, whose pages and apps are not
 // one site to a browser.
 func secondSite(t *testing.T) site {
 	t.Helper()
-	s := site{"portal.localhost", "apps.localhost", "9443", nil}
+	s := site{host: "portal.localhost", apps: "apps.localhost", port: "9443"}
 	const dir = "/var/lib/it-portal"
 	undo(t, login, "kill $(cat "+dir+"/pid); rm -rf "+dir)
 	sh(t, login, "rm -rf "+dir+" && mkdir -p "+dir)

@@ -40,15 +40,17 @@ unshare -Urmpf sh -c 'mount -t proc none /proc && ls /proc/driver/nvidia/gpus | 
 `)
 }
 
-func TestAttack_J5_a_foreign_gpu_by_descriptor(t *testing.T) {
-	// An accomplice of the same user outside passes an open handle of the device
-	// node through a socket in the shared home.
+// A private /dev hides a foreign GPU; that it cannot be opened either is Slurm's
+// filter. Whoever holds a handle of its device file puts that on trial.
+func TestAttack_J5_J6_a_foreign_gpu_by_descriptor_from_every_kind_of_task(t *testing.T) {
+	// An accomplice of the same user outside passes such handles through a socket
+	// in the shared home.
 	put(t, "mallory", "it-give.py", `
 import socket, os, sys, time
 path = os.path.expanduser("~/it-sock")
 if os.path.exists(path): os.unlink(path)
 s = socket.socket(socket.AF_UNIX); s.bind(path); s.listen(4)
-fds = [os.open("/dev/nvidia3", os.O_PATH), os.open("/dev", os.O_RDONLY), os.open("/", os.O_RDONLY), os.open("/proc/self/ns/mnt", os.O_RDONLY)]
+fds = [os.open("/dev/nvidia3", os.O_PATH), os.open("/dev", os.O_RDONLY), os.open("/", os.O_RDONLY), os.open("/proc/self/ns/mnt", os.O_RDONLY), os.open("/dev/nvidia2", os.O_PATH)]
 while True:
     c, _ = s.accept(); socket.send_fds(c, [b"x"], fds)
 `)
@@ -56,12 +58,13 @@ while True:
 import socket, os, subprocess
 s = socket.socket(socket.AF_UNIX); s.connect(os.path.expanduser("~/it-sock"))
 _, fds, _, _ = socket.recv_fds(s, 1, 8)
-assert len(fds) == 4
+assert len(fds) == 5
 def attempt(what, how):
     try:
         how(); print("won", what)
     except OSError as e:
         print("won" if e.errno == 6 else "refused", what, e.errno)
+attempt("own", lambda: os.open("/proc/self/fd/%d" % fds[4], os.O_RDWR))
 attempt("reopen", lambda: os.open("/proc/self/fd/%d" % fds[0], os.O_RDWR))
 attempt("reopen for reading", lambda: os.open("/proc/self/fd/%d" % fds[0], os.O_RDONLY))
 attempt("openat", lambda: os.open("nvidia3", os.O_RDWR, dir_fd=fds[1]))
@@ -76,12 +79,41 @@ print("tried")
 	eventually(t, 10*time.Second, "the accomplice", func() bool {
 		return root(t, node1, "test", "-S", "/home/mallory/it-sock").code == 0
 	})
-	for where, seal := range seals {
-		out := srun(t, "mallory", "-w", node1, "--gres=gpu:l40s:1", seal, "python3", taker).ok(t)
-		if strings.Contains(out, "won") || !strings.Contains(out, "tried") || strings.Count(out, "refused") != 5 {
-			t.Errorf("%s:\n%s", where, out)
-		}
+	// Where no filter holds, the trick works: 6 is ENXIO, there is no driver.
+	if out := as(t, "mallory", node1, "python3", taker).ok(t); strings.Count(out, "won") != 5 {
+		t.Fatalf("outside of any job it wins nothing, so this test proves nothing:\n%s", out)
 	}
+	const filtered = "refused reopen 1\nrefused reopen for reading 1\nrefused openat 1\nrefused openat of the root 1\nrefused setns 1\ntried"
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			// The l40s that Slurm gives first is nvidia2; nvidia3 is foreign.
+			job := allocate(t, "mallory", "-w", node1, "-n2", "--gres=gpu:l40s:1", seal)
+			try := func(kind, own string, args ...string) {
+				t.Helper()
+				if out := job.srun(t, append(args, "python3", taker)...).ok(t); out != own+"\n"+filtered {
+					t.Errorf("%s:\n%s", kind, out)
+				}
+			}
+			const mine, denied = "won own 6", "refused own 1"
+			try("a step", mine, "-n1")
+			try("a step without a GPU", denied, "-n1", "--gres=none")
+			try("a nested step", mine, "-n1", "srun", "--overlap", "-n1")
+			root(t, ctl, "scontrol", "suspend", job.id).ok(t)
+			awaitState(t, job.id, 20*time.Second, "SUSPENDED")
+			root(t, ctl, "scontrol", "resume", job.id).ok(t)
+			awaitState(t, job.id, 20*time.Second, "RUNNING")
+			try("a step after suspend and resume", mine, "-n1")
+			scancel(job.id)
+			awaitState(t, job.id, 20*time.Second, "CANCELLED")
+			if out := srun(t, "mallory", "-w", node1, "--gres=gpu:l40s:1", seal, "python3", taker).ok(t); out != mine+"\n"+filtered {
+				t.Errorf("a job of srun's own:\n%s", out)
+			}
+			if out := srun(t, "mallory", "-w", node1, seal, "python3", taker).ok(t); out != denied+"\n"+filtered {
+				t.Errorf("a job without GPUs:\n%s", out)
+			}
+		})
+	}
+	idle(t)
 }
 
 func TestAttack_J5_a_foreign_gpu_from_a_container_inside_the_job(t *testing.T) {

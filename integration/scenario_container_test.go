@@ -220,6 +220,36 @@ func TestScenario_J13_the_first_step_on_another_node_is_sealed_too(t *testing.T)
 	}
 }
 
+// An option without a value comes to the node as nothing, as an empty text, or as
+// the text "(null)", by way of the job's environment: no image is called so.
+func TestScenario_J13_J1_an_option_without_a_value_stays_one_in_nested_steps(t *testing.T) {
+	const show = pidNS + "; test ! -e /etc/carme-image && echo none"
+	const own = `bash -c '` + show + `'`
+	for _, option := range []string{"--carme", "--carme="} {
+		t.Run(option, func(t *testing.T) {
+			script := own + "; srun -N1 -n1 -w " + node1 + " " + own + "; srun -N1 -n1 -w " + node2 + " " + own +
+				"; srun -N1 -n1 -w " + node1 + " srun --overlap -N1 -n1 -w " + node2 + " " + own +
+				"; srun -N1 -n1 -w " + node1 + " --carme " + own
+			id := sbatch(t, "alice", "-N2", "-w", node1+","+node2, "--ntasks-per-node=1", option, "--wrap", script)
+			out := lines(output(t, "alice", id))
+			if len(out) != 10 {
+				t.Fatalf("five programs print\n%s", strings.Join(out, "\n"))
+			}
+			for i, node := range []string{node1, node1, node2, node2, node1} {
+				if ns, image := out[2*i], out[2*i+1]; !sealed(t, node, ns) || image != "none" {
+					t.Errorf("program %d on %s runs in %s, image: %s", i+1, node, ns, image)
+				}
+			}
+			if out[0] != out[2] || out[0] != out[8] || out[4] != out[6] {
+				t.Errorf("steps of one job on one node are in different namespaces: %q", out)
+			}
+		})
+	}
+	if out := as(t, "alice", login, "timeout", "80", "srun", "--time=2", "-w", node1, "--carme=(null)", "bash", "-c", show).ok(t); !strings.HasSuffix(out, "none") {
+		t.Errorf("with the text itself: %q", out)
+	}
+}
+
 func TestScenario_J13_slurm_commands_act_as_the_user_inside(t *testing.T) {
 	for where, seal := range seals {
 		t.Run(where, func(t *testing.T) {

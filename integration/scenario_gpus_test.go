@@ -27,7 +27,8 @@ nvml=$(nvidia-smi -L 2>/dev/null | grep '^GPU' | sed 's/.*UUID: \(.*\))/\1/' | s
 proc=$(ls /proc/driver/nvidia/gpus 2>/dev/null | tr '\n' ' ')
 dev=$(ls /dev | grep '^nvidia[0-9]' | tr '\n' ' ')
 made=$(mknod /tmp/gpu3 c 195 3 2>&1 && echo made; rm -f /tmp/gpu3)
-echo "task=$SLURM_PROCID; open=$open; nvml=$nvml; proc=$proc; dev=$dev; cuda=$CUDA_VISIBLE_DEVICES; nvidia=$NVIDIA_VISIBLE_DEVICES; caps=$(ls /dev/nvidia-caps 2>/dev/null | tr '\n' ' '); made=$made;"
+shared=$(for f in nvidiactl nvidia-uvm nvidia-uvm-tools; do (exec 3</dev/$f) 2>&1 | sed 's/.*: //'; done | sort -u | tr '\n' ',')
+echo "task=$SLURM_PROCID; open=$open; nvml=$nvml; proc=$proc; dev=$dev; cuda=$CUDA_VISIBLE_DEVICES; nvidia=$NVIDIA_VISIBLE_DEVICES; caps=$(ls /dev/nvidia-caps 2>/dev/null | tr '\n' ' '); shared=$shared; made=$made;"
 `
 
 // views are the tasks' lines of gpuView, by task.
@@ -82,6 +83,11 @@ func judge(t *testing.T, node string, v map[string]string, own, shown []int) {
 	if len(own) == 0 {
 		nvidia = []string{"void"}
 	}
+	// The control nodes that all GPUs share come with the first and go with the last.
+	shared := missing
+	if len(shown) > 0 {
+		shared = allowed
+	}
 	seen := strings.Split(v["nvidia"], ",")
 	slices.Sort(seen)
 	for name, pair := range map[string][2]string{
@@ -89,6 +95,7 @@ func judge(t *testing.T, node string, v map[string]string, own, shown []int) {
 		"NVML":                   {v["nvml"], strings.Join(nvml, " ")},
 		"/proc/driver/nvidia":    {v["proc"], strings.Join(proc, " ")},
 		"/dev":                   {v["dev"], strings.Join(dev, " ")},
+		"opening control nodes":  {v["shared"], shared + ","},
 		"NVIDIA_VISIBLE_DEVICES": {strings.Join(seen, ","), strings.Join(nvidia, ",")},
 	} {
 		if pair[0] != pair[1] {

@@ -94,6 +94,23 @@ func TestScenario_J12_files_are_broadcast_to_directories_that_the_job_sees(t *te
 	}
 }
 
+// As docs/limits.md says: slurmstepd opens it before there is a task, outside.
+func TestScenario_J12_output_below_tmp_is_the_nodes(t *testing.T) {
+	const file = "/tmp/it-output"
+	undo(t, node1, "rm -f "+file)
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			root(t, node1, "rm", "-f", file).ok(t)
+			id := as(t, "alice", login, "sbatch", "--parsable", "--time=2", "-w", node1, "-o", file, seal, "--wrap", "echo said; ls -A /tmp | wc -l").ok(t)
+			t.Cleanup(func() { scancel(id) })
+			awaitState(t, id, 60*time.Second, "COMPLETED", "FAILED")
+			if out := root(t, node1, "cat", file).ok(t); out != "said\n0" {
+				t.Errorf("the node's file has %q", out)
+			}
+		})
+	}
+}
+
 // preempted is a job in the low partition that counts in its home, on all of node 1.
 func preempted(t *testing.T, seal, name string) string {
 	t.Helper()

@@ -84,6 +84,12 @@ func TestScenario_J1_options_come_from_command_line_directive_and_environment(t 
 		if got := output(t, "alice", sbatch(t, "alice", script)); got != "carme testbed image\n0" {
 			t.Errorf("prints %q", got)
 		}
+		// As with every option, sbatch's command line comes before the script.
+		if got := output(t, "alice", sbatch(t, "alice", "--carme=none", "--carme-home=yes", script)); strings.HasPrefix(got, "carme testbed image") || strings.HasSuffix(got, "\n0") {
+			t.Errorf("with others on the command line: prints %q", got)
+		}
+		twice := put(t, "alice", "it-twice.sh", "#!/bin/sh\n#SBATCH --carme=base\n#SBATCH --carme=base-dir\ntrue\n")
+		as(t, "alice", login, "sbatch", twice).fails(t, "--carme is given 2 times", "#SBATCH lines count")
 	})
 }
 

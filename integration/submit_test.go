@@ -171,3 +171,36 @@ func TestFault_J18_J14_a_node_without_the_feature_gets_no_carme_job(t *testing.T
 		}
 	}
 }
+
+// On a cluster that has them: elsewhere Slurm itself does not know what is asked for.
+func TestAttack_J18_J5_shares_of_a_gpu_are_refused_by_name(t *testing.T) {
+	slurmConf(t, "GresTypes=gpu,shard,mps")
+	for _, name := range []string{"shard", "mps"} {
+		want := "carme: gres/" + name + " lets several jobs share a GPU, which --carme cannot seal off; ask for whole GPUs or MIG devices with --gres=gpu:N"
+		for _, command := range [][]string{{"srun", "true"}, {"salloc", "true"}, {"sbatch", "--wrap", "true"}} {
+			r := as(t, "alice", login, append([]string{"timeout", "30", command[0], "--carme", "--gres=" + name + ":1"}, command[1:]...)...)
+			if r.code == 0 || !strings.Contains(r.err, want) {
+				t.Errorf("%s of %s: exit status %d, message\n%s", command[0], name, r.code, r.err)
+			}
+		}
+	}
+	srun(t, "alice", "--carme=none", "--gres=gpu:1", "true").ok(t)
+}
+
+// A step in an allocation is no matter of job_submit.lua: srun itself asks whether
+// the allocation's nodes can seal it off.
+func TestFault_J18_J14_a_step_is_refused_where_a_node_cannot_seal_it_off(t *testing.T) {
+	sealed, plain := bare(t, "--carme=none"), bare(t, "--mem=10")
+	down(t, node1, "stop", "carme-agent")
+	const feature = "scontrol update nodename=" + node1 + " availablefeatures=%[1]s activefeatures=%[1]s"
+	undo(t, ctl, fmt.Sprintf(feature, "carme"))
+	sh(t, ctl, fmt.Sprintf(feature, "none"))
+	sealed.on(t, node1, nil, "--carme=none", "true").fails(t, node1+" of job "+sealed.id+" can no longer seal steps off", "carme doctor", "submit the job again")
+	plain.on(t, node1, nil, "--carme=none", "true").fails(t, node1+" of job "+plain.id+" cannot seal steps off", "make the allocation with --carme or --constraint=carme")
+	if out := plain.on(t, node1, nil, "hostname").ok(t); out != node1 {
+		t.Errorf("a plain step there prints %q", out)
+	}
+	allocation{"67000000", "alice"}.on(t, node1, nil, "--carme=none", "true").fails(t, "slurmctld does not say", "check the job's number")
+	sh(t, ctl, fmt.Sprintf(feature, "carme"))
+	sealed.on(t, node1, nil, "--carme=none", "true").ok(t)
+}

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -157,35 +158,65 @@ func leavesProcesses(t *testing.T) {
 	})
 }
 
-// Steps of one job whose slurmstepd is killed at some moment between its start
-// and its end: a hundred of them.
-func TestFault_J14_sigkills_at_any_moment_leave_nothing(t *testing.T) {
-	a := allocate(t, "alice", "-w", node2, "--carme=none", "--mem=4000")
-	killer := `end=$(( $(date +%s) + 50 )); n=0
-while [ $n -lt 100 ] && [ $(date +%s) -lt $end ]; do
-	p=$(pgrep -f '^slurmstepd: \[` + a.id + `\.[0-9]' | shuf -n1)
-	[ -n "$p" ] && kill -KILL $p && n=$((n + 1))
-	sleep 0.0$(shuf -i 0-9 -n1)
-done; echo $n`
-	var ends sync.WaitGroup
-	t.Cleanup(ends.Wait)
+// Steps of one job on both nodes, whose slurmstepd are killed at some moment
+// between their start and their end: a hundred, however long that takes.
+func TestFault_J14_a_hundred_sigkills_at_any_moment_leave_nothing(t *testing.T) {
+	const wanted = 100
+	id := sbatch(t, "alice", "--time=10", "-N2", "-w", node1+","+node2, "--ntasks-per-node=1", "--carme=none", "--mem=4000", "--wrap", "echo up; exec sleep 500")
+	eventually(t, 30*time.Second, "start of job "+id, func() bool { return homeFile(t, "alice", "it-"+id+".out") == "up" })
 	// srun itself may wait long for a step that is gone; new ones take over. One
 	// whose launch failed exits with 255, at which xargs would stop.
-	ends.Go(func() {
-		_ = as(t, "alice", login, "timeout", "70", "sh", "-c", "seq 800 | xargs -P12 -I{} sh -c 'timeout -s KILL 3 srun -Q --jobid="+a.id+" --overlap --mem=0 sleep 0.5; true'")
+	steps := "seq 999 | timeout -s KILL 60 xargs -P10 -I{} sh -c 'timeout -s KILL 3 srun -Q --jobid=" + id + " --overlap --mem=0 -N2 -n2 sleep 0.5; true'"
+	killer := `end=$(($(date +%s) + 20)); n=0
+while [ $n -lt ` + strconv.Itoa(wanted/2) + ` ] && [ $(date +%s) -lt $end ]; do
+	for p in $(pgrep -f '^slurmstepd: \[` + id + `\.[0-9]' | shuf -n3); do
+		# Its tasks are called the same until they become programs.
+		[ "$(cat /proc/$(ps -o ppid= -p $p | tr -d ' ')/comm 2>/dev/null)" = slurmstepd ] || { kill -KILL $p 2>/dev/null && n=$((n + 1)); }
+	done
+	sleep 0.$(shuf -i 0-2 -n1)$(shuf -i 0-9 -n1)
+done; echo $n`
+	var all sync.WaitGroup
+	var killed atomic.Int32
+	end := make(chan struct{})
+	all.Go(func() {
+		for {
+			select {
+			case <-end:
+				return
+			default:
+				_ = as(t, "alice", login, "sh", "-c", steps)
+			}
+		}
 	})
-	out := root(t, node2, "sh", "-c", killer).ok(t)
-	sh(t, login, "pkill -KILL -u alice xargs; pkill -KILL -u alice srun; true")
-	root(t, ctl, "scancel", a.id).ok(t)
-	if n, err := strconv.Atoi(out); err != nil || n < 100 {
-		t.Errorf("only %s slurmstepd could be killed", out)
+	stop := sync.OnceFunc(func() {
+		close(end)
+		cleanUp(login, "pkill -KILL -u alice xargs; pkill -KILL -u alice srun")
+		all.Wait()
+	})
+	t.Cleanup(stop)
+	began := time.Now()
+	eventually(t, 5*time.Minute, "a hundred SIGKILLs", func() bool {
+		var both sync.WaitGroup
+		for _, node := range []string{node1, node2} {
+			both.Go(func() {
+				if n, err := strconv.Atoi(root(t, node, "bash", "-c", killer).out); err == nil {
+					killed.Add(int32(n)) //nolint:gosec // a hundred
+				}
+			})
+		}
+		both.Wait()
+		return killed.Load() >= wanted
+	})
+	t.Logf("%d slurmstepd killed in %v", killed.Load(), time.Since(began).Round(time.Second))
+	stop()
+	root(t, ctl, "scancel", id).ok(t)
+	for _, node := range []string{node1, node2} {
+		eventually(t, 60*time.Second, node+" without jobs", func() bool {
+			return root(t, ctl, "squeue", "-h", "-w", node).ok(t) == ""
+		})
+		srun(t, "alice", "-w", node, "--carme=none", "true").ok(t)
+		nothingRuns(t, node)
 	}
-	t.Logf("%s slurmstepd killed", out)
-	eventually(t, 60*time.Second, node2+" without jobs", func() bool {
-		return root(t, ctl, "squeue", "-h", "-w", node2).ok(t) == ""
-	})
-	srun(t, "alice", "-w", node2, "--carme=none", "true").ok(t)
-	nothingRuns(t, node2)
 	idle(t)
 }
 
@@ -260,6 +291,45 @@ func TestFault_J14_leftovers_of_a_crash_are_removed(t *testing.T) {
 	nothingLeft(t, node1)
 }
 
+// leftover makes what a job of a node that crashed and booted leaves: of its extern
+// step there is but a note.
+func leftover(t *testing.T, node string) (dir string) {
+	t.Helper()
+	dir = "/run/carme/jobs/4294901760"
+	undo(t, node, "rm -rf "+dir)
+	sh(t, node, "mkdir -p -m 700 "+dir+"/pmix/deep/er && cd "+dir+" && echo '1 1' >extern && echo old >proof.json && : >anchor.sock && touch -d '3 hours ago' .")
+	return dir
+}
+
+func exists(t *testing.T, node, path string) bool {
+	t.Helper()
+	return root(t, node, "test", "-e", path).code == 0
+}
+
+// What a crash or a boot left of other jobs goes with the next job's start, and by
+// hand where no job comes; what runs stays.
+func TestFault_J14_A2_leftovers_of_other_jobs_are_removed(t *testing.T) {
+	down(t, node1, "stop", "carme-agent") // it looks every ten seconds
+	a := allocate(t, "alice", "-w", node1, "--carme=none", "--mem=10")
+	dir := leftover(t, node1)
+	srun(t, "alice", "-w", node1, "--carme=none", "--mem=10", "true").ok(t)
+	if exists(t, node1, dir) {
+		t.Error("the next job's start has not removed it")
+	}
+	_ = leftover(t, node1)
+	if r := root(t, node1, "timeout", "60", "carme", "doctor"); r.code != 1 || !strings.Contains(r.out, "of ended jobs: 4294901760") || !strings.Contains(r.out, "-> carme doctor --clean") {
+		t.Errorf("doctor ends with %d:\n%s", r.code, r.out)
+	}
+	if out := root(t, node1, "timeout", "60", "carme", "doctor", "--clean").ok(t); exists(t, node1, dir) || !strings.Contains(out, "ready for srun --carme") {
+		t.Errorf("doctor --clean:\n%s", out)
+	}
+	if out := a.srun(t, "readlink", "/proc/self/ns/pid").ok(t); !sealed(t, node1, out) {
+		t.Errorf("a step of the job that ran meanwhile is in %q", out)
+	}
+	scancel(a.id)
+	nothingLeft(t, node1)
+}
+
 func TestFault_J14_a_job_runs_out_of_memory(t *testing.T) {
 	for name, seal := range seals {
 		t.Run(name, func(t *testing.T) {
@@ -271,4 +341,50 @@ func TestFault_J14_a_job_runs_out_of_memory(t *testing.T) {
 			idle(t)
 		})
 	}
+}
+
+// digger is a program of a user's that makes one directory in the other, from its
+// working directory on, and tells when it is deep down.
+const digger = `for (my $n = 0; ; $n++) { mkdir "d", 0700; chdir "d" or sleep 600; if ($n == 30000) { open my $f, ">", "/tmp/it-deep"; } }`
+
+// A descriptor of a directory can be handed to a process of another job, which fills
+// the directory while it is removed. Nothing waits for that to end: neither the node
+// for its next job, nor that job.
+func TestAttack_J14_who_keeps_a_jobs_directory_open_does_not_keep_the_node(t *testing.T) {
+	id := sbatch(t, "alice", "-w", node1, "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap", "sleep 600")
+	dir := "/run/carme/jobs/" + id
+	eventually(t, 40*time.Second, "the session's directory", func() bool { return root(t, node1, "test", "-e", dir+"/sess/status").code == 0 })
+	undo(t, node1, "pkill -KILL -fx 'perl -e for.*'; rm -f /tmp/it-deep; until rm -rf "+dir+" 2>/dev/null; do :; done")
+	sh(t, node1, "rm -f /tmp/it-deep; cd "+dir+"/sess && setsid setpriv --reuid alice --regid alice --clear-groups perl -e '"+digger+"' >/dev/null 2>&1 </dev/null &")
+	eventually(t, time.Minute, "a deep directory", func() bool { return root(t, node1, "test", "-e", "/tmp/it-deep").code == 0 })
+	root(t, ctl, "scancel", id).ok(t)
+	// Slurm gives a node up that takes a minute (UnkillableStepTimeout).
+	eventually(t, 45*time.Second, "the end of job "+id, func() bool { return root(t, ctl, "squeue", "-h", "-j", id).out == "" })
+	sh(t, node1, "pkill -STOP -fx 'perl -e for.*'") // else what is to be cleaned up grows and grows
+	idle(t)
+	srun(t, "bob", "-w", node1, "--carme=none", "true").ok(t)
+	// It is known to be a leftover, and is removed bit by bit.
+	sh(t, node1, "test -s "+dir+"/extern")
+}
+
+// What users can write to on a node, outside of their homes, is on a file system of
+// its own where one is mounted (packaging/systemd/run-carme-jobs.mount).
+func TestAttack_J14_users_fill_the_jobs_own_file_system_and_not_run(t *testing.T) {
+	const jobs = "/run/carme/jobs"
+	eventually(t, time.Minute, "no job on "+node2, func() bool { return strings.TrimSpace(root(t, node2, "ls", jobs).out) == "" })
+	undo(t, node2, "umount -l "+jobs)
+	sh(t, node2, "mount -t tmpfs -o mode=0700,size=8m,nr_inodes=400,nosuid,nodev,noexec tmpfs "+jobs)
+	id := sbatch(t, "alice", "-w", node2, "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap",
+		"dd if=/dev/zero of=/run/carme/sess/big bs=1M count=64; cd /run/carme/sess; for i in $(seq 1000); do echo -n >$i; done; sleep 600")
+	used := func() string {
+		return strings.Join(strings.Fields(root(t, node2, "sh", "-c", "df --output=pcent,ipcent "+jobs+" | tail -1").out), " ")
+	}
+	eventually(t, 40*time.Second, "a full file system", func() bool { return used() == "100% 100%" })
+	srun(t, "bob", "-w", node2, "true").ok(t)
+	srun(t, "bob", "-w", node2, "--carme=none", "true").fails(t, "No space left on device")
+	idle(t)
+	root(t, ctl, "scancel", id).ok(t)
+	eventually(t, 30*time.Second, "room for the next one", func() bool { return srun(t, "bob", "-w", node2, "--carme=none", "true").code == 0 })
+	eventually(t, time.Second, "an empty file system", func() bool { return root(t, node2, "ls", jobs).out == "" })
+	idle(t)
 }

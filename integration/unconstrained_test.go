@@ -115,6 +115,10 @@ func TestScenario_J6_J5_without_slurms_filter_steps_share_the_jobs_gpus(t *testi
 }
 
 func TestScenario_J6_J5_the_proof_tells_whose_filter_it_is(t *testing.T) {
+	// What row J6 claims of cgroup v2 is proved here or nowhere.
+	if kind := sh(t, node1, "stat -f -c %T /sys/fs/cgroup"); suite() == "forky" && kind != "cgroup2fs" {
+		t.Errorf("Slurm finds %s", kind)
+	}
 	unconstrained(t)
 	for node, want := range map[string]string{node1: `"constrain_devices": false`, node2: `"constrain_devices": true`} {
 		out := srun(t, "alice", "-w", node, "--carme=none", "--gres=gpu:1", "cat", "/run/carme/job/proof.json").ok(t)

@@ -101,6 +101,7 @@ C_TESTS := $(patsubst $(C_TEST)/%_test.c,%,$(wildcard $(C_TEST)/*_test.c))
 C_TEST_FLAGS := $(C_WARN) -I$(C_TEST) -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 # A test that is about a static function includes that file itself.
 C_TEST_WITH_given := -rdynamic # it stands in for Slurm's library
+C_TEST_WITH_allocation := -rdynamic # the same
 C_TEST_WITH_proof := $(CSHIM)/fail.c
 C_TEST_WITH_forkhook := $(CSHIM)/fail.c $(CSHIM)/filter.c
 

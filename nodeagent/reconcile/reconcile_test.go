@@ -70,6 +70,42 @@ func TestSelfTest_that_hangs_is_not_waited_for_nor_repeated(t *testing.T) {
 	}
 }
 
+func TestSelfTest_ends_with_the_agent_and_tells_Slurm_nothing_more(t *testing.T) {
+	dir := t.TempDir()
+	// The command that tells Slurm is a child of the self-test's.
+	s := program(t, `sh -c 'echo up >`+dir+`/up; sleep 0.5; echo told >`+dir+`/told'; echo '{"ok":true}'`)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		s.Test(ctx)
+	}()
+	until(t, "the self-test", func() bool { _, err := os.Stat(dir + "/up"); return err == nil })
+	cancel()
+	<-ended
+	if !s.enter() {
+		t.Error("it runs on when the agent has ended")
+	}
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	<-timer.C
+	if _, err := os.Stat(dir + "/told"); err == nil {
+		t.Error("Slurm was told when the agent had ended")
+	}
+}
+
+// until waits for what another process does.
+func until(t *testing.T, what string, yes func() bool) {
+	t.Helper()
+	again := time.NewTicker(5 * time.Millisecond)
+	defer again.Stop()
+	for end := time.Now().Add(10 * time.Second); !yes(); <-again.C {
+		if time.Now().After(end) {
+			t.Fatalf("%s: not within 10s", what)
+		}
+	}
+}
+
 func TestSelfTest_runs_when_files_change(t *testing.T) {
 	dir := t.TempDir()
 	below := filepath.Join(dir, "plugstack.d")

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/cli/doctor"
@@ -21,6 +22,8 @@ import (
 const (
 	// settle is how long changes are gathered: a package writes many files.
 	settle = time.Second
+	// killTime is how long a self-test that was killed is waited for.
+	killTime = 2 * time.Second
 	// outputMax is how much the self-test may say, in bytes.
 	outputMax = 1 << 20
 )
@@ -157,6 +160,9 @@ func (s *SelfTest) doctor(ctx context.Context) error {
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C"}
 	cmd.Dir = "/"
 	cmd.WaitDelay = time.Second
+	// With the commands that it runs: one of them tells Slurm.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	var out, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = limited{&out}, limited{&stderr}
 	done := make(chan error, 1)
@@ -169,7 +175,14 @@ func (s *SelfTest) doctor(ctx context.Context) error {
 	select {
 	case runErr = <-done:
 	case <-ctx.Done():
-		// It may hang where no signal reaches it.
+		// An agent that has ended tells Slurm nothing more. But the self-test may
+		// hang where no signal reaches it.
+		timer := time.NewTimer(killTime)
+		defer timer.Stop()
+		select {
+		case <-done: //nolint:errcheck // it was killed
+		case <-timer.C:
+		}
 		return fmt.Errorf("the self-test has not ended after %s; run: carme doctor", s.Limit)
 	}
 	var report doctor.Report

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -83,6 +84,15 @@ func early(t *testing.T, files mtls.Files) {
 	if err := os.WriteFile(files.Cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func mustConfig(t *testing.T, src config.Source) *Config {
+	t.Helper()
+	cfg, err := LoadConfig(src, defaultFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
 }
 
 func start(t *testing.T, src config.Source, socket string, args ...string) (stop func()) {
@@ -168,6 +178,18 @@ func TestA_head_node_is_set_up_and_runs(t *testing.T) {
 			t.Errorf("with a clock that is wrong by %v: another certificate: %v", now, leaf() != before)
 		}
 	}
+	settings, err := os.ReadFile(root + "/etc/carme/backend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, root+"/etc/carme/backend.yaml", strings.Replace(string(settings), "name: localhost", "name: head", 1))
+	must("init")
+	if cert, err = mtls.Open(mtls.In(root+"/backend/tls"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := mtls.CertIdentity(cert.Leaf()); err != nil || id.String() != "carme://backend/head" {
+		t.Errorf("with another name the certificate is %v, %v", id, err)
+	}
 	early(t, mtls.In(root+"/backend/tls"))
 	stop := start(t, src, root+"/a.sock")
 	for late := time.After(10 * time.Second); !cert.Leaf().NotBefore.Before(time.Now()); {
@@ -185,6 +207,13 @@ func TestA_head_node_is_set_up_and_runs(t *testing.T) {
 	}
 	if _, err := run("token", "--role", "backend", "--name", "x"); err == nil {
 		t.Error("a token for a backend")
+	}
+	var parts map[string]string
+	if err := ask(t.Context(), mustConfig(t, src), http.MethodGet, "/v1/health", nil, &parts); err != nil {
+		t.Fatal(err)
+	}
+	if parts["database"] != "" || !strings.Contains(parts["directory"], "reach directory") {
+		t.Errorf("health is %q", parts)
 	}
 	if out := must("audit", "verify"); !strings.HasPrefix(out, "1 records, unbroken") {
 		t.Errorf("audit says %q", out)

@@ -51,57 +51,61 @@ static int find_api(struct api *a)
 	       a->destroy;
 }
 
-/* Is FEATURE one of the comma separated names? */
+/* Is FEATURE one of the names? A node's are a list, a job's an expression. */
 static int listed(const char *features)
 {
+	static const char between[] = ",&|()[]*";
+
 	while (features && *features) {
-		size_t n = strcspn(features, ",");
+		size_t n = strcspn(features, between);
 
 		if (n == strlen(FEATURE) && !strncmp(features, FEATURE, n))
 			return 1;
-		features += n + (features[n] == ',');
+		features += n + (features[n] != '\0');
 	}
 	return 0;
 }
 
-static int node_has_feature(const struct api *a, char *node)
+static enum seal node_can_seal(const struct api *a, char *node)
 {
 	node_info_msg_t *msg = NULL;
-	int has = 0;
+	enum seal can = SEAL_UNKNOWN;
 
 	if (a->load_node(&msg, node, SHOW_ALL) || !msg)
-		return 0;
+		return SEAL_UNKNOWN;
 	if (msg->record_count == 1)
-		has = listed(msg->node_array[0].features_act);
+		can = listed(msg->node_array[0].features_act) ? SEAL_YES
+							      : SEAL_NO;
 	a->free_node(msg);
-	return has;
+	return can;
 }
 
-int allocation_can_seal(uint32_t job, char *missing, size_t len)
+enum seal allocation_can_seal(uint32_t job, char *node, size_t len)
 {
+	enum seal can = SEAL_UNKNOWN;
 	job_info_msg_t *msg;
 	hostlist_t *hosts;
 	struct api a;
-	char *node;
-	int ok = 1;
+	char *name;
 
-	snprintf(missing, len, "a node");
 	msg = find_api(&a) ? jobinfo_load(job, SHOW_ALL) : NULL;
 	if (!msg)
-		return 0;
+		return SEAL_UNKNOWN;
 	hosts = msg->record_count ? a.hosts(msg->job_array[0].nodes) : NULL;
-	while (ok && hosts && (node = a.shift(hosts))) {
-		ok = node_has_feature(&a, node);
-		if (!ok)
-			snprintf(missing, len, "%s", node);
-		free(node);
+	if (hosts)
+		can = SEAL_YES; /* a job that waits has no nodes yet */
+	while (can == SEAL_YES && (name = a.shift(hosts))) {
+		can = node_can_seal(&a, name);
+		snprintf(node, len, "%s", name);
+		free(name);
 	}
+	/* Then the job was sent there for it, and the node withdrew since. */
+	if (can == SEAL_NO && listed(msg->job_array[0].features))
+		can = SEAL_NO_MORE;
 	if (hosts)
 		a.destroy(hosts);
-	else
-		ok = 0;
 	jobinfo_free(msg);
-	return ok;
+	return can;
 }
 
 /* ---- why a job was refused -------------------------------------------- */

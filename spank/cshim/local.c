@@ -144,16 +144,36 @@ void local_show(const char *what)
 
 static void check_allocation(uint32_t job)
 {
+	unsigned int id = job;
 	char node[256];
 
-	if (spank_context() != S_CTX_LOCAL || !job ||
-	    allocation_can_seal(job, node, sizeof(node)))
+	if (spank_context() != S_CTX_LOCAL || !job)
 		return;
-	fprintf(stderr,
-		"carme: %s of job %u cannot seal steps off (it lacks the "
-		"feature carme); make the allocation with --carme or "
-		"--constraint=carme\n",
-		node, (unsigned int) job);
+	switch (allocation_can_seal(job, node, sizeof(node))) {
+	case SEAL_YES:
+		return;
+	case SEAL_NO:
+		fprintf(stderr,
+			"carme: %s of job %u cannot seal steps off (it lacks "
+			"the feature carme); make the allocation with --carme "
+			"or --constraint=carme\n",
+			node, id);
+		break;
+	case SEAL_NO_MORE:
+		fprintf(stderr,
+			"carme: %s of job %u can no longer seal steps off (it "
+			"has lost the feature carme, and 'carme doctor' there "
+			"says why); submit the job again\n",
+			node, id);
+		break;
+	case SEAL_UNKNOWN:
+		fprintf(stderr,
+			"carme: slurmctld does not say whether the nodes of "
+			"job %u can seal steps off; check the job's number, "
+			"and try again\n",
+			id);
+		break;
+	}
 	exit(1);
 }
 

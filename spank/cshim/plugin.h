@@ -67,12 +67,14 @@ void fail_exit(void) __attribute__((noreturn));
 int job_is_sealed(uint32_t job);
 /* Open (create) the job's directory; -1 with errno. */
 int job_open(uint32_t job, int create);
-/* flock(2) with a deadline; 0 or -1 with errno. */
-int job_lock(int dir, int64_t deadline_ms);
+/* The same, with a lock that nobody else has until job_unlock(), or until all
+ * copies of the descriptor are closed. */
+int job_open_locked(uint32_t job, int create, int64_t deadline_ms);
 void job_unlock(int dir);
 /* Connect to the anchor's socket; -1 with errno. */
 int job_connect(int dir);
-void job_remove(uint32_t job);
+/* What is in it, as far as there is time until deadline_ms, and itself. */
+void job_remove(uint32_t job, int64_t deadline_ms);
 
 /* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
 
@@ -166,9 +168,18 @@ int proof_namespaces(const struct step *s);
 /* ---- local.c, extern.c ------------------------------------------------ */
 
 void local_check(spank_t sp);
-/* 1 if every node of the job has the feature "carme"; else missing names one.
- */
-int allocation_can_seal(uint32_t job, char *missing, size_t len);
+
+/* Can every node of a job seal steps off: has it the feature "carme"? */
+enum seal {
+	SEAL_YES,
+	SEAL_NO,
+	SEAL_NO_MORE, /* the job was submitted with that constraint */
+	SEAL_UNKNOWN, /* slurmctld does not say */
+};
+
+/* For SEAL_NO and SEAL_NO_MORE node is one that cannot. */
+enum seal allocation_can_seal(uint32_t job, char *node, size_t len);
+
 /* If Slurm then finds no node for the job, say which ones Carme rules out. */
 void allocation_explain_at_exit(void);
 /* --carme=list and --carme=help: print and end the program. */

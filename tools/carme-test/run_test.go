@@ -86,7 +86,7 @@ func TestPlanIsSaidWithItsNeeds(t *testing.T) {
 	}
 	var screen strings.Builder
 	printPlan(&screen, stages)
-	for _, want := range []string{"prepare", "lint", "unit", "test-c", "govulncheck", "integration trixie", "integration forky", "rows J2, J4, J5, J6, J7", "needs Docker"} {
+	for _, want := range []string{"prepare", "lint", "unit", "test-c", "govulncheck", "integration trixie", "integration forky", "rows J2, J3, J4, J5, J6, J7, J8, J13, J15, J16, J20", "needs Docker"} {
 		if !strings.Contains(screen.String(), want) {
 			t.Errorf("%q is missing in the plan:\n%s", want, screen.String())
 		}

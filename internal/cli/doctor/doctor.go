@@ -11,8 +11,10 @@ import (
 )
 
 const (
-	// commandTime is how long one command may take.
-	commandTime = 5 * time.Second
+	// commandTime is how long one command may take: Slurm's own wait for an
+	// answer (MessageTimeout, slurm.conf(5)), and Apptainer's start on a node
+	// whose processors are all the jobs'.
+	commandTime = 10 * time.Second
 	// nvmlTime is how long NVML may take: without the persistence daemon it
 	// starts the driver first.
 	nvmlTime = 20 * time.Second

@@ -262,6 +262,52 @@ func TestSession_ends_when_the_directory_no_longer_lets_in(t *testing.T) {
 	}
 }
 
+func TestAttack_a_login_after_a_change_of_password_ends_those_from_before(t *testing.T) {
+	w := newWorld(t)
+	stolen, _ := w.login("alice")
+	next := w.revocations()
+	w.dir.mu.Lock()
+	a := w.dir.all["alice"]
+	a.Stamp = "2"
+	w.dir.all["alice"] = a
+	w.dir.mu.Unlock()
+	again := w.password("alice") // sooner than the directory is asked again
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", stolen, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a session of the old password lives: %d", status)
+	}
+	if r := next(); r.Kind != wire.RevokeSession {
+		t.Errorf("told %+v", r)
+	}
+	if err := w.auth.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status, e := w.ask(w.portal, "POST", "/v1/login/factor", again.Token, wire.Factor{Code: "000000"}, nil); e.Code != "factor_refused" {
+		t.Errorf("the new login ended too: %d %+v", status, e)
+	}
+}
+
+func TestFault_a_login_with_the_new_password_outlives_the_look_for_changes(t *testing.T) {
+	w := newWorld(t)
+	w.login("alice")
+	var fresh wire.LoginAnswer
+	w.dir.mu.Lock()
+	w.dir.before = func() { // she changes it and logs in while the directory is being asked
+		w.dir.mu.Lock()
+		a := w.dir.all["alice"]
+		a.Stamp = "2"
+		w.dir.all["alice"] = a
+		w.dir.mu.Unlock()
+		fresh = w.password("alice")
+	}
+	w.dir.mu.Unlock()
+	if err := w.auth.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := w.ask(w.portal, "POST", "/v1/login/factor", fresh.Token, wire.Factor{Code: "000000"}, nil); e.Code != "factor_refused" {
+		t.Errorf("her login ended: %+v", e)
+	}
+}
+
 func TestSession_outlives_a_directory_that_is_down_and_logins_do_not(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")

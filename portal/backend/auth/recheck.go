@@ -41,43 +41,59 @@ func (s *Service) Recheck(ctx context.Context) error {
 	if err := s.sweep(ctx); err != nil {
 		return err
 	}
-	var live []struct {
-		Name  string
-		UID   int64
-		Stamp string
-	}
-	if err := store.One(ctx, s.DB.Read(), &live, "SELECT DISTINCT u.name, u.uid, u.stamp FROM users u JOIN login_sessions s ON s.user_name = u.name"); err != nil {
+	var live []string
+	if err := store.One(ctx, s.DB.Read(), &live, "SELECT DISTINCT user_name FROM login_sessions"); err != nil {
 		return fmt.Errorf("read live users: %w", err)
 	}
 	var errs []error
-	for _, u := range live {
-		p, err := s.Dir.Find(ctx, u.Name)
+	for _, name := range live {
+		p, err := s.Dir.Find(ctx, name)
 		switch {
-		case errors.Is(err, ErrUnknown), err == nil && (p.Name != u.Name || int64(p.UID) != u.UID || p.Stamp != u.Stamp):
-			errs = append(errs, s.disable(ctx, u.Name))
+		case errors.Is(err, ErrUnknown), err == nil && p.Name != name:
+			errs = append(errs, s.disable(ctx, name))
 		case err != nil:
 			errs = append(errs, err)
 		default:
-			errs = append(errs, s.DB.Write(ctx, func(tx store.Tx) error { return savePerson(ctx, tx, p) }))
+			errs = append(errs, s.refresh(ctx, p))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (s *Service) disable(ctx context.Context, user string) error {
-	err := s.DB.Write(ctx, func(tx store.Tx) error {
-		if err := s.endAll(ctx, tx, user, ""); err != nil {
+// refresh stores a person as the directory has them now. What is stored is read
+// again: a login meanwhile may have ended those from before a change, and is not
+// one of them.
+func (s *Service) refresh(ctx context.Context, p Person) error {
+	changed := false
+	err := s.DB.Write(ctx, func(tx store.Tx) (err error) {
+		if changed, err = s.changed(ctx, tx, p); err != nil {
 			return err
 		}
-		if err := s.Revoke.Add(ctx, tx, api.RevokeUser, user); err != nil {
-			return err
-		}
-		return s.Audit.Write(ctx, tx, "backend", "sessions ended", user, map[string]string{"reason": "the directory no longer lets the user in, or changed the account"})
+		return savePerson(ctx, tx, p)
 	})
+	if err == nil && changed {
+		s.Revoke.Wake()
+	}
+	return err
+}
+
+func (s *Service) disable(ctx context.Context, user string) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error { return s.over(ctx, tx, user) })
 	if err == nil {
 		s.Revoke.Wake()
 	}
 	return err
+}
+
+// over ends everything of a user who is out, or whose account has changed.
+func (s *Service) over(ctx context.Context, tx store.Tx, user string) error {
+	if err := s.endAll(ctx, tx, user, ""); err != nil {
+		return err
+	}
+	if err := s.Revoke.Add(ctx, tx, api.RevokeUser, user); err != nil {
+		return err
+	}
+	return s.Audit.Write(ctx, tx, "backend", "sessions ended", user, map[string]string{"reason": "the directory no longer lets the user in, or changed the account"})
 }
 
 // rewind shortens what would live longer than it may, because the clock was put

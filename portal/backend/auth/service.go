@@ -281,7 +281,11 @@ func (s *Service) begin(ctx context.Context, portal string, p Person, in api.Log
 	}
 	now := s.Now()
 	answer := api.LoginAnswer{Token: tok, User: api.User{Name: p.Name, Full: p.Full, Mail: p.Mail, UID: p.UID, Roles: p.Roles}}
-	err = s.DB.Write(ctx, func(tx store.Tx) error {
+	changed := false
+	err = s.DB.Write(ctx, func(tx store.Tx) (err error) {
+		if changed, err = s.changed(ctx, tx, p); err != nil {
+			return err
+		}
 		if err := savePerson(ctx, tx, p); err != nil {
 			return err
 		}
@@ -310,7 +314,28 @@ func (s *Service) begin(ctx context.Context, portal string, p Person, in api.Log
 		return s.Audit.Write(ctx, tx, p.Name, "password accepted", id.String(),
 			map[string]string{"source": in.Source, "state": answer.State, "portal": portal})
 	})
+	if err == nil && changed {
+		s.Revoke.Wake()
+	}
 	return answer, err
+}
+
+// changed ends what was logged in before the account's uid or password changed.
+// Recheck would do so within a minute, but compares with what savePerson is about
+// to store: a login right after the change would hide it from there.
+func (s *Service) changed(ctx context.Context, tx store.Tx, p Person) (bool, error) {
+	var before struct {
+		UID   int64
+		Stamp string
+	}
+	err := store.One(ctx, tx, &before, "SELECT uid, stamp FROM users WHERE name = ?", p.Name)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && before.UID == int64(p.UID) && before.Stamp == p.Stamp {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read user: %w", err)
+	}
+	return true, s.over(ctx, tx, p.Name)
 }
 
 func savePerson(ctx context.Context, tx store.Tx, p Person) error {

@@ -29,6 +29,7 @@ typedef struct {
 	uint32_t job_id;
 	uint32_t job_state;
 	char *nodes;
+	char *features;
 	uint32_t gres_detail_cnt;
 	char **gres_detail_str;
 	char *tres_alloc_str;
@@ -38,5 +39,17 @@ typedef struct {
 	uint32_t record_count;
 	slurm_job_info_t *job_array;
 } job_info_msg_t;
+
+typedef struct {
+	char *name;
+	char *features_act;
+} node_info_t;
+
+typedef struct {
+	uint32_t record_count;
+	node_info_t *node_array;
+} node_info_msg_t;
+
+typedef struct hostlist hostlist_t;
 
 #endif
