@@ -3,9 +3,6 @@
 package integration
 
 import (
-	"crypto/x509"
-	"encoding/pem"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -280,71 +277,5 @@ func TestFault_W1_W5_A9_the_directory_and_Slurm_are_slow(t *testing.T) {
 				return r.code == http.StatusOK && words(r.body) == "" && took < 3*time.Second
 			})
 		})
-	}
-}
-
-// twin is a second portal for the same names, with a certificate of its own from
-// the same backend, as behind a load balancer. What it says of addresses is what
-// the first one says; it is reached at another port.
-func twin(t *testing.T) (port string) {
-	t.Helper()
-	const dir, name = "/var/lib/it-twin", "carme-twin"
-	port = "9444"
-	undo(t, login, "[ ! -e "+dir+"/pid ] || kill $(cat "+dir+"/pid) || true; rm -rf "+dir)
-	sh(t, login, "rm -rf "+dir+" && mkdir -p "+dir)
-	cert := forged(t, ctl, ownCA, func(c *x509.Certificate) {
-		named("carme://portal/" + name)(c)
-		c.DNSNames = []string{name}
-	})
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	place(t, login, dir+"/cert.pem", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]}))
-	place(t, login, dir+"/key.pem", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}))
-	sh(t, login, "cp /var/lib/carme/portal/tls/ca.pem "+dir+" && chown carme-portal "+dir+"/*.pem && chmod 600 "+dir+"/key.pem && "+
-		"sed -e '/^listen:/d' -e '/^metrics_listen:/d' -e '/^name:/d' -e 's#/var/lib/carme/portal/tls/#"+dir+"/#' /etc/carme/portal.yaml >"+dir+"/portal.yaml && "+
-		"printf '%s\\n' 'listen: \":"+port+"\"' 'name: "+name+"' >>"+dir+"/portal.yaml")
-	run(t, "docker", "exec", "-d", container(login), "sh", "-c", "echo $$ >"+dir+"/pid; "+
-		"exec setpriv --reuid carme-portal --regid carme-portal --init-groups carme-portal --config "+dir+"/portal.yaml >"+dir+"/log 2>&1").ok(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(sh(t, login, "cat "+dir+"/portal.yaml "+dir+"/log"))
-		}
-	})
-	return port
-}
-
-func TestFault_W14_A9_two_portals_on_one_backend(t *testing.T) {
-	v, app := mirrored(t)
-	port := twin(t)
-	// The same person, whom the balancer sends to the other one.
-	other := visit(t, "alice")
-	other.client.Jar = v.client.Jar
-	other.at = net.JoinHostPort(address(t, login), port)
-	recovers(t, 20*time.Second, "pages of the second portal, by a login at the first", other.loggedIn)
-	if !other.answers(app) {
-		t.Fatal("the second portal does not lead to the app")
-	}
-	here, there := v.socket(app), other.socket(app)
-	if here == nil || there == nil {
-		t.Fatal("no websocket")
-	}
-	// One of them dies: the other goes on, without a login.
-	sh(t, login, "kill -KILL $(cat /var/lib/it-twin/pid)")
-	kept(t, 3*time.Second, "the first portal", func() bool { return here.live() && v.answers(app) && v.loggedIn() })
-	run(t, "docker", "exec", "-d", container(login), "sh", "-c", "echo $$ >/var/lib/it-twin/pid; "+
-		"exec setpriv --reuid carme-portal --regid carme-portal --init-groups carme-portal --config /var/lib/it-twin/portal.yaml >>/var/lib/it-twin/log 2>&1").ok(t)
-	recovers(t, 20*time.Second, "the app at the second portal", func() bool { return other.answers(app) })
-	recovers(t, 20*time.Second, "websocket at the second portal", func() bool { there = other.socket(app); return there != nil })
-	// Who logs out at one is out at both.
-	start := time.Now()
-	if r := v.post("/security", "/logout"); r.to() != "/login" {
-		t.Fatalf("log out: %s", r)
-	}
-	recovers(t, 10*time.Second, "end of the streams at both", func() bool { return !here.live() && !there.live() })
-	t.Logf("both closed after %v", time.Since(start).Round(10*time.Millisecond))
-	if other.answers(app) || other.loggedIn() {
-		t.Error("the second portal lets in who has logged out")
 	}
 }

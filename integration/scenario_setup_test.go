@@ -354,13 +354,37 @@ func TestScenario_A9_W14_two_portals_with_one_backend_share_logins_and_sessions(
 		t.Error("the second portal does not know the login")
 	}
 	eventually(t, 20*time.Second, "the app through the second portal", func() bool { return second.answers(app) })
-	down(t, login, "stop", "carme-portal")
+	socket := func(v *visitor) (open *line) {
+		t.Helper()
+		recovers(t, 20*time.Second, "a websocket", func() bool { open = v.socket(app); return open != nil })
+		return open
+	}
+	here, there := socket(first), socket(second)
+
+	// One of them dies: the other goes on, without a login.
+	sh(t, siteMachine, "systemctl kill --signal=KILL carme-portal")
+	kept(t, 3*time.Second, "what is open at the first portal", func() bool { return here.live() && first.answers(app) && first.loggedIn() })
+	recovers(t, 20*time.Second, "the app at the second portal", func() bool { return second.answers(app) })
+	there = socket(second)
+	up := down(t, login, "stop", "carme-portal")
 	if _, err := first.try("GET", "/login", ""); err == nil {
 		t.Error("the first portal has not stopped")
 	}
-	if !second.loggedIn() || !second.answers(app) {
-		t.Error("what was open ends with the first portal")
+	if !second.loggedIn() || !second.answers(app) || !there.live() {
+		t.Error("what was open at the second ends with the first portal")
 	}
+	up()
+	here = socket(first)
+
+	// Who logs out at one is out at both.
+	if r := first.post("/security", "/logout"); r.to() != "/login" {
+		t.Fatalf("log out: %s", r)
+	}
+	recovers(t, 10*time.Second, "the end of the websockets at both", func() bool { return !here.live() && !there.live() })
+	if second.answers(app) || second.loggedIn() {
+		t.Error("the second portal lets in who has logged out")
+	}
+
 	// A token is good once; who has joined needs none.
 	set().ok(t)
 	sh(t, siteMachine, "rm -r /var/lib/carme/portal/tls")
