@@ -359,13 +359,13 @@ func TestScenario_A9_W14_two_portals_with_one_backend_share_logins_and_sessions(
 		recovers(t, 20*time.Second, "a websocket", func() bool { open = v.socket(app); return open != nil })
 		return open
 	}
-	here, there := socket(first), socket(second)
+	here := socket(first)
 
 	// One of them dies: the other goes on, without a login.
 	sh(t, siteMachine, "systemctl kill --signal=KILL carme-portal")
 	kept(t, 3*time.Second, "what is open at the first portal", func() bool { return here.live() && first.answers(app) && first.loggedIn() })
 	recovers(t, 20*time.Second, "the app at the second portal", func() bool { return second.answers(app) })
-	there = socket(second)
+	there := socket(second)
 	up := down(t, login, "stop", "carme-portal")
 	if _, err := first.try("GET", "/login", ""); err == nil {
 		t.Error("the first portal has not stopped")
