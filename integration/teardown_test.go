@@ -19,7 +19,7 @@ const remains = `
 ls -A /run/carme/jobs 2>/dev/null | sed 's/^/directory /'
 pgrep -ax carme-anchor; pgrep -ax carme-init; pgrep -ax carme-hold; pgrep -ax carme-host; pgrep -x 'apptainer|starter.*' | sed 's/^/runtime /'
 grep -h carme/jobs /proc/self/mountinfo
-for p in /proc/[0-9]*; do readlink $p/ns/pid; done 2>/dev/null | sort -u | grep -vxF "$(readlink /proc/1/ns/pid)" | sed 's/^/namespace /'
+for p in /proc/[0-9]*; do readlink $p/ns/pid $p/ns/net; done 2>/dev/null | sort -u | grep -vxF -e "$(readlink /proc/1/ns/pid)" -e "$(readlink /proc/1/ns/net)" | sed 's/^/namespace /'
 find /sys/fs/cgroup -type d -name 'job_*' 2>/dev/null | while read -r d; do
 	grep -qF "[${d##*job_}.extern] error: Unable to move pid" /var/log/testbed/slurmd.log || echo "cgroup $d"
 done
@@ -86,6 +86,7 @@ func TestFault_J14_nothing_is_left_a_second_after_the_job(t *testing.T) {
 		"fails":             {"false"},
 		"leaves processes":  {"sh", "-c", "for i in 1 2 3; do setsid sleep 600 & done; (setsid sh -c 'trap : TERM; sleep 600' &) ; exit 0"},
 		"leaves mounts":     {"sh", "-c", "unshare -Urm sh -c 'mount -t tmpfs x /tmp; sleep 600' & sleep 0.3"},
+		"has a network":     {"--carme-net=private", "sh", "-c", "setsid sleep 600 & ip link show lo >/dev/null"},
 		"has files in /tmp": {"sh", "-c", "mkdir -p /tmp/a/b/c; touch /tmp/a/b/c/d /dev/shm/x; ln -s /etc /tmp/link"},
 	}
 	for name, command := range ends {
