@@ -89,7 +89,9 @@ func (c cluster) placeNoop(ctx context.Context) error {
 	return nil
 }
 
-// plugins makes Slurm load the plugin that does nothing, or the product.
+// plugins makes Slurm load the plugin that does nothing, or the product, and
+// waits until the node's agent has noticed: it takes the feature away or gives it
+// back after a self-test, which would run beside what is measured.
 func (c cluster) plugins(ctx context.Context, carme bool) error {
 	script := "cd /etc/carme && rm -rf plugstack.d && mv plugstack.kept plugstack.d"
 	if carme {
@@ -102,7 +104,13 @@ func (c cluster) plugins(ctx context.Context, carme bool) error {
 			return err
 		}
 	}
-	return nil
+	want, not := "gives it back", "!"
+	if !carme {
+		want, not = "takes it away", ""
+	}
+	_, err := c.root(ctx, login, fmt.Sprintf(`for i in {1..600}; do %s [[ ,$(sinfo -h -p debug -n %s -o %%b), == *,carme,* ]] || exit 0; sleep 0.1; done
+		echo "the feature carme of %[2]s: no agent %[3]s" >&2; exit 1`, not, node, want))
+	return err
 }
 
 // idle is shell code that waits until the node has no job, not even one that is

@@ -81,7 +81,7 @@ const posted = (url, fields, type) => new Promise((yes, no) => { const f = docum
 	for (const k in fields) { const i = document.createElement("input"); i.name = k; i.value = fields[k]; form.append(i); }
 	f.onload = () => { try { if (f.contentWindow.location.href !== "about:blank") yes(f.contentDocument.body.innerText) } catch (e) { no(e) } }; document.body.append(form); form.submit(); });
 for (const [name, base] of [["app", hers], ["portal", portal]]) {
-	const paths = name === "app" ? ["/stolen", "/who"] : ["/security", "/jobs", "/login", "/events"];
+	const paths = name === "app" ? ["/stolen", "/who"] : ["/security", "/jobs", "/login", "/login/enrol", "/events"];
 	for (const path of paths) {
 		attempt(name + " fetch " + path, fetch(base + path, {credentials: "include"}).then(r => r.text()));
 		attempt(name + " fetch with a header " + path, fetch(base + path, {credentials: "include", headers: {"X-Evil": "1"}}).then(r => r.text()));
@@ -108,12 +108,29 @@ attempt("shared cookie", new Promise((yes, no) => document.cookie.includes("carm
 `
 
 func TestAttack_W14_a_siblings_page_reads_nothing_and_does_nothing(t *testing.T) {
+	inBothLayouts(t, site.siblings)
+}
+
+// inBothLayouts runs an attack where portal and apps have one registrable domain,
+// and where they have two.
+func inBothLayouts(t *testing.T, attack func(site, *testing.T)) {
+	t.Helper()
 	for name, where := range map[string]func(*testing.T) site{
 		"portal and apps on one registrable domain":  func(*testing.T) site { return firstSite },
 		"portal and apps on two registrable domains": secondSite,
 	} {
-		t.Run(name, func(t *testing.T) { where(t).siblings(t) })
+		t.Run(name, func(t *testing.T) { attack(where(t), t) })
 	}
+}
+
+// widest is the widest domain for which an app's page may set cookies: that of the
+// portal too, if it shares it.
+func (s site) widest() string {
+	_, parent, _ := strings.Cut(s.apps, ".")
+	if strings.Contains(parent, ".") && strings.HasSuffix(s.host, "."+parent) {
+		return parent
+	}
+	return s.apps
 }
 
 func (s site) siblings(t *testing.T) {
@@ -153,13 +170,30 @@ func (s site) siblings(t *testing.T) {
 	if got := ask[string](b, `(() => { if (!window.w || w.closed) return "severed"; try { return "won " + w.location.href } catch { return "refused" } })()`); strings.HasPrefix(got, "won https") {
 		t.Errorf("the opener reads %s", got)
 	}
+	b.do(goTo(s.url()+"/jobs"), appears("#jobtable")) // the browser is still logged in
+	b.forgive()
+}
+
+func TestAttack_W20_parts_of_pages_stay_out_of_the_browsers_cache(t *testing.T) {
+	b := open(t)
+	b.login("bob")
+	eventually(t, time.Minute, "a part of the page that is not sent again", func() bool {
+		return ask[bool](b, `htmx.trigger(document.body, "carme:cluster"), performance.getEntriesByType("resource").some(e => e.name.endsWith("/fragments/cluster") && e.responseStatus === 304)`)
+	})
+	if text := b.text("#cluster"); !strings.Contains(text, "free") {
+		t.Errorf("the part is gone: %q", text)
+	}
+	cached := ask[string](b, `performance.getEntriesByType("resource").filter(e => e.name.includes("/fragments/") && e.deliveryType === "cache").map(e => e.name).join(" ")`)
+	if cached != "" {
+		t.Errorf("from the cache came %s", cached)
+	}
 }
 
 // secondSite is another portal beside the first, whose pages and apps are not
 // one site to a browser.
 func secondSite(t *testing.T) site {
 	t.Helper()
-	s := site{"portal.localhost", "apps.localhost", "9443", nil}
+	s := site{host: "portal.localhost", apps: "apps.localhost", port: "9443"}
 	const dir = "/var/lib/it-portal"
 	undo(t, login, "kill $(cat "+dir+"/pid); rm -rf "+dir)
 	sh(t, login, "rm -rf "+dir+" && mkdir -p "+dir)
@@ -193,8 +227,13 @@ func secondSite(t *testing.T) site {
 }
 
 func TestAttack_W14_cookies_tossed_by_a_sibling_change_nobodys_session(t *testing.T) {
-	b, _, hers, _ := firstSite.lured(t)
-	for _, domain := range []string{appsDomain, "." + appsDomain, "carme.localhost", "localhost", hers.host(), portalHost} {
+	inBothLayouts(t, site.tossed)
+}
+
+func (s site) tossed(t *testing.T) {
+	t.Helper()
+	b, _, hers, _ := s.lured(t)
+	for _, domain := range []string{s.apps, "." + s.apps, s.widest(), "localhost", hers.host(), s.host} {
 		for _, name := range []string{portalCookie, appCookie, nonceCookie, "__HOST-carme", "__host-carme-app", "=" + portalCookie, "=" + appCookie, " " + appCookie, appCookie + " ", "\t" + portalCookie, "__Host-carme-lang", "_xsrf"} {
 			for _, path := range []string{"/", "/who", "/.carme"} {
 				ask[string](b, `document.cookie = `+string(must(json.Marshal(name+"=evil; Domain="+domain+"; Path="+path+"; Secure"))))
@@ -210,7 +249,7 @@ func TestAttack_W14_cookies_tossed_by_a_sibling_change_nobodys_session(t *testin
 	if text := strings.ToLower(ask[string](b, "document.body.innerText")); strings.Contains(text, "__host-carme") || !strings.Contains(text, "x-carme-user: alice") {
 		t.Errorf("alice's app gets %s", text)
 	}
-	b.do(goTo(portalURL+"/security"), appears("#totp-code"))
+	b.do(goTo(s.url()+"/security"), appears("#totp-code"))
 	// Without her app's cookie alice comes in again, by the portal.
 	_, err := chromedp.Call(b.ctx, network.DeleteCookies, network.DeleteCookiesParams{Name: appCookie, URL: hers.origin})
 	if err != nil {
@@ -230,21 +269,29 @@ func must(data []byte, err error) []byte {
 }
 
 func TestAttack_W14_cookies_evicted_or_piled_up_by_a_sibling_leave_a_way_out(t *testing.T) {
-	b, alice, hers, evil := firstSite.lured(t)
+	inBothLayouts(t, site.flooded)
+}
+
+func (s site) flooded(t *testing.T) {
+	t.Helper()
+	b, alice, hers, evil := s.lured(t)
 	// Many small ones push the others out: alice logs in again, and that is all.
-	ask[bool](b, `(() => { for (let i = 0; i < 600; i++) document.cookie = "e" + i + "=1; Domain=carme.localhost; Path=/; Secure"; return true })()`)
+	ask[bool](b, `(() => { for (let i = 0; i < 600; i++) document.cookie = "e" + i + "=1; Domain=`+s.widest()+`; Path=/; Secure"; return true })()`)
 	b.do(goTo(hers.origin + "/who"))
 	at := ask[string](b, "location.href + ' ' + document.body.innerText.slice(0, 300)")
-	if !strings.Contains(at, "alice in job") && !strings.HasPrefix(at, portalURL+"/login") {
+	if !strings.Contains(at, "alice in job") && !strings.HasPrefix(at, s.url()+"/login") {
 		t.Errorf("after the eviction alice is at %s", at)
 	}
 	t.Logf("after the eviction: %.120s", at)
+	if s.widest() == s.apps && !strings.Contains(at, "alice in job") {
+		t.Error("the portal's cookie is out of reach of the apps' domain, and alice has to log in")
+	}
 	// Large ones: her host shows a page with a button, which works.
-	b.carry(alice, portalURL)
+	b.carry(alice, s.url())
 	b.carry(alice, hers.origin)
 	b.do(goTo(evil.page("<h1>again</h1>")))
-	ask[bool](b, `(() => { for (const p of ["/", "/who", "/.carme"]) for (let i = 0; i < 60; i++) document.cookie = "p" + i + "=" + "a".repeat(3900) + "; Domain=`+appsDomain+`; Secure; Path=" + p; return true })()`)
-	b.carry(alice, portalURL)
+	ask[bool](b, `(() => { for (const p of ["/", "/who", "/.carme"]) for (let i = 0; i < 60; i++) document.cookie = "p" + i + "=" + "a".repeat(3900) + "; Domain=`+s.apps+`; Secure; Path=" + p; return true })()`)
+	b.carry(alice, s.url())
 	b.carry(alice, hers.origin)
 	b.forgive()
 	b.do(goTo(hers.origin + "/who"))
@@ -254,9 +301,9 @@ func TestAttack_W14_cookies_evicted_or_piled_up_by_a_sibling_leave_a_way_out(t *
 			t.Fatalf("no way out: %s", at)
 		}
 		b.do(click(`form[action="/.carme/clear"] button`))
-		eventually(t, 20*time.Second, "the portal", func() bool { return strings.HasPrefix(ask[string](b, "location.href"), portalURL) })
+		eventually(t, 20*time.Second, "the portal", func() bool { return strings.HasPrefix(ask[string](b, "location.href"), s.url()) })
 	}
-	b.carry(alice, portalURL)
+	b.carry(alice, s.url())
 	b.do(goTo(hers.origin + "/who"))
 	if text := ask[string](b, "document.body.innerText"); !strings.HasPrefix(text, "alice in job") {
 		t.Errorf("after the button it shows %q", text)

@@ -4,6 +4,7 @@ package integration
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -44,11 +45,18 @@ type visitor struct {
 type site struct {
 	host, apps, port string
 	own              *x509.Certificate
+	// machine has portal and backend, unless it is the testbed's own.
+	machine string
 }
 
-var firstSite = site{portalHost, appsDomain, portalPort, nil} //nolint:gochecknoglobals // a constant that Go cannot write
+var firstSite = site{host: portalHost, apps: appsDomain, port: portalPort} //nolint:gochecknoglobals // a constant that Go cannot write
 
-func (s site) url() string { return "https://" + s.host + ":" + s.port }
+func (s site) url() string {
+	if s.port == "443" {
+		return "https://" + s.host // as browsers write it
+	}
+	return "https://" + s.host + ":" + s.port
+}
 
 // origin is what the address of a session looks like.
 func (s site) origin() *regexp.Regexp {
@@ -89,20 +97,22 @@ func (s site) visit(t *testing.T, name string) *visitor {
 	if err != nil {
 		t.Fatal(err)
 	}
-	at, conf := net.JoinHostPort(address(t, login), s.port), webTLS(t)
+	at, conf := net.JoinHostPort(address(t, cmp.Or(s.machine, login)), s.port), webTLS(t)
 	if s.own != nil {
 		conf.RootCAs.AddCert(s.own)
 	}
 	var dialer net.Dialer
+	v := &visitor{t: t, name: name, at: at, conf: conf, site: s}
 	transport := &http.Transport{
-		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", at) },
+		DialContext:     func(ctx context.Context, _, _ string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", v.at) },
 		TLSClientConfig: conf, ForceAttemptHTTP2: true, DisableCompression: true,
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &visitor{t: t, name: name, at: at, conf: conf, site: s, client: &http.Client{
+	v.client = &http.Client{
 		Transport: transport, Jar: jar, Timeout: time.Minute,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	}
+	return v
 }
 
 // try sends a request; headers are lines as in "Name: value".
@@ -214,7 +224,7 @@ func midStep(t *testing.T) {
 // this one: that of now is still good afterwards.
 func (v *visitor) login() *visitor {
 	v.t.Helper()
-	resetFactor(v.t, v.name)
+	resetFactorOn(v.t, cmp.Or(v.site.machine, ctl), v.name)
 	if r := v.password(v.name, v.name+"-pass"); r.code != http.StatusSeeOther || !strings.HasPrefix(r.to(), "/login/enrol") {
 		v.t.Fatalf("%s's password: %s", v.name, r)
 	}

@@ -284,7 +284,12 @@ func (b *browser) forgive() {
 // does, so that the next login enrols anew.
 func resetFactor(t *testing.T, user string) {
 	t.Helper()
-	status := sh(t, ctl, "curl -s -o /dev/null -w '%{http_code}' -X DELETE --unix-socket /run/carme-backend/admin.sock http://backend/v1/users/"+user+"/factors")
+	resetFactorOn(t, ctl, user)
+}
+
+func resetFactorOn(t *testing.T, machine, user string) {
+	t.Helper()
+	status := sh(t, machine, "curl -s -o /dev/null -w '%{http_code}' -X DELETE --unix-socket /run/carme-backend/admin.sock http://backend/v1/users/"+user+"/factors")
 	if status != "204" && status != "200" && status != "404" { // 404: they have never been here
 		t.Fatalf("take %s's factor away: %s", user, status)
 	}

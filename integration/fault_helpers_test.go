@@ -78,7 +78,7 @@ func (v *visitor) dialled(host string) *line {
 	conf := webTLS(v.t)
 	conf.ServerName, conf.NextProtos = name, []string{"http/1.1"}
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}
-	conn, err := dialer.DialContext(v.t.Context(), "tcp", net.JoinHostPort(address(v.t, login), portalPort))
+	conn, err := dialer.DialContext(v.t.Context(), "tcp", v.at)
 	if err != nil {
 		return nil
 	}

@@ -144,8 +144,11 @@ func TestScenario_A7_Prometheus_gets_counters_of_every_daemon(t *testing.T) {
 	reaches(node1, "carme_job_cpu_percent"+labels, 20)
 	reaches(node1, "carme_job_memory_bytes"+labels, 50e6)
 	reaches(node1, "carme_certificate_expires_seconds", float64(time.Now().Unix()))
-	if out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out; strings.Count(out, "\ncarme_gpu_memory_bytes{uuid=\"GPU-") < 4 {
-		t.Errorf("not all GPUs are there:\n%s", out)
+	out := root(t, node1, "curl", "-s", "http://127.0.0.1:"+port+"/metrics").out
+	for _, name := range []string{"carme_gpu_percent", "carme_gpu_memory_bytes", "carme_gpu_power_watts", "carme_gpu_energy_joules_total"} {
+		if strings.Count(out, "\n"+name+"{uuid=\"GPU-") < 4 {
+			t.Errorf("not all GPUs have a %s:\n%s", name, out)
+		}
 	}
 	visit(t, "alice").login()
 	reaches(login, "carme_portal_certificate_expires_seconds", float64(time.Now().Unix()))

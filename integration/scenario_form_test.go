@@ -159,6 +159,10 @@ func TestScenario_W4_the_command_shown_makes_the_same_job_as_the_form(t *testing
 	b.do(click("#start button[formaction]"))
 	script := b.text("#script-text")
 	b.shot("command")
+	b.do(click("[data-copy=script-text]"))
+	eventually(t, 10*time.Second, "the copy, or the text marked for one", func() bool {
+		return strings.Contains(b.text("[data-copy=script-text]"), "Copied") || strings.Contains(ask[string](b, "getSelection().toString()"), "#SBATCH")
+	})
 	b.axe("command")
 	b.do(click(startButton), appears("#jobhead"))
 	form := b.jobNumber()

@@ -25,6 +25,9 @@ func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
 	resetFactor(t, "alice")
 	b.password("alice", "alice-pass")
 	b.do(appears("#secret"))
+	if !ask[bool](b, `document.querySelector('img[src^="data:image/png"]')?.naturalWidth >= 200`) {
+		t.Error("there is no picture to scan")
+	}
 	b.shot("enrol")
 	b.axe("enrolment")
 	b.enrol("alice")

@@ -148,10 +148,16 @@ func TestScenario_W7_the_page_says_in_words_why_a_job_has_ended(t *testing.T) {
 func TestScenario_W9_a_busy_job_has_plots_with_its_measurements(t *testing.T) {
 	id := sbatch(t, "bob", "-J", "it-busy", "-w", node1, "--carme=base", "--gres=gpu:a100:1", "--mem=1000",
 		`--wrap=exec python3 -c "
-import time
+import os, time
 x = bytearray(300 << 20)
+f = open('it-busy', 'wb', 0)
 end = time.time() + 160
-while time.time() < end: pass
+while time.time() < end:
+    f.seek(0)
+    f.write(x[:16 << 20])
+    os.fsync(f.fileno())
+    pause = time.time() + 1
+    while time.time() < pause: pass
 "`)
 	b := open(t)
 	b.login("bob")
@@ -163,7 +169,7 @@ while time.time() < end: pass
 			return [...t.tBodies[0].rows].map(r => Number(r.cells[1].textContent)).filter(v => !Number.isNaN(v)); return [] })()`, title))
 	}
 	eventually(t, 100*time.Second, "ten measurements", func() bool { return len(values("CPU (%)")) >= 10 })
-	for title, least := range map[string]float64{"CPU (%)": 20, "Memory (MB)": 250, "GPU (%)": 1, "GPU memory (MB)": 1, "GPU power (W)": 1} {
+	for title, least := range map[string]float64{"CPU (%)": 20, "Memory (MB)": 250, "GPU (%)": 1, "GPU memory (MB)": 1, "GPU power (W)": 1, "Written (MB/s)": 1} {
 		most := 0.0
 		for _, v := range values(title) {
 			most = max(most, v)

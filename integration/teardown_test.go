@@ -343,3 +343,49 @@ func TestFault_J14_a_job_runs_out_of_memory(t *testing.T) {
 		})
 	}
 }
+
+// digger is a program of a user's that makes one directory in the other, from its
+// working directory on, and tells when it is deep down.
+const digger = `for (my $n = 0; ; $n++) { mkdir "d", 0700; chdir "d" or sleep 600; if ($n == 30000) { open my $f, ">", "/tmp/it-deep"; } }`
+
+// A descriptor of a directory can be handed to a process of another job, which fills
+// the directory while it is removed. Nothing waits for that to end: neither the node
+// for its next job, nor that job.
+func TestAttack_J14_who_keeps_a_jobs_directory_open_does_not_keep_the_node(t *testing.T) {
+	id := sbatch(t, "alice", "-w", node1, "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap", "sleep 600")
+	dir := "/run/carme/jobs/" + id
+	eventually(t, 40*time.Second, "the session's directory", func() bool { return root(t, node1, "test", "-e", dir+"/sess/status").code == 0 })
+	undo(t, node1, "pkill -KILL -fx 'perl -e for.*'; rm -f /tmp/it-deep; until rm -rf "+dir+" 2>/dev/null; do :; done")
+	sh(t, node1, "rm -f /tmp/it-deep; cd "+dir+"/sess && setsid setpriv --reuid alice --regid alice --clear-groups perl -e '"+digger+"' >/dev/null 2>&1 </dev/null &")
+	eventually(t, time.Minute, "a deep directory", func() bool { return root(t, node1, "test", "-e", "/tmp/it-deep").code == 0 })
+	root(t, ctl, "scancel", id).ok(t)
+	// Slurm gives a node up that takes a minute (UnkillableStepTimeout).
+	eventually(t, 45*time.Second, "the end of job "+id, func() bool { return root(t, ctl, "squeue", "-h", "-j", id).out == "" })
+	sh(t, node1, "pkill -STOP -fx 'perl -e for.*'") // else what is to be cleaned up grows and grows
+	idle(t)
+	srun(t, "bob", "-w", node1, "--carme=none", "true").ok(t)
+	// It is known to be a leftover, and is removed bit by bit.
+	sh(t, node1, "test -s "+dir+"/extern")
+}
+
+// What users can write to on a node, outside of their homes, is on a file system of
+// its own where one is mounted (packaging/systemd/run-carme-jobs.mount).
+func TestAttack_J14_users_fill_the_jobs_own_file_system_and_not_run(t *testing.T) {
+	const jobs = "/run/carme/jobs"
+	eventually(t, time.Minute, "no job on "+node2, func() bool { return strings.TrimSpace(root(t, node2, "ls", jobs).out) == "" })
+	undo(t, node2, "umount -l "+jobs)
+	sh(t, node2, "mount -t tmpfs -o mode=0700,size=8m,nr_inodes=400,nosuid,nodev,noexec tmpfs "+jobs)
+	id := sbatch(t, "alice", "-w", node2, "--carme=base", "--carme-app=terminal", "--mem=500", "--wrap",
+		"dd if=/dev/zero of=/run/carme/sess/big bs=1M count=64; cd /run/carme/sess; for i in $(seq 1000); do echo -n >$i; done; sleep 600")
+	used := func() string {
+		return strings.Join(strings.Fields(root(t, node2, "sh", "-c", "df --output=pcent,ipcent "+jobs+" | tail -1").out), " ")
+	}
+	eventually(t, 40*time.Second, "a full file system", func() bool { return used() == "100% 100%" })
+	srun(t, "bob", "-w", node2, "true").ok(t)
+	srun(t, "bob", "-w", node2, "--carme=none", "true").fails(t, "No space left on device")
+	idle(t)
+	root(t, ctl, "scancel", id).ok(t)
+	eventually(t, 30*time.Second, "room for the next one", func() bool { return srun(t, "bob", "-w", node2, "--carme=none", "true").code == 0 })
+	eventually(t, time.Second, "an empty file system", func() bool { return root(t, node2, "ls", jobs).out == "" })
+	idle(t)
+}

@@ -439,6 +439,32 @@ func TestAgent_renews_by_its_old_certificate_and_drops_no_stream(t *testing.T) {
 	}
 }
 
+func TestFault_agent_whose_certificate_is_of_a_time_to_come_enrols_anew(t *testing.T) {
+	r := newRig(t)
+	stop := r.start(t)
+	r.reported(t, "any", func(api.Report) bool { return true })
+	stop()
+	// The clock that signed it was ahead, and was put back since.
+	files := mtls.In(filepath.Join(r.cfg.State, "certs", "current"))
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := mtlstest.Template(t, mtls.Identity{Role: mtls.RoleNode, Name: "n1"}.URI())
+	template.NotBefore, template.NotAfter = time.Now().Add(24*time.Hour), time.Now().Add(31*24*time.Hour)
+	if err := os.WriteFile(files.Cert, r.backend.ca.Sign(t, template, pair.Leaf.PublicKey), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.backend.set(func() { r.backend.asked, r.backend.reports = nil, nil })
+	r.start(t)
+	r.reported(t, "any", func(api.Report) bool { return true })
+	r.backend.mu.Lock()
+	defer r.backend.mu.Unlock()
+	if asked := strings.Join(r.backend.asked, " "); asked != "/v1/agent/enrol" {
+		t.Errorf("asked %s", asked)
+	}
+}
+
 func TestAgent_answers_the_backend_only(t *testing.T) {
 	r := newRig(t)
 	r.start(t)

@@ -103,7 +103,7 @@ func serve(ctx context.Context, file string) error {
 	if err != nil {
 		return err
 	}
-	listener, err := listen(ctx, p.config.Listen)
+	listener, err := listen(ctx, p.config.Listen, log)
 	if err != nil {
 		return err
 	}

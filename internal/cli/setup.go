@@ -1,8 +1,10 @@
 package cli
 
 import (
+	"context"
 	"errors"
 	"io"
+	"net"
 
 	"github.com/spf13/cobra"
 
@@ -11,14 +13,20 @@ import (
 
 const httpsPort = 443
 
+// resolve asks the name server whether there is such a host.
+func resolve(ctx context.Context, host string) error {
+	_, err := net.DefaultResolver.LookupHost(ctx, host)
+	return err
+}
+
 func (m Machine) setup(out io.Writer) *cobra.Command {
-	o := setup.Options{Root: m.Root, Out: out, Now: m.Now}
+	o := setup.Options{Root: m.Root, Out: out, Now: m.Now, Host: m.Node, Resolve: resolve}
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Make this host ready for the portal, the backend or the agent",
 		Long: "Writes configuration, keys, certificates and the database of Carme's daemons on this host, and\n" +
 			"starts them. Never touches Slurm's or the firewall's configuration: it says what to add there.\n" +
-			"Can be run again: configuration that is there stays as it is.",
+			"Can be run again: keys and certificates stay, and so does configuration that somebody has edited.",
 		Example: "  carme setup --portal-host carme.example.org --apps-domain apps.example.org --cluster hpc \\\n" +
 			"    --ldap-url ldaps://ldap.example.org --ldap-people ou=people,dc=example,dc=org \\\n" +
 			"    --ldap-groups ou=groups,dc=example,dc=org --login-group carme-users",
@@ -36,7 +44,7 @@ func (m Machine) setup(out io.Writer) *cobra.Command {
 	f.StringVar(&o.AppsDomain, "apps-domain", "", "domain below which each session has a name; *.DOMAIN must lead to the portal")
 	f.IntVar(&o.PublicPort, "public-port", httpsPort, "port of the portal that browsers see")
 	f.StringVar(&o.Cluster, "cluster", "", "ClusterName of slurm.conf")
-	f.StringVar(&o.Backend, "backend", "", "HOST:PORT of the backend, as portals and nodes reach it (default with --role all: localhost:7443)")
+	f.StringVar(&o.Backend, "backend", "", "HOST:PORT of the backend, as portals and nodes reach it (default with --role all: this host)")
 	f.StringVar(&o.CAFile, "ca", "", "Carme's CA, copied from the head node")
 	f.StringVar(&o.JoinTokenFile, "join-token-file", "", "file with the token with which a portal on another host joins")
 	f.StringVar(&o.Directory.URL, "ldap-url", "", "directory: ldaps://HOST, or ldap://HOST for StartTLS")

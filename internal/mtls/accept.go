@@ -54,7 +54,8 @@ func Usable(leaf *x509.Certificate, want Identity, now time.Time) error {
 }
 
 // Due says whether a certificate should be renewed: two thirds of its life are
-// over, and the last third is there to try again in.
+// over, and the last third is there to try again in. One that is not good yet was
+// signed before a clock was put back, and nobody takes it.
 func Due(leaf *x509.Certificate, now time.Time) bool {
-	return !now.Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3))
+	return now.Before(leaf.NotBefore) || !now.Before(leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore)*2/3))
 }

@@ -370,3 +370,15 @@ func TestCertIdentity_wants_exactly_one_name_in_its_one_form(t *testing.T) {
 		}
 	}
 }
+
+func TestDue_after_two_thirds_of_its_life_or_when_a_clock_was_put_back(t *testing.T) {
+	begin := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	leaf := &x509.Certificate{NotBefore: begin, NotAfter: begin.Add(30 * 24 * time.Hour)}
+	for after, want := range map[time.Duration]bool{
+		-400 * 24 * time.Hour: true, -time.Second: true, 0: false, 19 * 24 * time.Hour: false, 20 * 24 * time.Hour: true, 400 * 24 * time.Hour: true,
+	} {
+		if mtls.Due(leaf, begin.Add(after)) != want {
+			t.Errorf("%v after its begin: %v", after, !want)
+		}
+	}
+}

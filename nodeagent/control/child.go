@@ -9,16 +9,32 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
-// Child answers one request from in on out. It is called in a process of the
-// user's, and does what the user may do.
+// order is what the child is told.
+type order struct {
+	Request
+
+	// Own leaves the ids as they are.
+	Own bool `json:"own,omitempty"`
+}
+
+// Child answers one request from in on out, as the user whom it names: it does
+// what that user may do. It must have a process of its own, for it gives up
+// root's rights for good.
 func Child(in io.Reader, out io.Writer) error {
-	var req Request
-	if err := json.NewDecoder(io.LimitReader(in, lineMax)).Decode(&req); err != nil {
+	var o order
+	if err := json.NewDecoder(io.LimitReader(in, lineMax)).Decode(&o); err != nil {
 		return fmt.Errorf("read request: %w", err)
+	}
+	req := o.Request
+	if !o.Own {
+		if err := become(req); err != nil {
+			return err
+		}
 	}
 	answer := Answer{Error: "this is not a request"}
 	switch req.Op {
@@ -29,6 +45,38 @@ func Child(in io.Reader, out io.Writer) error {
 	}
 	if err := json.NewEncoder(out).Encode(answer); err != nil {
 		return fmt.Errorf("write answer: %w", err)
+	}
+	return nil
+}
+
+// become makes this process one of the user's that the user can neither trace nor
+// look into. It runs outside of all jobs: who could take it over would be free of
+// their jobs' limits, and could open every GPU of the node.
+func become(req Request) error {
+	if err := check(req); err != nil {
+		return err
+	}
+	gids := make([]int, 0, len(req.GIDs))
+	for _, g := range req.GIDs {
+		gids = append(gids, int(g))
+	}
+	uid, gid := int(req.UID), int(req.GID)
+	if err := syscall.Setgroups(gids); err != nil {
+		return fmt.Errorf("take the user's groups: %w", err)
+	}
+	if err := syscall.Setresgid(gid, gid, gid); err != nil {
+		return fmt.Errorf("take the user's group: %w", err)
+	}
+	if err := syscall.Setresuid(uid, uid, uid); err != nil {
+		return fmt.Errorf("become the user: %w", err)
+	}
+	if syscall.Geteuid() != uid || syscall.Getuid() != uid || syscall.Getegid() != gid {
+		return errors.New("become the user: the ids have not changed")
+	}
+	// The kernel does so with the change of ids, but for what fs.suid_dumpable says
+	// (proc_sys_fs(5)).
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("keep the user from tracing this process: %w", err)
 	}
 	return nil
 }

@@ -64,6 +64,8 @@ const (
 	lineMax = 256 << 10
 	// minUID is the first uid that may be a person's.
 	minUID = 1000
+	// unchanged is what setresuid(2) and setresgid(2) take for the id of before.
+	unchanged = 1<<32 - 1
 	// children is how many may run at once, and childrenPerUser of one user.
 	children        = 32
 	childrenPerUser = 4
@@ -144,6 +146,8 @@ func check(req Request) error {
 		return fmt.Errorf("%q is not a request", req.Op)
 	case req.UID < minUID:
 		return fmt.Errorf("user %d is not a person", req.UID)
+	case req.UID == unchanged, req.GID == unchanged:
+		return errors.New("the ids are nobody's")
 	case req.GID == 0 || slices.Contains(req.GIDs, 0):
 		return errors.New("root's group is refused")
 	case len(req.GIDs) > groupsMax:
@@ -182,7 +186,7 @@ var errTime = errors.New("the file system does not answer")
 // child runs the request as its user.
 func (c *Control) child(ctx context.Context, req Request) (Answer, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.Limit)
-	input, err := json.Marshal(req)
+	input, err := json.Marshal(order{Request: req, Own: c.Own})
 	if err != nil {
 		cancel()
 		c.leave(req.UID)
@@ -196,10 +200,9 @@ func (c *Control) child(ctx context.Context, req Request) (Answer, error) {
 	cmd.Stdout = out
 	// Pipes that a stuck child holds are given up.
 	cmd.WaitDelay = time.Second
+	// It becomes the user by itself: a program that is started as the user is one
+	// that the user may trace.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if !c.Own {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: req.UID, Gid: req.GID, Groups: req.GIDs}
-	}
 	done := make(chan error, 1)
 	go func() {
 		defer c.leave(req.UID)

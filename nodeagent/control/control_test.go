@@ -2,9 +2,12 @@ package control
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -22,6 +25,8 @@ func TestMain(m *testing.M) {
 			os.Exit(0)
 		case "stuck":
 			select {}
+		case "trace":
+			os.Exit(trace())
 		case "flood":
 			for {
 				if _, err := os.Stdout.WriteString(strings.Repeat("x", 4096)); err != nil {
@@ -89,6 +94,8 @@ func TestControl_refuses(t *testing.T) {
 	for name, r := range map[string]Request{
 		"root":                {Op: "tail", UID: 0, GID: 10001, Path: "/etc/shadow"},
 		"a system user":       {Op: "tail", UID: 999, GID: 10001, Path: "/etc/shadow"},
+		"no user":             {Op: "tail", UID: 1<<32 - 1, GID: 10001, Path: "/etc/passwd"},
+		"no group":            {Op: "tail", UID: 10001, GID: 1<<32 - 1, Path: "/etc/passwd"},
 		"root's group":        {Op: "tail", UID: 10001, GID: 0, Path: "/etc/shadow"},
 		"root among groups":   {Op: "tail", UID: 10001, GID: 10001, GIDs: []uint32{5, 0}, Path: "/etc/shadow"},
 		"a path from here":    {Op: "tail", UID: 10001, GID: 10001, Path: "etc/shadow"},
@@ -173,20 +180,15 @@ func TestControl_child_has_the_users_rights(t *testing.T) {
 	}
 	c := newControl(t, "child")
 	c.Own = false
-	// The tests' program must be reachable for the user.
+	// It must be reachable for the user.
 	dir, err := os.MkdirTemp("/tmp", "carme") //nolint:usetesting // TempDir's parents are root's alone
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	program, err := os.ReadFile(c.Program)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Program = filepath.Join(dir, "child")
 	secret, shared := filepath.Join(dir, "secret"), filepath.Join(dir, "shared")
 	for _, err := range []error{
-		os.Chmod(dir, 0o755), os.WriteFile(c.Program, program, 0o755), os.Chmod(c.Program, 0o755),
+		os.Chmod(dir, 0o755),
 		os.WriteFile(secret, []byte("s"), 0o600), os.WriteFile(shared, []byte("s"), 0o640), os.Chown(shared, 0, 12345),
 	} {
 		if err != nil {
@@ -204,5 +206,86 @@ func TestControl_child_has_the_users_rights(t *testing.T) {
 	req.GIDs = []uint32{12345}
 	if a := c.Do(t.Context(), req); !a.OK || string(a.Data) != "s" {
 		t.Errorf("a group's file with the group: %+v", a)
+	}
+}
+
+// trace looks, as the user, for another process of this program's into which it may
+// look, as who traces one must (ptrace(2), "access mode checking"). It returns 0 when
+// it has found one, and 3 when its input ends before.
+func trace() int {
+	program, err := os.Executable()
+	if err != nil {
+		return 1
+	}
+	over := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		close(over)
+	}()
+	for {
+		select {
+		case <-over:
+			return 3
+		default:
+		}
+		entries, err := os.ReadDir("/proc")
+		if err != nil {
+			return 1
+		}
+		for _, e := range entries {
+			pid, err := strconv.Atoi(e.Name())
+			if err != nil || pid == os.Getpid() {
+				continue
+			}
+			if exe, err := os.Readlink("/proc/" + e.Name() + "/exe"); err == nil && exe == program {
+				return 0
+			}
+		}
+	}
+}
+
+// A child runs outside of all jobs: a user who takes it over has left the job's
+// cgroups, and with them its limits and its device filter.
+func TestAttack_users_cannot_take_over_the_child_that_reads_for_them(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir, err := os.MkdirTemp("/tmp", "carme") //nolint:usetesting // TempDir's parents are root's alone
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	c := newControl(t, "child")
+	c.Own = false
+	program, err := os.ReadFile(c.Program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Program = filepath.Join(dir, "program")
+	for _, err := range []error{os.Chmod(dir, 0o755), os.WriteFile(c.Program, program, 0o755), os.Chmod(c.Program, 0o755)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	attacker := exec.CommandContext(t.Context(), c.Program, "trace")
+	attacker.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 10001, Gid: 10001}}
+	attacker.Dir = "/"
+	in, err := attacker.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := attacker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for range 200 {
+		if a := c.Do(t.Context(), Request{Op: "home", UID: 10001, GID: 10001, Path: "/"}); !a.OK {
+			t.Fatalf("the child answers %+v", a)
+		}
+	}
+	if err := in.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := attacker.Wait(); attacker.ProcessState.ExitCode() != 3 {
+		t.Errorf("a process of the user's could look into the agent's child (%v)", err)
 	}
 }

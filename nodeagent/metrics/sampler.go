@@ -48,18 +48,22 @@ func (s *Sampler) Run(ctx context.Context, every time.Duration) {
 
 // Measure measures all jobs once.
 func (s *Sampler) Measure() {
-	jobs := s.Jobs()
+	// Without the lock, for which the end of a job waits: a user with many
+	// processes makes it take long.
+	jobs, now := s.Jobs(), map[*session.Job]reading{}
+	for _, j := range jobs {
+		if usage, ok := ReadUsage(j.Cgroups); ok {
+			now[j] = reading{usage, s.Now()}
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := map[*session.Job]reading{}
 	s.last = s.last[:0:0]
 	for _, j := range jobs {
-		usage, ok := ReadUsage(j.Cgroups)
+		r, ok := now[j]
 		if !ok {
 			continue
 		}
-		r := reading{usage, s.Now()}
-		now[j] = r
 		// A rate needs two readings.
 		if old, ok := s.before[j]; ok && r.at.After(old.at) {
 			sample := s.sample(j, old, r)

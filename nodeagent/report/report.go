@@ -18,6 +18,10 @@ const (
 	everyMax     = time.Minute
 	// settle is how long changes are gathered before they are told.
 	settle = 50 * time.Millisecond
+	// unrest is for how long instead, once news has brought burst reports more
+	// than one a second.
+	unrest = time.Second
+	burst  = 20
 	// Between two attempts.
 	firstPause   = time.Second
 	longestPause = 30 * time.Second
@@ -53,6 +57,22 @@ type Reporter struct {
 	Log     *slog.Logger
 
 	seq int64
+	// credit is how many reports news may still bring at once, as of then.
+	credit float64
+	then   time.Time
+}
+
+// patience is how long changes are gathered after news that comes now. A user
+// makes news by writing to a file, as often as the agent looks there; a report
+// costs the backend more than that.
+func (r *Reporter) patience(now time.Time) time.Duration {
+	r.credit = min(burst, r.credit+now.Sub(r.then).Seconds())
+	r.then = now
+	if r.credit < 1 {
+		return unrest
+	}
+	r.credit--
+	return settle
 }
 
 // Run reports until ctx ends.
@@ -103,7 +123,7 @@ func (r *Reporter) wait(ctx context.Context, next time.Duration, failing bool) b
 		return true
 	case <-changed:
 	}
-	timer.Reset(settle)
+	timer.Reset(r.patience(time.Now()))
 	select {
 	case <-ctx.Done():
 		return false

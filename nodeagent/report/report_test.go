@@ -92,6 +92,19 @@ func (s *fakeSamples) Take() []api.NodeSample {
 
 func (s *fakeSamples) PutBack(all []api.NodeSample) { s.pending = append(all, s.pending...) }
 
+func TestAttack_a_user_who_makes_news_all_the_time_does_not_flood_the_backend(t *testing.T) {
+	r, now, reports := &Reporter{}, time.Now(), 0
+	for start := now; now.Sub(start) < time.Minute; reports++ {
+		now = now.Add(r.patience(now))
+	}
+	if reports > burst+2*60 {
+		t.Errorf("%d reports in a minute", reports)
+	}
+	if d := r.patience(now.Add(time.Minute)); d != settle {
+		t.Errorf("after a rest news waits for %s", d)
+	}
+}
+
 func TestReporter_tells_news_at_once_and_again_what_was_not_heard(t *testing.T) {
 	l, err := OpenLedger(t.TempDir())
 	if err != nil {

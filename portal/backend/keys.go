@@ -105,13 +105,15 @@ func initState(ctx context.Context, c *Config) error {
 	return renewOwn(ctx, c, time.Now())
 }
 
-// renewOwn asks the signer for a certificate if there is none, or it ends soon.
+// renewOwn asks the signer for a certificate if there is none, it ends soon, is for
+// another name than the one that is set now, or is not good yet: the clock was put
+// back.
 func renewOwn(ctx context.Context, c *Config, now time.Time) error {
 	files := mtls.In(c.file(tlsDir))
 	if raw, err := os.ReadFile(files.Cert); err == nil {
 		if block, _ := pem.Decode(raw); block != nil {
 			cert, err := x509.ParseCertificate(block.Bytes)
-			if err == nil && cert.NotAfter.Sub(now) > renewBefore {
+			if err == nil && cert.NotAfter.Sub(now) > renewBefore && !now.Before(cert.NotBefore) && named(cert, c.Name) {
 				return nil
 			}
 		}
@@ -139,6 +141,11 @@ func renewOwn(ctx context.Context, c *Config, now time.Time) error {
 		return err
 	}
 	return writeSecret(files.Cert, cert, 0o644)
+}
+
+func named(cert *x509.Certificate, name string) bool {
+	id, err := mtls.CertIdentity(cert)
+	return err == nil && id.Role == mtls.RoleBackend && id.Name == name
 }
 
 // routeKeys reads the key that signs route tokens; its id is made of it.

@@ -5,12 +5,14 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -64,6 +66,33 @@ slurm: {url: "unix:%[1]s/slurm.sock"}
 ldap: {urls: ["ldaps://127.0.0.1:1"], people: {base: dc=c}, groups: {base: dc=c}}
 `, root))
 	return root, config.Source{Root: root, TrustOwner: true}
+}
+
+// early makes the certificate one of tomorrow.
+func early(t *testing.T, files mtls.Files) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(files.Cert, files.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *pair.Leaf
+	template.NotBefore, template.NotAfter = time.Now().Add(24*time.Hour), time.Now().Add(31*24*time.Hour)
+	der, err := x509.CreateCertificate(rand.Reader, &template, &template, pair.Leaf.PublicKey, pair.PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(files.Cert, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func mustConfig(t *testing.T, src config.Source) *Config {
+	t.Helper()
+	cfg, err := LoadConfig(src, defaultFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cfg
 }
 
 func start(t *testing.T, src config.Source, socket string, args ...string) (stop func()) {
@@ -130,12 +159,61 @@ func TestA_head_node_is_set_up_and_runs(t *testing.T) {
 	if id, err := mtls.CertIdentity(cert.Leaf()); err != nil || id.String() != "carme://backend/localhost" {
 		t.Errorf("certificate is %v, %v", id, err)
 	}
+	// One that has run out while the head node was off, or that was signed before
+	// its clock was put back, is replaced, and at the start too.
+	cfg, err := LoadConfig(src, "/etc/carme/backend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := func() string { return cert.Leaf().SerialNumber.String() }
+	for _, now := range []time.Duration{0, 29 * 24 * time.Hour, -24 * time.Hour} {
+		before := leaf()
+		if err := renewOwn(t.Context(), cfg, time.Now().Add(now)); err != nil {
+			t.Fatal(err)
+		}
+		if err := cert.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		if (leaf() != before) != (now != 0) {
+			t.Errorf("with a clock that is wrong by %v: another certificate: %v", now, leaf() != before)
+		}
+	}
+	settings, err := os.ReadFile(root + "/etc/carme/backend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, root+"/etc/carme/backend.yaml", strings.Replace(string(settings), "name: localhost", "name: head", 1))
+	must("init")
+	if cert, err = mtls.Open(mtls.In(root+"/backend/tls"), nil); err != nil {
+		t.Fatal(err)
+	}
+	if id, err := mtls.CertIdentity(cert.Leaf()); err != nil || id.String() != "carme://backend/head" {
+		t.Errorf("with another name the certificate is %v, %v", id, err)
+	}
+	early(t, mtls.In(root+"/backend/tls"))
 	stop := start(t, src, root+"/a.sock")
+	for late := time.After(10 * time.Second); !cert.Leaf().NotBefore.Before(time.Now()); {
+		select {
+		case <-late:
+			t.Fatal("it goes on with a certificate that nobody takes")
+		case <-time.After(20 * time.Millisecond):
+		}
+		if err := cert.Reload(); err != nil {
+			t.Log(err) // it is being written
+		}
+	}
 	if tok := must("token", "--role", "portal", "--name", "p1"); len(strings.TrimSpace(tok)) != 43 {
 		t.Errorf("token is %q", tok)
 	}
 	if _, err := run("token", "--role", "backend", "--name", "x"); err == nil {
 		t.Error("a token for a backend")
+	}
+	var parts map[string]string
+	if err := ask(t.Context(), mustConfig(t, src), http.MethodGet, "/v1/health", nil, &parts); err != nil {
+		t.Fatal(err)
+	}
+	if parts["database"] != "" || !strings.Contains(parts["directory"], "reach directory") {
+		t.Errorf("health is %q", parts)
 	}
 	if out := must("audit", "verify"); !strings.HasPrefix(out, "1 records, unbroken") {
 		t.Errorf("audit says %q", out)

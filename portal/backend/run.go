@@ -44,7 +44,7 @@ const (
 	// stopWithin is how long requests may take to end.
 	stopWithin = 10 * time.Second
 	// renewEvery is how often the own certificate is looked at.
-	renewEvery = time.Hour
+	renewEvery = time.Minute
 )
 
 // parts is the daemon.
@@ -125,7 +125,9 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 			UID: uint32(os.Geteuid()), //nolint:gosec // it is one
 		},
 		Health: func(ctx context.Context) map[string]string {
-			return health(ctx, db, client, sign, cfg.Slurm.ServiceUser, offered)
+			parts := health(ctx, db, client, sign, cfg.Slurm.ServiceUser, offered)
+			parts["directory"] = reachable(ctx, dir)
+			return parts
 		},
 	}
 	return p, nil
@@ -151,6 +153,18 @@ func health(ctx context.Context, db *store.DB, client *rest.Client, sign *signer
 		"database": say(store.One(ctx, db.Read(), &one, "SELECT 1")), "signer": say(err), "slurm": say(client.Ping(ctx, user)),
 		"catalogue": offered.problems(),
 	}
+}
+
+// nobody is a name to look up in the directory. Whether there is such a person is
+// all the same.
+const nobody = "carme-health"
+
+// reachable is empty for a directory that answers a search.
+func reachable(ctx context.Context, dir *ldapauth.Directory) string {
+	if _, err := dir.Find(ctx, nobody); err != nil && !errors.Is(err, auth.ErrUnknown) {
+		return err.Error()
+	}
+	return ""
 }
 
 // identity asks NSS for the numeric groups of a user.
@@ -260,18 +274,24 @@ func (p *parts) gauges() {
 	}
 }
 
-// renew keeps the own certificate good.
+// renew keeps the own certificate good. It looks at once too: a head node that was
+// off for a month, or was put back from a backup, has one that nobody takes.
 func (p *parts) renew(ctx context.Context) {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
+	told := ""
 	for {
+		switch err := renewOwn(ctx, p.cfg, clock.Real()); {
+		case err == nil || ctx.Err() != nil:
+			told = ""
+		case err.Error() != told:
+			told = err.Error()
+			p.log.ErrorContext(ctx, "own certificate could not be renewed; trying again", "err", told)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if err := renewOwn(ctx, p.cfg, clock.Real()); err != nil {
-				p.log.ErrorContext(ctx, "own certificate could not be renewed", "err", err.Error())
-			}
 		}
 	}
 }

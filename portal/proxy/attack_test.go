@@ -267,6 +267,17 @@ func TestAttack_a_space_in_the_path_of_HTTP2_is_no_second_request_line(t *testin
 	}
 }
 
+func TestAttack_a_method_of_HTTP2_is_no_second_request_line(t *testing.T) {
+	for name, want := range map[string]bool{
+		"GET": true, "PROPFIND": true, "VERSION-CONTROL": true, "GET /secret HTTP/1.1 ": false, "GET\t/": false, "": false, "G\u00e4T": false, strings.Repeat("A", 1000): false,
+	} {
+		r := &http.Request{Method: name, RequestURI: "/", URL: &url.URL{}}
+		if got := wellFormed(r); got != want {
+			t.Errorf("%.30q: %v", name, got)
+		}
+	}
+}
+
 func TestAttack_an_apps_answer_harms_no_sibling(t *testing.T) {
 	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		h := rw.Header()

@@ -132,6 +132,14 @@ func rememberedPath(encoded string) string {
 	return path
 }
 
+// cookiePathMax is the longest Path that browsers take, in bytes (RFC 6265bis
+// 5.6).
+const cookiePathMax = 1024
+
+// longMax is how many requests with too long a head get an answer that helps at
+// the same time: each holds a megabyte.
+const longMax = 32
+
 // removeMax bounds the headers that remove cookies, in bytes: browsers take
 // 256 KB of them in all.
 const removeMax = 200 << 10
@@ -140,6 +148,12 @@ const removeMax = 200 << 10
 // can pile up cookies for all hosts below the apps domain. Each is removed by
 // name, where a sibling can have put it.
 func (p *Proxy) tooLong(w http.ResponseWriter, r *http.Request) {
+	if p.long.Add(1) > longMax {
+		p.long.Add(-1)
+		refuse(w, "the request has too long a head", http.StatusRequestHeaderFieldsTooLarge)
+		return
+	}
+	defer p.long.Add(-1)
 	var names []string
 	seen := map[string]bool{}
 	for _, one := range r.Cookies() {
@@ -148,18 +162,29 @@ func (p *Proxy) tooLong(w http.ResponseWriter, r *http.Request) {
 			names = append(names, one.Name)
 		}
 	}
+	for _, line := range removals(names, cookiePaths(r.URL.EscapedPath()), cookieDomains(p.names.Apps)) {
+		w.Header().Add("Set-Cookie", line)
+	}
+	p.problem(w, r, pageCookieFlood)
+}
+
+// removals are the lines that remove cookies, as many as browsers take. There
+// could be millions: a stranger chooses both how many names and how many paths.
+func removals(names, paths, domains []string) []string {
+	var lines []string
 	size := 0
-	for _, path := range cookiePaths(r.URL.EscapedPath()) {
+	for _, path := range paths {
 		for _, name := range names {
-			for _, domain := range cookieDomains(p.names.Apps) {
+			for _, domain := range domains {
 				line := name + "=; Domain=" + domain + "; Path=" + path + "; Max-Age=0; Secure"
-				if size += len(line); size <= removeMax {
-					w.Header().Add("Set-Cookie", line)
+				if size += len(line); size > removeMax {
+					return lines
 				}
+				lines = append(lines, line)
 			}
 		}
 	}
-	p.problem(w, r, pageCookieFlood)
+	return lines
 }
 
 // cookieDomains are those for which a page below the apps domain can set
@@ -176,6 +201,7 @@ func cookieDomains(apps string) []string {
 // the widest first.
 func cookiePaths(path string) []string {
 	all := []string{"/"}
+	path = path[:min(len(path), cookiePathMax)]
 	path, _, _ = strings.Cut(path, ";") // none can have been set with it
 	for at := 1; at < len(path); at++ {
 		if path[at] == '/' {
@@ -200,6 +226,7 @@ func (p *Proxy) clear(w http.ResponseWriter, r *http.Request) {
 
 // lead sends a browser on, by GET.
 func lead(w http.ResponseWriter, r *http.Request, to string) {
+	hurry(w)
 	ownHeaders(w.Header())
 	http.Redirect(w, r, to, http.StatusSeeOther)
 }

@@ -268,6 +268,7 @@ type fakeAgent struct {
 	hold   atomic.Pointer[chan struct{}] // if set, answers wait for it
 	cut    atomic.Int64                  // so many streams end without an answer
 	drop   atomic.Int64                  // so many end after it
+	stale  atomic.Int64                  // so many have a token that has run out
 }
 
 func newFakeAgent(t *testing.T, ca *testCA, app http.Handler) *fakeAgent {
@@ -311,6 +312,9 @@ func (a *fakeAgent) serve(conn *tls.Conn, app string) {
 		<-*wait
 	}
 	status := byte(a.status.Load())
+	if a.stale.Add(-1) >= 0 {
+		status = byte(statusToken)
+	}
 	up, err := net.Dial("tcp", app) //nolint:noctx // a test's
 	if err != nil {
 		status = 3

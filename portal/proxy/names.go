@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 const (
@@ -67,11 +68,19 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 			refuse(w, "malformed request", http.StatusBadRequest)
 			return
 		}
+		control := http.NewResponseController(w)
+		if r.ContentLength != 0 { // the server has no time for bodies: those of apps may take hours, piece by piece
+			_ = control.SetReadDeadline(time.Now().Add(writePatience)) // if it fails, so does the read
+		}
 		if r.Host == own {
+			hurry(w)
 			portal.ServeHTTP(w, r)
 			return
 		}
 		if _, ok := n.Label(r.Host); ok {
+			if r.ProtoMajor == 1 {
+				_ = control.SetWriteDeadline(time.Time{}) // that of an answer of ours before, on the same connection
+			}
 			apps.ServeHTTP(w, r)
 			return
 		}
@@ -79,8 +88,15 @@ func (n Names) Dispatch(portal, apps http.Handler) http.Handler {
 	})
 }
 
+// hurry gives the reader of an answer of ours some time, not for ever: in HTTP/2
+// it costs a stranger nothing to ask and leave no room for the answer.
+func hurry(w http.ResponseWriter) {
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
+}
+
 // refuse answers in plain text.
 func refuse(w http.ResponseWriter, text string, status int) {
+	hurry(w)
 	ownHeaders(w.Header())
 	http.Error(w, text, status)
 }
@@ -89,7 +105,7 @@ func refuse(w http.ResponseWriter, text string, status int) {
 // is not a path, and bytes in it that HTTP/2 lets through but that would end a
 // request line of HTTP/1.
 func wellFormed(r *http.Request) bool {
-	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !strings.HasPrefix(r.RequestURI, "/") {
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || !method(r.Method) || !strings.HasPrefix(r.RequestURI, "/") {
 		return false
 	}
 	for _, c := range []byte(r.RequestURI) {
@@ -98,4 +114,13 @@ func wellFormed(r *http.Request) bool {
 		}
 	}
 	return true
+}
+
+// method says whether a text can be one: letters and hyphens, as all have that are
+// registered (RFC 9110, 16.1), and none is long.
+func method(text string) bool {
+	const most = 32
+	return text != "" && len(text) <= most && !strings.ContainsFunc(text, func(c rune) bool {
+		return (c < 'A' || c > 'Z') && (c < 'a' || c > 'z') && c != '-'
+	})
 }

@@ -113,6 +113,7 @@ func (p *Proxy) problem(w http.ResponseWriter, r *http.Request, what page) {
 	if err := pageTemplate.Execute(&out, fields); err != nil {
 		p.log.ErrorContext(r.Context(), "page: cannot be made", "error", err)
 	}
+	hurry(w)
 	h := w.Header()
 	ownHeaders(h)
 	h.Set("Content-Type", "text/html; charset=utf-8")
@@ -150,6 +151,7 @@ func german(accept string) bool {
 }
 
 func serveStyle(w http.ResponseWriter, r *http.Request) {
+	hurry(w)
 	ownHeaders(w.Header())
 	w.Header().Set("Cache-Control", "max-age=3600")
 	w.Header().Set("Content-Type", "text/css; charset=utf-8")

@@ -52,6 +52,7 @@ type Proxy struct {
 	table    *table
 	opening  sync.Map // of an agent's address to chan struct{}
 	counts   counts
+	long     atomic.Int32 // requests with too long a head that are being answered
 	// strangers are requests that come from other pages.
 	strangers logx.Seldom
 }
@@ -238,6 +239,8 @@ func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, errEnded):
 		p.problem(w, r, pageEnded)
+	case errors.Is(err, errFull):
+		p.problem(w, r, pageBusy)
 	case errors.Is(err, context.Canceled):
 	default:
 		p.log.WarnContext(r.Context(), "grant: backend gave none", "error", err)

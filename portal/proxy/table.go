@@ -19,8 +19,10 @@ const (
 	leaseOpen = 60 * time.Second
 	// grantPatience is how long the backend may take to give a grant.
 	grantPatience = 10 * time.Second
-	// asking is how many grants are asked for at once.
-	asking = 64
+	// asking is how many grants are asked for at once, flightsMax how many can be
+	// wanted.
+	asking     = 64
+	flightsMax = 16384
 	// remember is how long revocations are kept, for grants that were under way
 	// when they came.
 	remember = time.Minute
@@ -172,9 +174,10 @@ type revoked struct {
 
 // flight is a grant that is being asked for, by several requests at once.
 type flight struct {
-	done  chan struct{}
-	route *route
-	err   error
+	done    chan struct{}
+	route   *route
+	err     error
+	waiting int // requests that still want it
 }
 
 func newTable(backend Backend, now func() time.Time) *table {
@@ -217,27 +220,51 @@ func (t *table) ask(ctx context.Context, k key) (*route, error) {
 	t.mu.Lock()
 	f := t.flights[k]
 	if f == nil {
+		if len(t.flights) >= flightsMax {
+			t.mu.Unlock()
+			return nil, errFull
+		}
 		f = &flight{done: make(chan struct{})}
 		t.flights[k] = f
 		go t.fly(k, f)
 	}
+	f.waiting++
 	t.mu.Unlock()
 	select {
 	case <-f.done:
 		return f.route, f.err
 	case <-ctx.Done():
+		t.mu.Lock()
+		f.waiting--
+		t.mu.Unlock()
 		return nil, ctx.Err()
 	}
 }
 
 func (t *table) fly(k key, f *flight) {
 	t.slots <- struct{}{}
-	f.route, f.err = t.request(k)
+	if !t.abandoned(k, f) {
+		f.route, f.err = t.request(k)
+		t.mu.Lock()
+		delete(t.flights, k)
+		t.mu.Unlock()
+	}
 	<-t.slots
-	t.mu.Lock()
-	delete(t.flights, k)
-	t.mu.Unlock()
 	close(f.done)
+}
+
+// abandoned says whether nobody wants the grant any more, and forgets it then. In
+// HTTP/2 a stranger can make up a hundred thousand cookies a second and wait for
+// none: those who wait would come after them.
+func (t *table) abandoned(k key, f *flight) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f.waiting > 0 {
+		return false
+	}
+	delete(t.flights, k)
+	f.err = context.Canceled
+	return true
 }
 
 func (t *table) request(k key) (*route, error) {

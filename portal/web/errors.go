@@ -1,8 +1,10 @@
 package web
 
 import (
+	"cmp"
 	"errors"
 	"net/http"
+	"strings"
 
 	"github.com/gin-gonic/gin"
 
@@ -31,6 +33,12 @@ func (s *Server) fail(c *gin.Context, err error) {
 	status := http.StatusInternalServerError
 	switch code {
 	case client.CodeNoSession:
+		if strings.HasPrefix(c.FullPath(), "/login/") {
+			// It may be a full one that is no longer at this step. A sibling's page,
+			// or any link, leads here: it must not log anybody out.
+			c.Redirect(http.StatusSeeOther, nextPath(cmp.Or(c.PostForm("next"), c.Query("next"))))
+			return
+		}
 		s.cookie(c, cookieSession, "", 0)
 		s.toLogin(c)
 		return

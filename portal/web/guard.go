@@ -197,16 +197,25 @@ func (s *Server) toLogin(c *gin.Context) {
 
 // nextPath is a path on this host, whatever was asked for.
 func nextPath(next string) string {
-	if len(next) > 2048 || !strings.HasPrefix(next, "/") || strings.HasPrefix(next, "//") ||
-		strings.ContainsFunc(next, func(r rune) bool { return r <= ' ' || r == '\\' || r >= 0x7f }) {
-		return "/"
-	}
-	target, err := url.Parse(next)
-	if err != nil || target.Host != "" || target.Scheme != "" || target.User != nil || strings.HasPrefix(target.Path, "//") ||
-		strings.HasPrefix(target.Path, "/login") || strings.HasPrefix(target.Path, "/fragments") || target.Path == "/events" {
+	path, ok := ownPath(next)
+	if !ok || strings.HasPrefix(path, "/login") || strings.HasPrefix(path, "/fragments") || path == "/events" {
 		return "/"
 	}
 	return next
+}
+
+// ownPath is the path of a text that leads to this host and can be read as
+// nothing else: browsers take a backslash for a slash.
+func ownPath(text string) (path string, ok bool) {
+	if len(text) > 2048 || !strings.HasPrefix(text, "/") || strings.HasPrefix(text, "//") ||
+		strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == '\\' || r >= 0x7f }) {
+		return "", false
+	}
+	target, err := url.Parse(text)
+	if err != nil || target.Host != "" || target.Scheme != "" || target.User != nil || strings.HasPrefix(target.Path, "//") {
+		return "", false
+	}
+	return target.Path, true
 }
 
 // source is the address of the browser. No header is believed.
@@ -246,10 +255,8 @@ func (s *Server) prefs(c *gin.Context) {
 		s.cookie(c, cookieTheme, "", 0)
 	}
 	to := c.PostForm("next")
-	if !strings.HasPrefix(to, "/login") {
+	if path, ok := ownPath(to); !ok || !strings.HasPrefix(path, "/login") {
 		to = nextPath(to)
-	} else if target, err := url.Parse(to); err != nil || target.Host != "" {
-		to = "/login"
 	}
 	c.Redirect(http.StatusSeeOther, to)
 }

@@ -33,6 +33,7 @@ func (s *Server) events(c *gin.Context) {
 	if len(last) > eventIDMax { // the backend takes no such head
 		last = ""
 	}
+	clear(c.Request.Header) // up to a megabyte, for as long as the page is open
 	stream, err := s.backend.Events(ctx, token(c), last)
 	if err != nil {
 		s.json(c, nil, err)

@@ -90,9 +90,7 @@ func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
 	if name != "main" && status == http.StatusOK {
 		sum := sha256.Sum256(out.Bytes())
 		tag := `"` + hex.EncodeToString(sum[:12]) + `"`
-		h.Set("Cache-Control", "private, no-cache")
-		h.Set("Vary", "Cookie, Accept-Language")
-		h.Set("ETag", tag)
+		h.Set("ETag", tag) // scripts keep it: the browser stores no part of a page
 		if r.Header.Get("If-None-Match") == tag {
 			c.Status(http.StatusNotModified)
 			c.Writer.WriteHeaderNow()

@@ -3,6 +3,8 @@ package web
 import (
 	"net/http"
 	"slices"
+	"strings"
+	"unicode"
 
 	"github.com/gin-gonic/gin"
 
@@ -56,8 +58,17 @@ func wrongCode(err error) bool {
 	return false
 }
 
+// either is a code of the app that is to be replaced, or a recovery code: the
+// telephone may be lost.
+func either(text string) string {
+	if strings.ContainsFunc(text, unicode.IsLetter) {
+		return strings.TrimSpace(text)
+	}
+	return digits(text)
+}
+
 func (s *Server) totp(c *gin.Context) {
-	in, err := s.backend.RenewTOTP(c.Request.Context(), token(c), s.confirm(c))
+	in, err := s.backend.RenewTOTP(c.Request.Context(), token(c), api.Confirm{Code: either(c.PostForm("code")), Source: source(c.Request)})
 	switch {
 	case wrongCode(err):
 		s.showSecurity(c, http.StatusUnprocessableEntity, s.bad(c, err))

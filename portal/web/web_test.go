@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -192,6 +193,22 @@ func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
 	}
 }
 
+func TestSecurity_who_has_lost_the_telephone_sets_up_another_with_a_recovery_code(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for code, want := range map[string]int{clienttest.Recovery: http.StatusOK, " " + clienttest.Recovery + " ": http.StatusOK, clienttest.Code: http.StatusOK, "zzzz-zzzz": http.StatusUnprocessableEntity} {
+		answer, page := b.post("/security", "/security/totp", url.Values{"code": {code}})
+		if answer.StatusCode != want || strings.Contains(page, `id="secret"`) != (want == http.StatusOK) {
+			t.Errorf("%q: %d", code, answer.StatusCode)
+		}
+	}
+	_, page := b.get("/security")
+	field := regexp.MustCompile(`<input[^>]*id="totp-code"[^>]*>`).FindString(page)
+	if most, err := strconv.Atoi(regexp.MustCompile(`maxlength="(\d+)"`).FindStringSubmatch(field)[1]); err != nil || most < 32 || strings.Contains(field, "numeric") {
+		t.Errorf("a recovery code cannot be typed into %s", field)
+	}
+}
+
 func TestAttack_second_factor_is_not_skipped_by_going_to_a_page(t *testing.T) {
 	for user, step := range map[string]string{"alice": "pending", "carol": "enrolment"} {
 		for _, path := range []string{"/", "/jobs", "/security", "/open?host=" + testLabel + "&n=" + strings.Repeat("a", 64), "/events", "/fragments/jobs"} {
@@ -216,6 +233,34 @@ func TestAttack_next_leads_to_own_pages_only(t *testing.T) {
 	for _, good := range []string{"/", "/jobs", "/jobs/12?stream=err", "/open?host=s-a&n=b"} {
 		if got := nextPath(good); got != good {
 			t.Errorf("%q leads to %q", good, got)
+		}
+	}
+}
+
+func TestAttack_a_link_to_a_step_of_the_login_logs_nobody_out(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for _, path := range []string{"/login/enrol", "/login/enrol?next=/jobs", "/login/enrol?next=//evil.example"} {
+		answer, _ := b.get(path)
+		if to := answer.Header.Get("Location"); answer.StatusCode != http.StatusSeeOther || to != "/" && to != "/jobs" {
+			t.Errorf("%s: %d to %q", path, answer.StatusCode, to)
+		}
+	}
+	if answer, _ := b.post("/", "/login/factor", url.Values{"code": {"123456"}}); answer.StatusCode != http.StatusSeeOther {
+		t.Errorf("the step that is over: %d", answer.StatusCode)
+	}
+	if answer, _ := b.get("/"); answer.StatusCode != http.StatusOK {
+		t.Errorf("the login is gone: %d", answer.StatusCode)
+	}
+}
+
+func TestAttack_a_choice_of_colours_leads_back_to_own_pages_only(t *testing.T) {
+	b := newBrowser(t)
+	for next, want := range map[string]string{
+		"/login?next=/jobs": "/login?next=/jobs", "/login/../\\evil.example": "/", "/login\\..\\..\\\\evil.example": "/", "//evil.example/login": "/", "/events": "/", "/jobs": "/jobs",
+	} {
+		if answer, _ := b.post("/login", "/prefs", url.Values{"theme": {"dark"}, "next": {next}}); answer.Header.Get("Location") != want {
+			t.Errorf("%q leads to %q", next, answer.Header.Get("Location"))
 		}
 	}
 }
@@ -384,6 +429,9 @@ func TestFragments_are_sent_once(t *testing.T) {
 	b.login()
 	answer, _ := b.get("/fragments/jobs")
 	tag := answer.Header.Get("ETag")
+	if got := answer.Header.Get("Cache-Control"); got != "no-store" {
+		t.Errorf("the browser's cache may have it: %q", got)
+	}
 	if answer, body := b.get("/fragments/jobs", "If-None-Match: "+tag); tag == "" || answer.StatusCode != 304 || body != "" {
 		t.Errorf("%d with %q", answer.StatusCode, tag)
 	}
@@ -621,7 +669,7 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 	if err != nil || len(files) == 0 {
 		t.Fatalf("%d files, %v", len(files), err)
 	}
-	codes := map[string]int{"problem.slurm": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
+	codes := map[string]int{"problem.slurm": 0, "conflict.setup": 0, "limit.nodes": 1, "limit.gpus": 1, "limit.minutes": 1, "limit.running": 2}
 	for _, name := range files {
 		data, err := os.ReadFile(name)
 		if err != nil {

@@ -70,6 +70,11 @@ func asUser(mnt int, p person, f func() error) error {
 // becomeThread sets groups, gid and uid of the calling thread alone, real,
 // effective and saved (setgroups(2), setresgid(2), setresuid(2)).
 func becomeThread(p person) error {
+	// What the calls take for "as before": root.
+	const unchanged = 1<<32 - 1
+	if p.UID == unchanged || p.GID == unchanged {
+		return fmt.Errorf("take the ids %d and %d: they are nobody's", p.UID, p.GID)
+	}
 	gids := append([]uint32{}, p.GIDs...)
 	var list unsafe.Pointer
 	if len(gids) > 0 {

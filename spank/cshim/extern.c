@@ -29,6 +29,13 @@ typedef int add_pid_f(int fd, uint16_t protocol, pid_t pid);
 typedef int namespace_f(int fd, uint16_t protocol);
 #endif
 
+/* Milliseconds for what other jobs have left, while a job is set up, and for
+ * what a job leaves, while the node waits for its end: Slurm drains a node
+ * where that takes too long (UnkillableStepTimeout, a minute). What is left
+ * then goes with a later sweep. */
+#define SWEEP_MS 500
+#define REMOVE_MS 5000
+
 static const char foreign_namespaces[] =
     "Slurm's namespace/linux plugin gives this job namespaces of its own, "
     "which --carme cannot build upon; ask the admin to use namespace/tmpfs "
@@ -352,9 +359,11 @@ static int is_leftover(uint32_t job, int dir)
 void extern_sweep(uint32_t own)
 {
 	DIR *d = opendir(CARME_JOBS);
+	/* What others have left must not keep this job waiting. */
+	int64_t deadline = sys_now_ms() + SWEEP_MS;
 	struct dirent *e;
 
-	while (d && (e = readdir(d))) {
+	while (d && sys_now_ms() < deadline && (e = readdir(d))) {
 		char *end;
 		unsigned long job = strtoul(e->d_name, &end, 10);
 		int dir;
@@ -365,7 +374,7 @@ void extern_sweep(uint32_t own)
 		/* A set-up that goes on holds the lock. */
 		if (dir >= 0 && !flock(dir, LOCK_EX | LOCK_NB) &&
 		    is_leftover((uint32_t) job, dir))
-			job_remove((uint32_t) job);
+			job_remove((uint32_t) job, deadline);
 		sys_close(&dir);
 	}
 	if (d)
@@ -380,6 +389,7 @@ void extern_sweep(uint32_t own)
 void extern_end(spank_t sp)
 {
 	const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+	int64_t deadline = sys_now_ms() + REMOVE_MS;
 	uint32_t job = 0;
 
 	if (spank_get_item(sp, S_JOB_ID, &job))
@@ -391,6 +401,7 @@ void extern_end(spank_t sp)
 		if (i)
 			nanosleep(&pause, NULL);
 		syscall(SYS_setresuid, -1, 0, -1);
-		job_remove(job);
+		filter_remove(job);
+		job_remove(job, deadline);
 	}
 }

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
@@ -29,7 +30,8 @@ int job_open(uint32_t job, int create)
 	return jobdir_open(job, create);
 }
 
-int job_lock(int dir, int64_t deadline_ms)
+/* flock(2) with a deadline; 0 or -1 with errno. */
+static int lock(int dir, int64_t deadline_ms)
 {
 	/* flock() has no time limit of its own and slurmstepd's signals are not
 	 * ours to use, hence the polling. */
@@ -45,6 +47,36 @@ int job_lock(int dir, int64_t deadline_ms)
 		nanosleep(&pause, NULL);
 	}
 	return 0;
+}
+
+/* Has somebody removed it? */
+static int is_gone(int dir)
+{
+	struct stat st;
+
+	return fstat(dir, &st) || !st.st_nlink;
+}
+
+int job_open_locked(uint32_t job, int create, int64_t deadline_ms)
+{
+	for (;;) {
+		int dir = job_open(job, create);
+		int e;
+
+		if (dir < 0)
+			return -1;
+		if (lock(dir, deadline_ms)) {
+			e = errno;
+			close(dir);
+			errno = e;
+			return -1;
+		}
+		if (!is_gone(dir))
+			return dir;
+		/* Before we had the lock another step had it, and took the
+		 * directory for an earlier job's leftover. */
+		close(dir);
+	}
 }
 
 void job_unlock(int dir)
@@ -71,16 +103,22 @@ int job_connect(int dir)
 	return fd;
 }
 
-void job_remove(uint32_t job)
+void job_remove(uint32_t job, int64_t deadline_ms)
 {
 	char path[64];
 	int dir = job_open(job, 0);
 
 	if (dir < 0)
 		return;
-	if (rmtree_contents(dir))
+	/* Whose it is stays to the last: what there was no time for is known to
+	 * be a leftover by it. */
+	if (rmtree_contents(dir, JOB_EXTERN, deadline_ms) ||
+	    (unlinkat(dir, JOB_EXTERN, 0) && errno != ENOENT)) {
 		slurm_error("carme: empty " CARME_JOBS "/%u: %m",
 			    (unsigned int) job);
+		close(dir);
+		return;
+	}
 	close(dir);
 	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
 	if (rmdir(path) && errno != ENOENT)

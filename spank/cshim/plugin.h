@@ -67,12 +67,14 @@ void fail_exit(void) __attribute__((noreturn));
 int job_is_sealed(uint32_t job);
 /* Open (create) the job's directory; -1 with errno. */
 int job_open(uint32_t job, int create);
-/* flock(2) with a deadline; 0 or -1 with errno. */
-int job_lock(int dir, int64_t deadline_ms);
+/* The same, with a lock that nobody else has until job_unlock(), or until all
+ * copies of the descriptor are closed. */
+int job_open_locked(uint32_t job, int create, int64_t deadline_ms);
 void job_unlock(int dir);
 /* Connect to the anchor's socket; -1 with errno. */
 int job_connect(int dir);
-void job_remove(uint32_t job);
+/* What is in it, as far as there is time until deadline_ms, and itself. */
+void job_remove(uint32_t job, int64_t deadline_ms);
 
 /* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
 

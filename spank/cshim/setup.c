@@ -306,7 +306,7 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 		 * was submitted with stays as long as there may be steps, until
 		 * extern_sweep() finds it. */
 		if (!record_ok(&s->asked))
-			job_remove(s->job);
+			job_remove(s->job, deadline_ms);
 		return -1;
 	}
 	record_add(request, "spool", e.spool);

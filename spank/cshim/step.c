@@ -311,8 +311,17 @@ static int begin(spank_t sp, struct step *s)
 	int64_t deadline = sys_now_ms() + SETUP_MS;
 	struct record request;
 
-	s->dir = job_open(s->job, options_asked());
-	if (s->dir < 0 || job_lock(s->dir, deadline)) {
+	s->dir = job_open_locked(s->job, options_asked(), deadline);
+	if (s->dir < 0 && errno == ENOENT) {
+		/* It was there a moment ago. It may have been a leftover of
+		 * another job, but as well this one's, which ends: then a step
+		 * without options would run plain. */
+		fail("job %u ends on this node; if it does not, start the step "
+		     "again",
+		     (unsigned int) s->job);
+		return -1;
+	}
+	if (s->dir < 0) {
 		fail("open " CARME_JOBS "/%u: %s", (unsigned int) s->job,
 		     strerror(errno));
 		return -1;
@@ -329,9 +338,10 @@ static int begin(spank_t sp, struct step *s)
 		return -1;
 	}
 	if (!s->wanted) {
-		/* A leftover of another job; this one is plain. */
+		/* A leftover of another job; this one is plain. Nobody makes
+		 * anything of it before it is gone: we have the lock. */
+		job_remove(s->job, deadline);
 		sys_close(&s->dir);
-		job_remove(s->job);
 		s->sealed = 0;
 		return 0;
 	}

@@ -28,7 +28,11 @@ type demo struct {
 	// listens is where the portal is published.
 	listens string
 	// answers asks the portal for its first page.
-	answers   func(context.Context) error
+	answers func(context.Context) error
+	// shareCA puts the CA that browsers must trust where they can read it.
+	shareCA func() (string, error)
+	// cameBy is how whoever runs this came to this machine, if by ssh.
+	cameBy    func() (sshLogin, bool)
 	neighbour facts
 }
 

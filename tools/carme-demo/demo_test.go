@@ -92,7 +92,12 @@ func cluster(log *[]string, broken string) func(context.Context, io.Writer, stri
 func play(t *testing.T, from int, broken string) (screen string, commands []string, err error) {
 	t.Helper()
 	var out strings.Builder
-	d := &demo{out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond, listens: "127.0.0.1:0", answers: func(context.Context) error { return nil }}
+	d := &demo{
+		out: &out, now: time.Now, run: cluster(&commands, broken), farewell: time.Millisecond,
+		listens: "127.0.0.1:0", answers: func(context.Context) error { return nil },
+		shareCA: func() (string, error) { return "/src/build/ca.pem", nil },
+		cameBy:  func() (sshLogin, bool) { return sshLogin{"alice", "192.0.2.1", "22"}, true },
+	}
 	err = d.show(t.Context(), from)
 	return out.String(), commands, err
 }
@@ -108,7 +113,7 @@ func TestDemoPlaysThroughAndSendsTheNeighbourHome(t *testing.T) {
 			t.Errorf("%q was not run:\n%s", want, all)
 		}
 	}
-	for _, want := range []string{"simulated", "make demo-down", "alice@login$ srun -Q -w carme-node1 --carme=base --gres=gpu:1 sh -c 'ls -1 /dev/nvidia[0-9]'"} {
+	for _, want := range []string{"simulated", "make demo-down", "ssh -L 8443:127.0.0.1:8443 alice@192.0.2.1 ", "scp alice@192.0.2.1:/src/build/ca.pem .", "alice@login$ srun -Q -w carme-node1 --carme=base --gres=gpu:1 sh -c 'ls -1 /dev/nvidia[0-9]'"} {
 		if !strings.Contains(screen, want) {
 			t.Errorf("%q is not on the screen:\n%s", want, screen)
 		}

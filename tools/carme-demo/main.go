@@ -27,7 +27,10 @@ func main() {
 	if instance := os.Getenv("TESTBED_INSTANCE"); instance != "" {
 		prefix = instance + "-"
 	}
-	d := &demo{prefix: prefix, out: os.Stdout, now: time.Now, run: runCommand, farewell: 5 * time.Second, listens: "127.0.0.1:8443", answers: portalAnswers}
+	d := &demo{
+		prefix: prefix, out: os.Stdout, now: time.Now, run: runCommand, farewell: 5 * time.Second,
+		listens: "127.0.0.1:" + portalPort, answers: portalAnswers, shareCA: shareCA, cameBy: sshHere,
+	}
 	err := d.show(ctx, *from)
 	stop()
 	if err != nil {

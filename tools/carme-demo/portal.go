@@ -19,8 +19,10 @@ import (
 // The portal of the testbed, as testbed/bin/portal names it and
 // testbed/bin/machine publishes it.
 const (
-	portalURL = "https://portal.carme.localhost:8443/"
-	webCA     = ".cache/testbed/web-ca/ca.pem"
+	portalPort = "8443"
+	portalURL  = "https://portal.carme.localhost:" + portalPort + "/"
+	webCA      = ".cache/testbed/web-ca/ca.pem" // in root's directory with its key
+	sharedCA   = "build/carme-demo-ca.pem"
 )
 
 // portal shows the way into the portal, once it has answered.
@@ -28,9 +30,9 @@ func portal(ctx context.Context, d *demo) error {
 	if err := d.answers(ctx); err != nil {
 		return err
 	}
-	ca, err := filepath.Abs(webCA)
+	ca, err := d.shareCA()
 	if err != nil {
-		return fmt.Errorf("find the portal's CA: %w", err)
+		return err
 	}
 	p := func(format string, args ...any) { fmt.Fprintf(d.out, format+"\n", args...) }
 	p("\nThe portal:              %s", portalURL)
@@ -39,12 +41,30 @@ func portal(ctx context.Context, d *demo) error {
 	p("                         build/carme-demo -code SECRET")
 	p("Trust its certificate:   mkdir -p ~/.pki/nssdb && certutil -d sql:$HOME/.pki/nssdb -A -t C,, -n carme-demo -i %s", ca)
 	p("                         (Chromium; package libnss3-tools. The CA can sign for these names alone and stays the same between runs.)")
-	if from := strings.Fields(os.Getenv("SSH_CONNECTION")); len(from) == 4 {
-		p("From your own machine:   ssh -L 8443:localhost:8443 %s    then open the address there", from[2])
+	if login, ok := d.cameBy(); ok {
+		p("From your own machine:   %s    (or the name that you gave ssh), then open the address there", login.tunnel())
+		p("                         %s    is the certificate to trust there", login.fetch(ca))
 	}
 	p("")
 	qrterminal.GenerateHalfBlock(portalURL, qrterminal.L, d.out)
 	return nil
+}
+
+// shareCA puts the certificate of the portal's CA where everybody can read it,
+// and returns the absolute path.
+func shareCA() (string, error) {
+	data, err := os.ReadFile(webCA)
+	if err != nil {
+		return "", fmt.Errorf("read the portal's CA: %w", err)
+	}
+	if err := os.WriteFile(sharedCA, data, 0o644); err != nil { //nolint:gosec // G306: it is public
+		return "", fmt.Errorf("share the portal's CA: %w", err)
+	}
+	name, err := filepath.Abs(sharedCA)
+	if err != nil {
+		return "", fmt.Errorf("find the portal's CA: %w", err)
+	}
+	return name, nil
 }
 
 // portalAnswers asks for the login page as a browser on this machine does.

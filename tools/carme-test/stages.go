@@ -28,7 +28,7 @@ const (
 	lintLimit        = 15 * time.Minute
 	unitLimit        = 15 * time.Minute
 	testbedLimit     = 25 * time.Minute
-	integrationLimit = 60 * time.Minute
+	integrationLimit = 70 * time.Minute
 )
 
 // second is the release on which the isolation, GPU and container rows (network,

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/config"
@@ -279,7 +280,9 @@ func (d Doctor) leftovers() Finding {
 	case err != nil:
 		return fail(name, "run carme doctor as root", "%v", err)
 	case len(dead) > 0:
-		return fail(name, "carme doctor --clean", "of ended jobs: %s in /%s", strings.Join(dead, " "), jobsDir)
+		// No failure: no other job is in danger, and a job's user can leave more
+		// than is removed at once.
+		return note(name, fmt.Sprintf("of ended jobs: %s in /%s", strings.Join(dead, " "), jobsDir), "carme doctor --clean")
 	}
 	return ok(name, "none; %d jobs are running", live)
 }
@@ -296,11 +299,6 @@ func (d Doctor) Clean() ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list mounts: %w", err)
 	}
-	root, err := os.OpenRoot(d.Root)
-	if err != nil {
-		return nil, fmt.Errorf("open root: %w", err)
-	}
-	defer root.Close() //nolint:errcheck // nothing was written
 	var removed []string
 	var errs []error
 	for _, id := range dead {
@@ -309,11 +307,13 @@ func (d Doctor) Clean() ([]string, error) {
 			errs = append(errs, fmt.Errorf("something is mounted in /%s; unmount it (findmnt -R) and clean again", dir))
 			continue
 		}
-		if err := root.RemoveAll(dir); err != nil {
-			errs = append(errs, fmt.Errorf("remove leftover: %w", err))
-			continue
+		gone, err := d.remove(id)
+		if err != nil {
+			errs = append(errs, err)
 		}
-		removed = append(removed, id)
+		if gone {
+			removed = append(removed, id)
+		}
 	}
 	return removed, errors.Join(errs...)
 }
@@ -328,33 +328,41 @@ func (d Doctor) jobs() (dead []string, live int, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}
+	running := sync.OnceValue(d.externs)
 	for _, e := range entries {
 		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil || !e.IsDir() {
 			continue
 		}
-		info, err := e.Info()
-		if err != nil {
-			continue // it has just gone
-		}
-		young := settling
-		known, alive := d.extern(e.Name())
-		if !known && d.exists(path.Join(jobsDir, e.Name(), "asked")) {
-			young, alive = prologing, d.externRuns(e.Name())
-		}
-		if alive || !known && d.Now().Sub(info.ModTime()) < young {
+		switch gone, err := d.isDead(e.Name(), running); {
+		case err != nil: // it has just gone
+		case gone:
+			dead = append(dead, e.Name())
+		default:
 			live++
-			continue
 		}
-		dead = append(dead, e.Name())
 	}
 	return dead, live, nil
+}
+
+// isDead judges one directory; running is externs.
+func (d Doctor) isDead(id string, running func() map[string]bool) (bool, error) {
+	info, err := os.Lstat(d.path(path.Join(jobsDir, id)))
+	if err != nil {
+		return false, err
+	}
+	young := settling
+	known, alive := d.extern(id)
+	if !known && d.exists(path.Join(jobsDir, id, "asked")) {
+		young, alive = prologing, running()[id]
+	}
+	return !alive && (known || d.Now().Sub(info.ModTime()) >= young), nil
 }
 
 // extern reports whether the slurmstepd of the job's extern step still runs,
 // and whether the plugin has noted which one it is, as "PID STARTED"
 // (JOB_EXTERN in spank/cshim/common/jobfiles.h).
 func (d Doctor) extern(id string) (known, alive bool) {
-	text, err := d.text(path.Join(jobsDir, id, "extern"))
+	text, err := d.text(path.Join(jobsDir, id, externName))
 	if err != nil {
 		return false, false
 	}
@@ -373,15 +381,26 @@ func (d Doctor) extern(id string) (known, alive bool) {
 	return true, len(fields) > afterCommand && fields[afterCommand] == started
 }
 
-// externRuns looks for the slurmstepd of the job's extern step by its title, for
-// a job that has not run a step here: nothing tells its number yet.
-func (d Doctor) externRuns(id string) bool {
-	names, _ := filepath.Glob(d.path("proc/[0-9]*/cmdline")) // the pattern is constant
+// externTitle is how slurmstepd calls itself for an extern step.
+var externTitle = regexp.MustCompile(`^slurmstepd: \[(\d+)\.extern`)
+
+// externs looks for the slurmstepds of extern steps by their titles, for jobs that
+// have not run a step here: nothing tells their numbers yet. Users' processes, of
+// which there may be many, are not read: their titles are what they like.
+func (d Doctor) externs() map[string]bool {
+	running := map[string]bool{}
+	names, _ := filepath.Glob(d.path("proc/[0-9]*")) // the pattern is constant
 	for _, name := range names {
-		title, err := os.ReadFile(name) //nolint:gosec // G304: the kernel's names
-		if err == nil && strings.HasPrefix(string(title), "slurmstepd: ["+id+".extern") {
-			return true
+		if info, err := os.Stat(name); err != nil || !d.TrustOwner && !rootOwns(info) {
+			continue
+		}
+		title, err := os.ReadFile(filepath.Join(name, "cmdline")) //nolint:gosec // G304: the kernel's names
+		if err != nil {
+			continue
+		}
+		if m := externTitle.FindSubmatch(title); m != nil {
+			running[string(m[1])] = true
 		}
 	}
-	return false
+	return running
 }

@@ -14,6 +14,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
 	"time"
 )
 
@@ -24,6 +28,8 @@ const (
 	slurmKeyID   = "carme"
 	rsaBits      = 3072
 	signerSocket = "/run/carme-signer/signer.sock"
+	// agentPort is where agents listen unless they are told otherwise.
+	agentPort = "7444"
 	// startPatience is how long a daemon may take until it listens.
 	startPatience = 20 * time.Second
 )
@@ -122,23 +128,82 @@ func (s *setup) await(ctx context.Context, socket string, ended <-chan error) er
 	return nil
 }
 
+// Units, called after their users.
+const (
+	signerUnit  = signerUser + ".service"
+	backendUnit = backendUser + ".service"
+	agentUnit   = "carme-agent.service"
+	portalUnit  = portalUser + ".service"
+	socketUnit  = portalUser + ".socket"
+	// socketFile says where it listens.
+	socketFile = "/etc/systemd/system/" + socketUnit + ".d/listen.conf"
+)
+
+// readers are the units that read a file of configuration.
+func readers() map[string]string {
+	return map[string]string{
+		signerFile: signerUnit, backendFile: backendUnit, agentFile: agentUnit, portalFile: portalUnit, socketFile: portalUnit,
+	}
+}
+
 // units are the host's.
 func (s *setup) units() []string {
 	switch s.Role {
 	case RoleHead:
-		return []string{"carme-signer.service", "carme-backend.service"}
+		return []string{signerUnit, backendUnit}
 	case RolePortal:
-		return []string{"carme-portal.service"}
+		return []string{portalUnit}
 	case RoleNode:
-		return []string{"carme-agent.service"}
+		return []string{agentUnit}
 	}
-	return []string{"carme-signer.service", "carme-backend.service", "carme-portal.service"}
+	return []string{signerUnit, backendUnit, portalUnit}
+}
+
+// starts says whether daemons are started at all.
+func (s *setup) starts() bool { return !s.NoStart && s.exists("/run/systemd/system") }
+
+// ports wants those of daemons that do not run yet to be free: systemd's own
+// words, that a dependency failed, help nobody.
+func (s *setup) ports(ctx context.Context) error {
+	for _, p := range []struct {
+		unit, file, port, out string
+	}{
+		{backendUnit, backendFile, s.BackendPort(), "choose another by --backend " + s.BackendName() + ":PORT"},
+		{socketUnit, portalFile, strconv.Itoa(s.PublicPort), "choose another by --public-port"},
+		{agentUnit, agentFile, agentPort, "write " + agentFile + " with another as listen, which is agent_port in " + backendFile},
+	} {
+		unit := p.unit
+		if unit == socketUnit {
+			unit = portalUnit
+		}
+		if !slices.Contains(s.units(), unit) || s.active(ctx, p.unit) {
+			continue
+		}
+		if edited, err := s.edited(p.file); err != nil || edited {
+			continue // it may say another port
+		}
+		listener, err := new(net.ListenConfig).Listen(ctx, "tcp", ":"+p.port)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return fmt.Errorf("port %s is taken by another program (ss -ltnp 'sport = :%s' names it); stop that, or %s", p.port, p.port, p.out)
+		}
+		if err != nil {
+			return fmt.Errorf("try port %s: %w", p.port, err)
+		}
+		if err := listener.Close(); err != nil {
+			return fmt.Errorf("try port %s: %w", p.port, err)
+		}
+	}
+	return nil
+}
+
+func (s *setup) active(ctx context.Context, unit string) bool {
+	return !s.Unprivileged && s.command(ctx, "", "systemctl", "is-active", "--quiet", unit) == nil
 }
 
 // daemons enables and starts the units; the portal's after it has joined.
 func (s *setup) daemons(ctx context.Context) error {
 	for _, unit := range s.units() {
-		if unit == "carme-portal.service" {
+		if unit == portalUnit {
 			continue
 		}
 		if err := s.start(ctx, unit); err != nil {
@@ -148,16 +213,41 @@ func (s *setup) daemons(ctx context.Context) error {
 	return nil
 }
 
+// start enables and starts a unit. One that runs with another configuration than
+// the one that is there now starts again.
 func (s *setup) start(ctx context.Context, unit string) error {
-	if s.NoStart || !s.exists("/run/systemd/system") {
+	if !s.starts() {
 		s.say("left", unit, "not started; "+startHint(unit))
 		return nil
 	}
-	if err := s.command(ctx, "", "systemctl", "enable", "--now", unit); err != nil {
-		return err
+	commands := [][]string{{"enable", unit}}
+	if s.changed[unit] {
+		stop := []string{"stop", unit}
+		if unit == portalUnit {
+			stop = append(stop, socketUnit) // it may get another port
+		}
+		commands = append(commands, stop)
+	}
+	for _, args := range append(commands, []string{"start", unit}) {
+		if err := s.command(ctx, "", "systemctl", args...); err != nil {
+			return fmt.Errorf("%w%s", err, s.lastWords(ctx, unit))
+		}
 	}
 	s.say("runs", unit, "")
 	return nil
+}
+
+// lastWords is what a unit that does not start has told the journal.
+func (s *setup) lastWords(ctx context.Context, unit string) string {
+	const some = "4"
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "journalctl", "--no-pager", "-q", "-o", "cat", "-n", some, "-u", unit) //nolint:gosec // our own units
+	out, err := cmd.Output()
+	if text := strings.TrimSpace(string(out)); err == nil && text != "" {
+		return "; its last words: " + text
+	}
+	return "; see: journalctl -u " + unit
 }
 
 func startHint(unit string) string { return "systemctl enable --now " + unit }

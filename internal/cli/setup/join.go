@@ -29,13 +29,44 @@ const (
 	answerMax   = 1 << 20
 )
 
+// backendPort is where the backend listens unless it is told otherwise.
+const backendPort = "7443"
+
 // BackendName is the backend's name in its certificate.
-func (o Options) BackendName() string {
+func (o *Options) BackendName() string {
+	if o.Backend == "" {
+		return o.Host
+	}
 	host, _, err := net.SplitHostPort(o.Backend)
 	if err != nil {
 		return o.Backend
 	}
 	return host
+}
+
+// BackendAddress is where a portal on this host finds the backend.
+func (o *Options) BackendAddress() string {
+	if o.Backend == "" {
+		return net.JoinHostPort("localhost", backendPort)
+	}
+	return o.Backend
+}
+
+// BackendPort is where the backend listens.
+func (o *Options) BackendPort() string {
+	_, port, err := net.SplitHostPort(o.Backend)
+	if err != nil {
+		return backendPort
+	}
+	return port
+}
+
+// forOthers is the backend as other hosts reach it.
+func (o *Options) forOthers() string {
+	if o.Backend == "" {
+		return net.JoinHostPort(o.Host, backendPort)
+	}
+	return o.Backend
 }
 
 // joined says whether the portal has a certificate that is still good: it renews
@@ -50,12 +81,12 @@ func (s *setup) joined() (bool, error) {
 		return false, fmt.Errorf("read the portal's certificate: %w", err)
 	}
 	if block, _ := pem.Decode(data); block != nil {
-		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && s.now().Before(cert.NotAfter) {
+		if cert, err := x509.ParseCertificate(block.Bytes); err == nil && s.now().Before(cert.NotAfter) && !s.now().Before(cert.NotBefore) {
 			s.say("kept", name, "")
 			return true, nil
 		}
 	}
-	s.say("found", name, "it has expired or cannot be read: joining again")
+	s.say("found", name, "it is not good now or cannot be read: joining again")
 	return false, nil
 }
 
@@ -66,7 +97,7 @@ func (s *setup) join(ctx context.Context) error {
 		return err
 	}
 	if have {
-		return s.start(ctx, "carme-portal.service")
+		return s.start(ctx, portalUnit)
 	}
 	token, err := s.joinToken(ctx)
 	if err != nil {
@@ -105,7 +136,7 @@ func (s *setup) join(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.start(ctx, "carme-portal.service")
+	return s.start(ctx, portalUnit)
 }
 
 // joinToken reads the token that the admin brought, or asks the backend on this
@@ -152,14 +183,14 @@ func (s *setup) askToJoin(ctx context.Context, in api.Enrol) (*api.Enrolled, err
 	if err != nil {
 		return nil, fmt.Errorf("encode the request: %w", err)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.Backend+"/v1/join", bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+s.BackendAddress()+"/v1/join", bytes.NewReader(body))
 	if err != nil {
 		return nil, fmt.Errorf("ask the backend: %w", err)
 	}
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("ask the backend to join: %w", err)
+		return nil, fmt.Errorf("ask the backend at %s to join: %w", s.BackendAddress(), err)
 	}
 	defer resp.Body.Close() //nolint:errcheck // nothing was written
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, answerMax))

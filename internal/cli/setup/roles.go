@@ -22,6 +22,9 @@ func (s *setup) headNode(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := s.handOver(ctx); err != nil {
+		return err
+	}
 	if err := s.configure(signerFile, signerTemplate); err != nil {
 		return err
 	}
@@ -31,8 +34,11 @@ func (s *setup) headNode(ctx context.Context) error {
 	if err := s.tokenKey(); err != nil {
 		return err
 	}
-	if err := s.command(ctx, signerUser, program, "signer", "init", "--config", signerFile); err != nil {
-		return err
+	// It refuses to replace a CA, and all certificates with it.
+	if !s.exists(signerDir + "/ca.key") {
+		if err := s.command(ctx, signerUser, program, "signer", "init", "--config", signerFile); err != nil {
+			return err
+		}
 	}
 	err := s.withSigner(ctx, func() error {
 		return s.command(ctx, backendUser, program, "init", "--config", backendFile)
@@ -45,6 +51,26 @@ func (s *setup) headNode(ctx context.Context) error {
 		return fmt.Errorf("read the CA: %w", err)
 	}
 	return s.place(caFile, ca, 0o644, "")
+}
+
+// handOver gives the daemons of the head node what the admin has brought.
+func (s *setup) handOver(ctx context.Context) error {
+	for _, f := range []struct {
+		name      *string
+		owner, to string
+		mode      os.FileMode
+	}{
+		{&s.Directory.PasswordFile, backendUser, "/etc/carme/ldap-password", 0o600},
+		{&s.Directory.CA, backendUser, "/etc/carme/ldap-ca.pem", 0o644},
+		{&s.SlurmKey, signerUser, signerDir + "/slurm.key", 0o600},
+	} {
+		name, err := s.hand(ctx, *f.name, f.owner, f.to, f.mode)
+		if err != nil {
+			return err
+		}
+		*f.name = name
+	}
+	return nil
 }
 
 // portalHost makes what the portal needs of this host alone.
@@ -61,7 +87,10 @@ func (s *setup) portalHost(context.Context) error {
 	if err := s.webCertificate(); err != nil {
 		return err
 	}
-	return s.configure(portalFile, portalTemplate)
+	if err := s.configure(portalFile, portalTemplate); err != nil {
+		return err
+	}
+	return s.configure(socketFile, socketTemplate)
 }
 
 // node makes what the agent needs; it enrols by itself.

@@ -7,6 +7,9 @@ const backendTemplate = `# carme-backend, written by carme setup. Manual: carme-
 cluster: {{.Cluster}}
 # This host as portals and nodes reach it; it is in the backend's certificate.
 name: {{.BackendName}}
+{{- if ne .BackendPort "` + backendPort + `"}}
+listen: ":{{.BackendPort}}"
+{{- end}}
 ldap:
   # ldap:// is used with StartTLS alone.
   urls: [{{quote .Directory.URL}}]
@@ -43,6 +46,7 @@ member_of: [{{quote .Directory.LoginGroup}}]
 `
 
 const portalTemplate = `# carme-portal, written by carme setup. Manual: carme-portal(8).
+# Where systemd listens, ` + socketFile + ` says.
 listen: ":{{.PublicPort}}"
 portal_host: {{.PortalHost}}
 # Each session has a name of its own below this one; DNS needs *.{{.AppsDomain}}.
@@ -53,7 +57,7 @@ tls:
   cert: ` + webCertFile + `
   key: ` + webKeyFile + `
 backend:
-  url: https://{{.Backend}}
+  url: https://{{.BackendAddress}}
   name: {{.BackendName}}
   cert: ` + portalDir + `/tls/cert.pem
   key: ` + portalDir + `/tls/key.pem
@@ -65,4 +69,11 @@ cluster: {{.Cluster}}
 backend:
   address: {{.Backend}}
   name: {{.BackendName}}
+`
+
+// systemd holds the portal's listening socket, and it reads no YAML.
+const socketTemplate = `# Written by carme setup: where browsers come in, as listen of portal.yaml.
+[Socket]
+ListenStream=
+ListenStream={{.PublicPort}}
 `

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -33,19 +34,23 @@ func (o *Options) webNames() []string { return []string{o.PortalHost, "*." + o.A
 
 // webCertificate makes the certificate that browsers see, signed by a CA of the
 // site's own that can sign for no other names. The CA stays as it is from run to
-// run, so that who trusts it once need not do it again.
+// run, so that who trusts it once need not do it again. A certificate of another
+// CA is the admin's, and stays.
 func (s *setup) webCertificate() error {
 	dir := s.path(webCADir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", dir, err)
 	}
+	if kept, err := s.foreign(); kept || err != nil {
+		return err
+	}
+	if s.webCertIsGood() {
+		s.say("kept", webCertFile, "")
+		return nil
+	}
 	ca, caKey, err := s.webCA(dir)
 	if err != nil {
 		return err
-	}
-	if s.webCertIsGood(ca) {
-		s.say("kept", webCertFile, "")
-		return nil
 	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -71,24 +76,65 @@ func (s *setup) webCertificate() error {
 	return s.place(webCertFile, chain, 0o644, portalUser)
 }
 
+// foreign reports whether the certificate that is there is of another CA, and
+// says what is wrong with it.
+func (s *setup) foreign() (bool, error) {
+	text, err := os.ReadFile(s.path(webCertFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read the portal's certificate: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return false, fmt.Errorf("%s is no certificate in PEM; mend it, or remove it to have one made", webCertFile)
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w; mend it, or remove it to have one made", webCertFile, err)
+	}
+	if strings.HasPrefix(cert.Issuer.CommonName, webCAName) {
+		return false, nil
+	}
+	for _, name := range []string{s.PortalHost, "s-example." + s.AppsDomain} {
+		if err := cert.VerifyHostname(name); err != nil {
+			return false, fmt.Errorf("%s, of %q, is not for %s: %w; put one for %s there, or remove it to have one made",
+				webCertFile, cert.Issuer.CommonName, name, err, strings.Join(s.webNames(), " and "))
+		}
+	}
+	if err := s.own(webKeyFile, portalUser); err != nil {
+		return false, err
+	}
+	s.say("kept", webCertFile, fmt.Sprintf("of %q, until %s", cert.Issuer.CommonName, cert.NotAfter.Format(time.DateOnly)))
+	return true, s.own(webCertFile, portalUser)
+}
+
 // webCA reads the site's CA, or makes it.
 func (s *setup) webCA(dir string) (*x509.Certificate, crypto.Signer, error) {
-	cert, key, err := readPair(filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key"))
+	certFile, keyFile := filepath.Join(dir, "ca.pem"), filepath.Join(dir, "ca.key")
+	cert, key, err := readPair(certFile, keyFile)
 	switch {
 	case err == nil && permits(cert, s.webNames()):
 		return cert, key, nil
 	case err == nil:
-		return nil, nil, fmt.Errorf("the CA in %s signs for %v only; move it away to have a new one for %s",
-			dir, cert.PermittedDNSDomains, s.PortalHost)
+		return nil, nil, fmt.Errorf("the CA in %s signs for %s only; move it away to have a new one for %s, which browsers must be made to trust",
+			webCADir, strings.Join(cert.PermittedDNSDomains, " and "), strings.Join(s.webNames(), " and "))
 	case !errors.Is(err, os.ErrNotExist):
-		return nil, nil, fmt.Errorf("read the CA in %s: %w", dir, err)
+		return nil, nil, fmt.Errorf("read the CA in %s: %w; restore it, or move it away to have a new one", webCADir, err)
+	}
+	for _, file := range []string{certFile, keyFile} {
+		if _, err := os.Lstat(file); err == nil { // and the other one is not
+			return nil, nil, fmt.Errorf("the CA in %s is incomplete: ca.pem and ca.key belong together; restore what is missing, or move the rest away to have a new one", webCADir)
+		}
 	}
 	made, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a key: %w", err)
 	}
 	now := s.now()
-	der, err := x509.CreateCertificate(rand.Reader, caTemplate(s.Options, now), caTemplate(s.Options, now), made.Public(), made)
+	template := s.caTemplate(now)
+	der, err := x509.CreateCertificate(rand.Reader, template, template, made.Public(), made)
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign the CA: %w", err)
 	}
@@ -99,19 +145,22 @@ func (s *setup) webCA(dir string) (*x509.Certificate, crypto.Signer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := writeFile(filepath.Join(dir, "ca.key"), keyPEM, 0o600); err != nil {
+	if err := writeFile(keyFile, keyPEM, 0o600); err != nil {
 		return nil, nil, err
 	}
-	if err := writeFile(filepath.Join(dir, "ca.pem"), pemOf("CERTIFICATE", der), 0o644); err != nil {
+	if err := writeFile(certFile, pemOf("CERTIFICATE", der), 0o644); err != nil {
 		return nil, nil, err
 	}
 	s.say("made", webCADir+"/ca.pem", "for browsers; it can sign for these two names alone")
 	return cert, made, nil
 }
 
-func caTemplate(o Options, now time.Time) *x509.Certificate {
+// webCAName is how the name of the site's own CA begins.
+const webCAName = "Carme of "
+
+func (o *Options) caTemplate(now time.Time) *x509.Certificate {
 	return &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Carme of " + o.PortalHost},
+		SerialNumber: serial(), Subject: pkix.Name{CommonName: webCAName + o.PortalHost},
 		NotBefore: now.Add(-clockSkew), NotAfter: now.Add(webCALife),
 		IsCA: true, BasicConstraintsValid: true, MaxPathLenZero: true,
 		KeyUsage:                    x509.KeyUsageCertSign,
@@ -134,9 +183,9 @@ func permits(ca *x509.Certificate, names []string) bool {
 }
 
 // webCertIsGood reports whether the certificate that is there can stay.
-func (s *setup) webCertIsGood(ca *x509.Certificate) bool {
+func (s *setup) webCertIsGood() bool {
 	cert, _, err := readPair(s.path(webCertFile), s.path(webKeyFile))
-	if err != nil || cert.CheckSignatureFrom(ca) != nil || cert.NotAfter.Before(s.now().Add(renewBefore)) {
+	if err != nil || !s.ofOurCA(cert) || cert.NotAfter.Before(s.now().Add(renewBefore)) {
 		return false
 	}
 	for _, name := range s.webNames() {
@@ -145,6 +194,20 @@ func (s *setup) webCertIsGood(ca *x509.Certificate) bool {
 		}
 	}
 	return true
+}
+
+// ofOurCA reports whether the CA that browsers are told to trust has signed it.
+func (s *setup) ofOurCA(cert *x509.Certificate) bool {
+	text, err := os.ReadFile(s.path(webCADir + "/ca.pem"))
+	if err != nil {
+		return false
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return false
+	}
+	ca, err := x509.ParseCertificate(block.Bytes)
+	return err == nil && cert.CheckSignatureFrom(ca) == nil
 }
 
 // readPair reads the first certificate of a file, and its key.

@@ -25,8 +25,11 @@ const (
 	// breakAfter failures in a row nobody is sent for breakFor.
 	breakAfter = 3
 	breakFor   = 5 * time.Second
-	// tokenLeft is how long a token must be good to be used once more.
+	// tokenLeft is how long a token must be good to be used once more. One that
+	// seems to be good for longer than tokenMost is from before the clock was put
+	// back; slurmctld's may not have been.
 	tokenLeft = 15 * time.Second
+	tokenMost = 2 * time.Minute
 	tokensMax = 4096
 )
 
@@ -160,7 +163,7 @@ func (c *Client) as(ctx context.Context, user string) (v0042.RequestEditorFn, er
 	c.mu.Lock()
 	tok, ok := c.cache[user]
 	c.mu.Unlock()
-	if !ok || tok.expires.Sub(c.now()) < tokenLeft {
+	if left := tok.expires.Sub(c.now()); !ok || left < tokenLeft || left > tokenMost {
 		var err error
 		if tok.token, tok.expires, err = c.tokens.Token(ctx, user); err != nil {
 			return nil, fmt.Errorf("get token of %s: %w", user, err)

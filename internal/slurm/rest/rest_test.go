@@ -216,3 +216,18 @@ func TestBody_of_a_submission(t *testing.T) {
 		}
 	}
 }
+
+func TestFault_token_from_before_the_clock_was_put_back_is_not_kept(t *testing.T) {
+	c, tok, _ := server(t, "v0.0.42", map[string]string{})
+	var back time.Duration
+	c.now = func() time.Time { return time.Now().Add(-back) }
+	for i, jump := range []time.Duration{0, 0, time.Hour, -time.Hour} {
+		back = jump
+		if err := c.Ping(t.Context(), "alice"); err != nil {
+			t.Fatal(err)
+		}
+		if want := []int32{1, 1, 2, 3}[i]; tok.n.Load() != want {
+			t.Errorf("request %d: %d tokens, not %d", i+1, tok.n.Load(), want)
+		}
+	}
+}

@@ -48,9 +48,18 @@ type people struct {
 	mu   sync.Mutex
 	all  map[string]auth.Person
 	down bool
+	// before is called once when somebody is looked for.
+	before func()
 }
 
 func (p *people) Find(_ context.Context, name string) (auth.Person, error) {
+	p.mu.Lock()
+	before := p.before
+	p.before = nil
+	p.mu.Unlock()
+	if before != nil {
+		before()
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.down {
@@ -81,6 +90,7 @@ type cluster struct {
 	submit func() error // what happens to the answer
 	lost   bool         // the job is made, the answer lost
 	asked  atomic.Int32
+	listed atomic.Int32 // how often its nodes were
 	down   bool
 	hung   bool // slurmrestd is silent
 }
@@ -149,6 +159,7 @@ func (c *cluster) Job(_ context.Context, _ string, id uint32) (rest.Job, error) 
 func (c *cluster) Recorded(context.Context, string, time.Time) ([]rest.Past, error) { return nil, nil }
 
 func (c *cluster) Nodes(context.Context, string) ([]rest.Node, error) {
+	c.listed.Add(1)
 	return []rest.Node{{
 		Name: "n1", Address: "127.0.0.1", States: []string{"IDLE"}, CPUs: 8, MemoryMB: 9000, Gres: "gpu:a100:2(S:0),gpu:l40s:1", GresUsed: "gpu:a100:1(IDX:0),gpu:l40s:0(IDX:N/A)",
 		Features: []string{"carme"},
@@ -494,7 +505,7 @@ func (w *world) session(tok string) (job wire.Job) {
 	w.t.Helper()
 	job = w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, 10001, instance, wire.StageReady)
+	w.report(w.slurm.next, 10001, instance)
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &job)
 	if job.Host == "" || job.Stage != wire.StageReady {
 		w.t.Fatalf("job is %+v", job)
@@ -502,9 +513,9 @@ func (w *world) session(tok string) (job wire.Job) {
 	return job
 }
 
-func (w *world) report(id, uid uint32, inst, stage string) {
+func (w *world) report(id, uid uint32, inst string) {
 	w.t.Helper()
-	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{{Job: id, UID: uid, Instance: inst, App: "jupyterlab", Stage: stage}}}, nil)
+	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{{Job: id, UID: uid, Instance: inst, App: "jupyterlab", Stage: wire.StageReady}}}, nil)
 }
 
 func TestA_person_logs_in_starts_a_session_and_opens_it(t *testing.T) {

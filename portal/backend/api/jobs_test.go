@@ -2,6 +2,10 @@ package api_test
 
 import (
 	"bufio"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -16,6 +20,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/api"
@@ -80,6 +85,28 @@ func TestStart_whose_answer_is_lost_is_looked_up_and_never_sent_again(t *testing
 	if len(w.slurm.sent) != 1 {
 		t.Errorf("sent %d times", len(w.slurm.sent))
 	}
+}
+
+func TestFault_a_submission_is_looked_up_though_the_clock_was_put_back(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.slurm.hang(true) // not found at once
+	w.slurm.submit = func() error { return rest.ErrUnknown }
+	in := newStart()
+	if status, _ := w.ask(w.portal, "POST", "/v1/jobs", tok, in, nil); status != http.StatusAccepted {
+		t.Fatalf("status %d", status)
+	}
+	w.clock.add(-time.Hour)
+	w.slurm.mu.Lock()
+	w.slurm.jobs[777] = rest.Job{ID: 777, Comment: "carme:" + in.ID, User: "alice", UID: 10001, State: "PENDING", Partition: "debug"}
+	w.slurm.mu.Unlock()
+	w.slurm.hang(false)
+	var j wire.Job
+	w.eventually("the job is found", func() bool {
+		w.clock.add(time.Second)
+		w.must(w.portal, "GET", "/v1/jobs/"+in.ID, tok, nil, &j)
+		return j.ID == "777"
+	})
 }
 
 func TestStart_that_never_arrived_fails_and_may_be_pressed_again(t *testing.T) {
@@ -273,6 +300,13 @@ func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {
 	if _, e := w.ask(w.portal, "POST", "/v1/jobs", tok, newStart(), nil); e.Words == nil || e.Words.Code != "end.refused" || len(e.Words.Args) != 1 || e.Words.Args[0] != "Invalid account" {
 		t.Errorf("%+v", e)
 	}
+	w.slurm.submit = nil
+	used := newStart()
+	w.must(w.portal, "POST", "/v1/jobs", tok, used, nil)
+	other, _ := w.login("bob")
+	if _, e := w.ask(w.portal, "POST", "/v1/jobs", other, used, nil); e.Code != "conflict" || e.Words == nil || e.Words.Code != "conflict.form" {
+		t.Errorf("%+v", e)
+	}
 }
 
 func TestWhat_is_another_users_does_not_exist(t *testing.T) {
@@ -348,7 +382,7 @@ func TestRequeued_job_has_another_origin(t *testing.T) {
 	job := w.session(tok)
 	id := w.slurm.next
 	other := strings.Repeat("ab", 16)
-	w.report(id, 10001, other, wire.StageReady)
+	w.report(id, 10001, other)
 	var again wire.Job
 	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &again)
 	if again.Host == "" || again.Host == job.Host {
@@ -372,7 +406,7 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 	bob, _ := w.login("bob")
 	job := w.submit(tok)
 	w.slurm.run(w.slurm.next)
-	w.report(w.slurm.next, 10002, instance, wire.StageReady) // says that it is bob's
+	w.report(w.slurm.next, 10002, instance) // says that it is bob's
 	for _, who := range []string{tok, bob} {
 		var list wire.Jobs
 		w.must(w.portal, "GET", "/v1/jobs", who, nil, &list)
@@ -381,6 +415,51 @@ func TestJob_that_a_node_invents_for_a_user_has_no_origin(t *testing.T) {
 				t.Errorf("job %s has %+v", job.ID, j)
 			}
 		}
+	}
+}
+
+func TestAttack_a_node_writes_into_the_log_of_no_job_but_its_own(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok)
+	evil := client(w.ca.Open(t, mtls.RoleNode, "n9"))
+	id := w.slurm.next
+	w.must(evil, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{
+		{Job: id, UID: 10001, Instance: strings.Repeat("e", 32), App: "jupyterlab", Stage: "Log in again at evil.example", Text: "or at evil.test"},
+	}}, nil)
+	var got wire.Job
+	w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &got)
+	own := 0
+	for _, e := range got.Detail.Log {
+		if strings.Contains(e.Text, "evil") {
+			t.Errorf("the log says %q", e.Text)
+		}
+		if e.Code == "event.ready" || e.Code == "event.app" {
+			own++
+		}
+	}
+	if own == 0 {
+		t.Errorf("its own node's words are missing: %+v", got.Detail.Log)
+	}
+}
+
+func TestAttack_strangers_who_name_nodes_that_are_none_do_not_send_the_backend_to_Slurm(t *testing.T) {
+	w := newWorld(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		if status, _ := w.ask(w.bare, "POST", "/v1/agent/enrol", "", wire.Enrol{Role: mtls.RoleNode, Name: "none" + itoa(uint32(i)), CSR: csr}, nil); status != http.StatusNotFound {
+			t.Fatalf("%d: %d", i, status)
+		}
+	}
+	if got := w.slurm.listed.Load(); got > 5 {
+		t.Errorf("Slurm was asked for its nodes %d times", got)
 	}
 }
 
@@ -406,6 +485,11 @@ func TestCode_is_bound(t *testing.T) {
 	w.clock.add(31 * time.Second)
 	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
 		t.Errorf("to 30 s: %d", status)
+	}
+	code = open()
+	w.clock.add(-10 * time.Minute)
+	if status, _ := w.ask(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Nonce: nonce, Code: code}, nil); status != http.StatusUnauthorized {
+		t.Errorf("to 30 s, though the clock was put back: %d", status)
 	}
 	code = open()
 	w.must(w.portal, "POST", "/v1/logout", tok, nil, nil)
@@ -443,20 +527,31 @@ func TestAttack_made_up_codes_do_not_queue_for_the_database(t *testing.T) {
 	}
 }
 
+func TestFault_a_database_that_does_not_answer_logs_no_open_page_out(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	_, in, _ := w.events(tok)
+	if !in.Scan() || !strings.HasPrefix(in.Text(), ": carme") {
+		t.Fatalf("it begins with %q", in.Text())
+	}
+	if err := w.db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	w.server.Feed.Wake()
+	for in.Scan() {
+		if strings.Contains(in.Text(), "logout") {
+			t.Error("the page is sent to the login")
+		}
+	}
+	w.stop()
+	w.start()
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+}
+
 func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	req.Header.Set("Authorization", "Bearer "+tok)
-	res, err := w.portal.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer res.Body.Close() //nolint:errcheck // a test's
-	in := bufio.NewScanner(res.Body)
+	_, in, _ := w.events(tok)
 	until := func(want string) {
 		t.Helper()
 		for in.Scan() {
@@ -479,6 +574,48 @@ func TestEvents_tell_of_changes_and_of_the_logout(t *testing.T) {
 	if rest > 2 { // the data of the event, and an empty line
 		t.Errorf("the stream goes on for %d lines", rest)
 	}
+}
+
+// events opens a stream of events, which ends with shut or the test.
+func (w *world) events(tok string) (status int, lines *bufio.Scanner, shut func()) {
+	w.t.Helper()
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodGet, w.addr+"/v1/events", nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+tok)
+	res, err := w.portal.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	shut = func() { _ = res.Body.Close() }
+	w.t.Cleanup(shut)
+	return res.StatusCode, bufio.NewScanner(res.Body), shut
+}
+
+func TestAttack_one_login_holds_so_many_streams_of_events_and_no_more(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	other, _ := w.login("bob")
+	status := func(tok string) int {
+		status, _, _ := w.events(tok)
+		return status
+	}
+	got, _, shut := w.events(tok)
+	for i := 1; got == http.StatusOK && i < 64; i++ {
+		got = status(tok)
+	}
+	if got != http.StatusOK {
+		t.Fatalf("one of the first: %d", got)
+	}
+	if got := status(tok); got != http.StatusTooManyRequests {
+		t.Errorf("one more: %d", got)
+	}
+	if got := status(other); got != http.StatusOK {
+		t.Errorf("somebody else: %d", got)
+	}
+	shut()
+	w.eventually("the place of one that was closed", func() bool { return status(tok) == http.StatusOK })
 }
 
 func TestBodies_are_read_strictly(t *testing.T) {

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"crypto/tls"
 	"encoding/hex"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	wire "github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/store"
 )
 
 func (w *world) try(name, password, device, source string) (int, wire.Error) {
@@ -260,6 +262,52 @@ func TestSession_ends_when_the_directory_no_longer_lets_in(t *testing.T) {
 	}
 }
 
+func TestAttack_a_login_after_a_change_of_password_ends_those_from_before(t *testing.T) {
+	w := newWorld(t)
+	stolen, _ := w.login("alice")
+	next := w.revocations()
+	w.dir.mu.Lock()
+	a := w.dir.all["alice"]
+	a.Stamp = "2"
+	w.dir.all["alice"] = a
+	w.dir.mu.Unlock()
+	again := w.password("alice") // sooner than the directory is asked again
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", stolen, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a session of the old password lives: %d", status)
+	}
+	if r := next(); r.Kind != wire.RevokeSession {
+		t.Errorf("told %+v", r)
+	}
+	if err := w.auth.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if status, e := w.ask(w.portal, "POST", "/v1/login/factor", again.Token, wire.Factor{Code: "000000"}, nil); e.Code != "factor_refused" {
+		t.Errorf("the new login ended too: %d %+v", status, e)
+	}
+}
+
+func TestFault_a_login_with_the_new_password_outlives_the_look_for_changes(t *testing.T) {
+	w := newWorld(t)
+	w.login("alice")
+	var fresh wire.LoginAnswer
+	w.dir.mu.Lock()
+	w.dir.before = func() { // she changes it and logs in while the directory is being asked
+		w.dir.mu.Lock()
+		a := w.dir.all["alice"]
+		a.Stamp = "2"
+		w.dir.all["alice"] = a
+		w.dir.mu.Unlock()
+		fresh = w.password("alice")
+	}
+	w.dir.mu.Unlock()
+	if err := w.auth.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, e := w.ask(w.portal, "POST", "/v1/login/factor", fresh.Token, wire.Factor{Code: "000000"}, nil); e.Code != "factor_refused" {
+		t.Errorf("her login ended: %+v", e)
+	}
+}
+
 func TestSession_outlives_a_directory_that_is_down_and_logins_do_not(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
@@ -420,4 +468,214 @@ func TestAdmin_paths_are_for_admins(t *testing.T) {
 	if a := w.password("alice"); a.State != wire.SessionEnrol {
 		t.Errorf("state is %s", a.State)
 	}
+}
+
+// Clocks are set: a machine starts with a battery that is empty, somebody mends the
+// hour, a snapshot is put back.
+
+func TestFault_a_clock_that_is_put_back_locks_nobody_out(t *testing.T) {
+	for name, back := range map[string]time.Duration{"an hour": time.Hour, "a year": 365 * 24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			_, secret := w.login("alice")
+			// Both have failed before: one without having to wait, one with.
+			w.try("bob", "wrong", "", "192.0.2.20")
+			for range 4 {
+				w.try("alice", "wrong", "", "192.0.2.21")
+			}
+			w.clock.add(-back)
+			if status, e := w.try("bob", "bob-pass", "", "192.0.2.20"); status != http.StatusOK {
+				t.Errorf("somebody who had one failure: %d %+v", status, e)
+			}
+			if status, e := w.try("alice", "alice-pass", "", "192.0.2.22"); status != http.StatusTooManyRequests || e.RetryAfter > 4 {
+				t.Errorf("somebody who had to wait two seconds: %d %+v", status, e)
+			}
+			w.clock.add(4 * time.Second)
+			var a wire.LoginAnswer
+			w.must(w.portal, "POST", "/v1/login", "", wire.Login{Username: "alice", Password: "alice-pass", Source: "192.0.2.22"}, &a)
+			// Steps before the last one that was spent are spent too.
+			if status, e := w.ask(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: w.code(secret), Source: "192.0.2.22"}, nil); status != http.StatusUnauthorized || e.Code != "factor_refused" {
+				t.Errorf("a code of a step that has passed: %d %+v", status, e)
+			}
+			w.clock.add(back + time.Minute)
+			a = w.password("alice")
+			if status, e := w.ask(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: w.code(secret), Source: "192.0.2.22"}, nil); status != http.StatusOK {
+				t.Errorf("a code of now, with the clock right again: %d %+v", status, e)
+			}
+		})
+	}
+}
+
+func TestFault_no_code_is_good_twice_however_the_clock_is_set(t *testing.T) {
+	w := newWorld(t)
+	_, secret := w.login("alice")
+	w.clock.add(time.Hour)
+	code, spent := w.code(secret), w.clock.now()
+	for i, jump := range []time.Duration{0, 0, -time.Hour, time.Hour, 24 * time.Hour, -24 * time.Hour, -20 * time.Second, 20 * time.Second} {
+		w.clock.add(jump)
+		w.clean()
+		a := w.password("alice")
+		status, e := w.ask(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: code, Source: "192.0.2.1"}, nil)
+		if want := i == 0; (status == http.StatusOK) != want {
+			t.Errorf("use %d, %v after the first: %d %+v", i+1, w.clock.now().Sub(spent).Round(time.Second), status, e)
+		}
+	}
+}
+
+func TestFault_a_clock_that_was_ahead_costs_no_more_than_a_factor_set_up_anew(t *testing.T) {
+	w := newWorld(t)
+	w.clock.add(30 * 24 * time.Hour)
+	_, _ = w.login("alice") // by a phone that was as wrong
+	w.clock.add(-30 * 24 * time.Hour)
+	if err := w.auth.ResetFactors(t.Context(), "carol", "alice"); err != nil {
+		t.Fatal(err)
+	}
+	_, secret := w.login("alice")
+	w.clock.add(time.Minute)
+	a := w.password("alice")
+	w.must(w.portal, "POST", "/v1/login/factor", a.Token, wire.Factor{Code: w.code(secret), Source: "192.0.2.1"}, nil)
+}
+
+func TestFault_a_clock_that_is_put_back_prolongs_no_login(t *testing.T) {
+	w := newWorld(t)
+	w.auth.Rules.FactorEvery = 24 * time.Hour
+	tok, _ := w.login("alice")
+	pending := w.password("bob")
+	var known string
+	{
+		a := w.password("carol")
+		var e wire.Enrolment
+		w.must(w.portal, "POST", "/v1/login/enrol", a.Token, nil, &e)
+		var b wire.LoginAnswer
+		w.must(w.portal, "POST", "/v1/login/enrol/confirm", a.Token, wire.Confirm{Code: w.code(e.Secret)}, &b)
+		known = b.Device
+	}
+	w.clock.add(-30 * 24 * time.Hour)
+	recheck := func() {
+		t.Helper()
+		if err := w.auth.Recheck(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	recheck()
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil) // it is nobody's fault
+	// When the code was shown is not known any more.
+	var c wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login", "", wire.Login{Username: "carol", Password: "carol-pass", Device: known}, &c)
+	if c.State != wire.SessionPending {
+		t.Errorf("on a browser of a time to come the state is %s", c.State)
+	}
+	w.clock.add(11 * time.Minute)
+	if status, _ := w.ask(w.portal, "POST", "/v1/login/enrol", pending.Token, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a login between two steps, after its time: %d", status)
+	}
+	for hours := 0.2; hours < 12; hours++ {
+		recheck()
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+		w.clock.add(time.Hour)
+	}
+	w.clock.add(time.Minute)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("after its longest time: %d", status)
+	}
+	// Unused ones end as early as ever.
+	idle := w.again("alice")
+	w.clock.add(-24 * time.Hour)
+	recheck()
+	w.clock.add(w.auth.Rules.IdleLife + 2*time.Minute)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", idle, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a login that nobody used: %d", status)
+	}
+}
+
+// A clock that is wrong for a while ends logins only if somebody looked then, as
+// the backend does once a minute: those that have run out are gone for good.
+func TestFault_a_clock_that_is_put_forward_lets_nobody_in_again(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.clock.add(10 * time.Second) // as NTP does
+	w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+	w.clock.add(24 * time.Hour)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a day later: %d", status)
+	}
+	if err := w.auth.Recheck(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.add(-24 * time.Hour)
+	if status, _ := w.ask(w.portal, "GET", "/v1/me", tok, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a login that had ended is back: %d", status)
+	}
+}
+
+// clean lets everybody try again at once.
+func (w *world) clean() {
+	w.t.Helper()
+	err := w.db.Write(w.t.Context(), func(tx store.Tx) error {
+		_, err := store.Exec(w.t.Context(), tx, "DELETE FROM attempts")
+		return err
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// again logs somebody in whose factor an admin has taken away.
+func (w *world) again(name string) string {
+	w.t.Helper()
+	if err := w.auth.ResetFactors(w.t.Context(), "carol", name); err != nil {
+		w.t.Fatal(err)
+	}
+	tok, _ := w.login(name)
+	return tok
+}
+
+// hold keeps every writer out of the database, as a backup by hand may do.
+func (w *world) hold() (release func()) {
+	w.t.Helper()
+	held, free, done := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	go func() {
+		done <- w.db.Write(context.WithoutCancel(w.t.Context()), func(store.Tx) error {
+			close(held)
+			<-free
+			return nil
+		})
+	}()
+	<-held
+	return sync.OnceFunc(func() {
+		close(free)
+		if err := <-done; err != nil {
+			w.t.Error(err)
+		}
+	})
+}
+
+func TestFault_a_database_that_takes_no_writes_shuts_nobody_out_who_is_in(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	job := w.session(tok)
+	nonce := "the nonce of the browser"
+	var opened wire.Opened
+	w.must(w.portal, "POST", "/v1/open", tok, wire.Open{Host: job.Host, Nonce: sha(nonce)}, &opened)
+	var red wire.Redeemed
+	w.must(w.portal, "POST", "/v1/redeem", "", wire.Redeem{Host: job.Host, Code: opened.Code, Nonce: nonce}, &red)
+	w.clock.add(2 * time.Minute) // its use is due to be stored
+	release := w.hold()
+	defer release()
+	start := time.Now()
+	for range 3 {
+		w.must(w.portal, "GET", "/v1/me", tok, nil, nil)
+		w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, nil)
+	}
+	w.report(w.slurm.next, 10001, instance)
+	w.must(w.portal, "POST", "/v1/grants", "", wire.GrantRequest{Host: job.Host, Token: red.Token}, nil)
+	if took := time.Since(start); took > 4*time.Second {
+		t.Errorf("seven answers took %v", took)
+	}
+	release()
+	w.eventually("its use to be stored", func() bool {
+		var me wire.Me
+		w.must(w.portal, "GET", "/v1/me", tok, nil, &me)
+		return w.clock.now().Sub(me.Session.Seen) < time.Minute
+	})
 }

@@ -209,9 +209,7 @@ func (s *Server) admit(r *request, rt route) error {
 	}
 	r.session, r.token = sess, tok
 	if !rt.passive {
-		if err := s.Auth.Used(r.Context(), sess); err != nil {
-			return err
-		}
+		s.Auth.Used(r.Context(), sess)
 	}
 	if rt.admin && !sess.Admin() {
 		return problem.Forbidden()

@@ -2,6 +2,7 @@ package api
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/jobs"
+	"github.com/carme-hpc/carme/portal/backend/problem"
 )
 
 const (
@@ -108,7 +110,10 @@ func revocations(r *request) error {
 func events(r *request) error {
 	ctx, s := r.Context(), r.server
 	user, uid := r.session.UserName, r.session.User().UID
-	w := s.Jobs.Hub.Join(user)
+	w, ok := s.Jobs.Hub.Join(user, r.session.ID)
+	if !ok {
+		return problem.SlowDown(eventBeat)
+	}
 	defer s.Jobs.Hub.Leave(w)
 	out := r.stream("text/event-stream")
 	s.Jobs.Touch(uid)
@@ -125,9 +130,14 @@ func events(r *request) error {
 	defer beat.Stop()
 	for {
 		bell := s.Feed.Bell()
-		if _, err := s.Auth.Alive(ctx, r.session.ID); err != nil {
+		switch _, err := s.Auth.Alive(ctx, r.session.ID); {
+		case ctx.Err() != nil:
+			return nil
+		case errors.As(err, new(*problem.Error)):
 			_ = out.send("event: logout\ndata: session\n\n") // it ends either way
 			return nil
+		case err != nil: // nobody can tell: the browser asks again
+			return err
 		}
 		if err := out.news(s.Jobs.Hub.Versions(user), said); err != nil {
 			return nil // the browser went away

@@ -212,7 +212,9 @@ func (s *Service) storeNext(ctx context.Context, tx store.Tx, sess *Session, now
 }
 
 func errNextGone() error {
-	return problem.Conflict("The set-up took too long or was begun or finished elsewhere; begin again.")
+	e := problem.Conflict("The set-up took too long or was begun or finished elsewhere; begin again.")
+	e.Body.Words = &api.Words{Code: "conflict.setup"}
+	return e
 }
 
 // takeNext makes the secret that waits the one in use, if the code is of it.

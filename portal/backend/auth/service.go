@@ -12,6 +12,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -31,7 +32,12 @@ const (
 	tokenSize   = 32
 	// seenEvery is how exact the time of the last use is kept.
 	seenEvery = time.Minute
-	textMax   = 256
+	// A request waits so long for that to be stored, the storing goes on for so
+	// long, for so many at once.
+	noteWait   = 500 * time.Millisecond
+	noteWithin = 10 * time.Second
+	notingMax  = 16
+	textMax    = 256
 )
 
 // Revoker tells portals what is over. Add belongs to the transaction, Wake comes
@@ -66,6 +72,8 @@ type Service struct {
 	Random io.Reader
 
 	guesses logx.Seldom
+	unnoted logx.Seldom
+	noting  atomic.Int32
 }
 
 // Session is a login session with its user.
@@ -273,7 +281,11 @@ func (s *Service) begin(ctx context.Context, portal string, p Person, in api.Log
 	}
 	now := s.Now()
 	answer := api.LoginAnswer{Token: tok, User: api.User{Name: p.Name, Full: p.Full, Mail: p.Mail, UID: p.UID, Roles: p.Roles}}
-	err = s.DB.Write(ctx, func(tx store.Tx) error {
+	changed := false
+	err = s.DB.Write(ctx, func(tx store.Tx) (err error) {
+		if changed, err = s.changed(ctx, tx, p); err != nil {
+			return err
+		}
 		if err := savePerson(ctx, tx, p); err != nil {
 			return err
 		}
@@ -302,7 +314,28 @@ func (s *Service) begin(ctx context.Context, portal string, p Person, in api.Log
 		return s.Audit.Write(ctx, tx, p.Name, "password accepted", id.String(),
 			map[string]string{"source": in.Source, "state": answer.State, "portal": portal})
 	})
+	if err == nil && changed {
+		s.Revoke.Wake()
+	}
 	return answer, err
+}
+
+// changed ends what was logged in before the account's uid or password changed.
+// Recheck would do so within a minute, but compares with what savePerson is about
+// to store: a login right after the change would hide it from there.
+func (s *Service) changed(ctx context.Context, tx store.Tx, p Person) (bool, error) {
+	var before struct {
+		UID   int64
+		Stamp string
+	}
+	err := store.One(ctx, tx, &before, "SELECT uid, stamp FROM users WHERE name = ?", p.Name)
+	if errors.Is(err, sql.ErrNoRows) || err == nil && before.UID == int64(p.UID) && before.Stamp == p.Stamp {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("read user: %w", err)
+	}
+	return true, s.over(ctx, tx, p.Name)
 }
 
 func savePerson(ctx context.Context, tx store.Tx, p Person) error {
@@ -338,20 +371,41 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	return &sess, nil
 }
 
-// Used stores that the session is in use, once a minute.
-func (s *Service) Used(ctx context.Context, sess *Session) error {
+// Used stores that the session is in use, once a minute. It denies nobody anything:
+// a database that takes no writes, on a full disk or while another program holds it,
+// makes the session look unused, so that it ends early rather than late.
+func (s *Service) Used(ctx context.Context, sess *Session) {
 	now := s.Now()
 	if now.Sub(at(sess.Seen)) <= seenEvery {
-		return nil
+		return
 	}
-	err := s.DB.Write(ctx, func(tx store.Tx) error {
-		_, err := store.Exec(ctx, tx, "UPDATE login_sessions SET seen = ? WHERE id = ? AND seen < ?", now.UnixMicro(), sess.ID, now.UnixMicro())
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("store use of session: %w", err)
+	if s.noting.Add(1) > notingMax {
+		s.noting.Add(-1)
+		return
 	}
-	return nil
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer s.noting.Add(-1)
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteWithin)
+		defer cancel()
+		err := s.DB.Write(limit, func(tx store.Tx) error {
+			_, err := store.Exec(limit, tx, "UPDATE login_sessions SET seen = ? WHERE id = ? AND seen < ?", now.UnixMicro(), sess.ID, now.UnixMicro())
+			return err
+		})
+		if err == nil {
+			return
+		}
+		if left, ok := s.unnoted.Turn(s.Now()); ok {
+			s.Audit.Out.WarnContext(limit, "use of a session could not be stored", "err", err.Error(), "left_out", left)
+		}
+	}()
+	wait := time.NewTimer(noteWait)
+	defer wait.Stop()
+	select {
+	case <-done:
+	case <-wait.C:
+	}
 }
 
 // Alive returns a full session by its id.

@@ -90,6 +90,21 @@ type attemptRow struct {
 	Updated  int64
 }
 
+// rewind moves a row that comes from a time to come, because the clock was put
+// back: what was left to wait then, is left now. Else whoever has failed once would
+// be refused until the clock is there again.
+func (r *attemptRow) rewind(ctx context.Context, tx store.Tx, sub subject, now time.Time) error {
+	ahead := r.Updated - now.UnixMicro()
+	if ahead <= 0 {
+		return nil
+	}
+	r.NextAt, r.Updated = r.NextAt-ahead, now.UnixMicro()
+	if _, err := store.Exec(ctx, tx, "UPDATE attempts SET next_at = ?, updated = ? WHERE subject = ?", r.NextAt, r.Updated, sub.key); err != nil {
+		return fmt.Errorf("move attempts: %w", err)
+	}
+	return nil
+}
+
 // reserve counts an attempt for every subject, or for none and says how long to
 // wait. It commits before the attempt is looked at.
 func (s *Service) reserve(ctx context.Context, subjects ...subject) error {
@@ -105,7 +120,9 @@ func (s *Service) reserve(ctx context.Context, subjects ...subject) error {
 			if now.Sub(time.UnixMicro(rows[i].Updated)) > forget {
 				rows[i] = attemptRow{}
 			}
-			// A clock that was put back must not make anybody wait for years.
+			if err := rows[i].rewind(ctx, tx, sub, now); err != nil {
+				return err
+			}
 			left := min(time.UnixMicro(rows[i].NextAt).Sub(now), delayMax)
 			wait = max(wait, left)
 		}

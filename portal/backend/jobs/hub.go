@@ -19,13 +19,18 @@ type Hub struct {
 	mu       sync.Mutex
 	versions map[string]int64
 	waiters  map[*Waiter]struct{}
+	logins   map[string]int // how many waiters each has
 }
+
+// waitersMax is how many pages of one login may wait: more than anybody has tabs.
+const waitersMax = 64
 
 // Waiter is somebody who looks at the pages of a user.
 type Waiter struct {
 	// Wake has a value when something has changed.
-	Wake chan struct{}
-	user string
+	Wake  chan struct{}
+	user  string
+	login string
 }
 
 // News is a topic with its version.
@@ -36,16 +41,20 @@ type News struct {
 
 func userKey(user string) string { return "user:" + user }
 
-// Join begins to wait.
-func (h *Hub) Join(user string) *Waiter {
+// Join begins to wait, unless too many pages of the login do.
+func (h *Hub) Join(user, login string) (w *Waiter, ok bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.waiters == nil {
-		h.waiters = map[*Waiter]struct{}{}
+		h.waiters, h.logins = map[*Waiter]struct{}{}, map[string]int{}
 	}
-	w := &Waiter{Wake: make(chan struct{}, 1), user: user}
+	if h.logins[login] >= waitersMax {
+		return nil, false
+	}
+	w = &Waiter{Wake: make(chan struct{}, 1), user: user, login: login}
 	h.waiters[w] = struct{}{}
-	return w
+	h.logins[login]++
+	return w, true
 }
 
 // Leave ends the wait.
@@ -53,6 +62,9 @@ func (h *Hub) Leave(w *Waiter) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	delete(h.waiters, w)
+	if h.logins[w.login]--; h.logins[w.login] == 0 {
+		delete(h.logins, w.login)
+	}
 }
 
 // Watching is how many wait.

@@ -119,10 +119,15 @@ type Service struct {
 	starved  map[uint32]string // jobs out of memory, and the node that says so
 	shown    map[string][]api.Job
 	homes    map[string]homeState
+	gids     map[string]membership
 	heard    map[string]time.Time // by intent (answers)
 	flight   *flight
 	poke     chan struct{}
 	submits  map[string]*sync.Mutex
+	plots    queue
+
+	looking sync.Mutex
+	looked  time.Time // when nodes were last asked for because one was not known
 }
 
 // picture is Slurm at one time.
@@ -595,13 +600,24 @@ func (s *Service) Addr(ctx context.Context, node string) (string, error) {
 	}
 	addr := find()
 	if addr == "" {
-		s.refreshNodes(ctx)
+		s.lookAtNodes(ctx)
 		addr = find()
 	}
 	if addr == "" {
 		return "", problem.NotFound()
 	}
 	return joinPort(addr, s.AgentPort), nil
+}
+
+// lookAtNodes asks Slurm for its nodes, unless that was tried just now: strangers
+// can ask for any name.
+func (s *Service) lookAtNodes(ctx context.Context) {
+	s.looking.Lock()
+	defer s.looking.Unlock()
+	if now := s.Now(); now.Sub(s.looked).Abs() >= pollEvery {
+		s.looked = now
+		s.refreshNodes(ctx)
+	}
 }
 
 // Place tells where a job's instance is served (routes.Jobs).

@@ -279,7 +279,7 @@ func (s *Service) Start(ctx context.Context, sess *auth.Session, in api.Start) (
 	if err == nil {
 		switch {
 		case old.UserName != sess.UserName:
-			return api.Job{}, false, problem.Conflict("That form was used by somebody else; load the page again.")
+			return api.Job{}, false, conflict(say("conflict.form", "That form was used by somebody else; load the page again."))
 		case old.State != intentFailed:
 			job, err := s.find(ctx, sess, in.ID)
 			return job, false, err
@@ -330,7 +330,7 @@ func (s *Service) intend(ctx context.Context, sess *auth.Session, in api.Start) 
 			return fmt.Errorf("store submission: %w", err)
 		}
 		if n != 1 {
-			return problem.Conflict("That form was sent already; see the list of jobs.")
+			return conflict(say("conflict.sent", "That form was sent already; see the list of jobs."))
 		}
 		return s.Audit.Write(ctx, tx, sess.UserName, "job submit", in.ID, map[string]string{
 			"image": in.Image, "app": in.App, "nodes": strconv.Itoa(in.Nodes), "gres": gres(&in), "minutes": strconv.Itoa(in.Minutes),
@@ -398,6 +398,9 @@ func (s *Service) resolve(ctx context.Context) error {
 }
 
 func (s *Service) lookup(ctx context.Context, i *intent) error {
+	if now := s.Now(); time.UnixMicro(i.Updated).After(now) {
+		return s.rewind(ctx, i, now)
+	}
 	s.mu.Lock()
 	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
 	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
@@ -419,7 +422,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 		}
 	}
 	// slurmctld may forget a job that ended at once; the database may not.
-	past, err := s.Slurm.Recorded(ctx, i.UserName, time.UnixMicro(i.Created).Add(-time.Minute))
+	past, err := s.Slurm.Recorded(ctx, i.UserName, time.UnixMicro(min(i.Created, i.Updated)).Add(-time.Minute))
 	for _, p := range past {
 		if p.Comment == want {
 			return s.settle(ctx, i, intentJob, p.ID, "")
@@ -434,6 +437,18 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 		return nil
 	}
 	return s.settle(ctx, i, intentFailed, 0, slurmNever)
+}
+
+// rewind moves a submission from a time to come to now: the clock was put back
+// since, and no picture of the queue would be newer than it.
+func (s *Service) rewind(ctx context.Context, i *intent, now time.Time) error {
+	s.silent(i.ID)
+	return s.DB.Write(ctx, func(tx store.Tx) error {
+		if _, err := store.Exec(ctx, tx, "UPDATE intents SET updated = ? WHERE id = ? AND state = ?", now.UnixMicro(), i.ID, intentUnknown); err != nil {
+			return fmt.Errorf("move submission: %w", err)
+		}
+		return nil
+	})
 }
 
 // answers says since when Slurm has answered whenever a submission was looked for.
@@ -486,7 +501,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	}
 	n, ok := s.number(&j)
 	if !ok || j.ID == "" {
-		return problem.Conflict("Slurm has not answered yet whether it has the job; try again in a moment.")
+		return conflict(say("conflict.unknown", "Slurm has not answered yet whether it has the job; try again in a moment."))
 	}
 	err = s.DB.Write(ctx, func(tx store.Tx) error {
 		return s.Audit.Write(ctx, tx, sess.UserName, "job cancel", j.ID, map[string]string{"intent": j.Intent})
@@ -517,11 +532,42 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 
 // as is the user with his or her numbers.
 func (s *Service) as(ctx context.Context, sess *auth.Session) (nodes.As, error) {
-	gids, err := s.Identity(ctx, sess.UserName)
+	gids, err := s.groups(ctx, sess.UserName)
 	if err != nil {
 		return nodes.As{}, err
 	}
 	return nodes.As{UID: sess.User().UID, GID: uint32(sess.GID), GIDs: gids}, nil //nolint:gosec // it came from a uint32
+}
+
+// groupsFor is how long a user's groups are believed: each page of a running job
+// asks for its output every two seconds, and NSS is asked by a program.
+const groupsFor = 30 * time.Second
+
+type membership struct {
+	gids []uint32
+	at   time.Time
+}
+
+// groups are the numbers of a user's groups.
+func (s *Service) groups(ctx context.Context, user string) ([]uint32, error) {
+	now := s.Now()
+	s.mu.Lock()
+	last, ok := s.gids[user]
+	s.mu.Unlock()
+	if ok && now.Sub(last.at).Abs() < groupsFor {
+		return last.gids, nil
+	}
+	gids, err := s.Identity(ctx, user)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.gids == nil {
+		s.gids = map[string]membership{}
+	}
+	s.gids[user] = membership{gids, now}
+	return gids, nil
 }
 
 // Output is a part of the job's output, read on one of its nodes as the user.
@@ -604,6 +650,11 @@ func (s *Service) Metrics(ctx context.Context, sess *auth.Session, id string) (a
 	if !ok {
 		return api.Metrics{Times: []int64{}, Series: []api.Series{}}, nil
 	}
+	leave, err := s.plots.enter(ctx, sess.UserName)
+	if err != nil {
+		return api.Metrics{}, err
+	}
+	defer leave()
 	out, err := s.Nodes.Metrics(ctx, n)
 	// A node speaks of its own jobs only.
 	out.Series = slices.DeleteFunc(out.Series, func(one api.Series) bool { return !slices.Contains(j.Nodes, one.Node) })

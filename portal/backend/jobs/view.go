@@ -481,6 +481,9 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 		log = append(log, say("event.allocated", "It has its nodes: %s.", strings.Join(j.Nodes, ", ")).event(j.Started, api.StageAllocated))
 	}
 	for _, r := range rows {
+		if r.Node != "" && !slices.Contains(j.Nodes, r.Node) {
+			continue // a node speaks of its own jobs only
+		}
 		if r.At >= j.Submitted.UnixMicro() { // Slurm's ids come round again
 			one := api.Event{Time: time.UnixMicro(r.At).UTC(), Stage: r.Stage, Text: r.Text}
 			if w := staged(r.Node, r.Stage); w.text == r.Text {

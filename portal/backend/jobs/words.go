@@ -40,6 +40,9 @@ func (w words) in(e *problem.Error) *problem.Error {
 	return e
 }
 
+// conflict says that the state is another one than the caller thinks.
+func conflict(w words) error { return w.in(problem.Conflict(w.text)) }
+
 func (w words) end(j *api.Job) { j.End, j.EndCode, j.EndArgs = w.text, w.code, w.args }
 
 // What became of a submission is stored in English.

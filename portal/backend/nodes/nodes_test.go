@@ -205,6 +205,10 @@ func TestJoin_spends_its_token(t *testing.T) {
 	if _, err := e.Join(t.Context(), in); err == nil || len(signer.signed) != 1 {
 		t.Errorf("taken after an hour: %v, signed %v", err, signer.signed)
 	}
+	now = now.Add(-24 * time.Hour)
+	if _, err := e.Join(t.Context(), in); err == nil {
+		t.Error("a clock that was put back makes it good again")
+	}
 }
 
 func TestRenew_is_for_the_same_name_only(t *testing.T) {

@@ -111,7 +111,7 @@ func (r *Registry) take(node string, in api.Report, now time.Time) (fresh []api.
 	state := &nodeState{seen: now, boot: in.Boot, problem: clip(in.Problem), jobs: map[uint32]api.NodeJob{}}
 	for _, j := range in.Jobs {
 		j.Text = clip(j.Text)
-		j.App, j.Image, j.Instance = clip(j.App), clip(j.Image), clip(j.Instance)
+		j.App, j.Image, j.Instance, j.Stage = clip(j.App), clip(j.Image), clip(j.Instance), clip(j.Stage)
 		if len(j.Devices) > devicesMax {
 			j.Devices = j.Devices[:devicesMax]
 		}

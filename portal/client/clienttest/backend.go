@@ -450,7 +450,7 @@ func (b *Backend) recovery(w http.ResponseWriter, r *http.Request, _ *session) {
 
 func (b *Backend) totp(w http.ResponseWriter, r *http.Request, s *session) {
 	in, ok := read[api.Confirm](w, r)
-	if ok && in.Code != Code {
+	if ok && in.Code != Code && in.Code != Recovery {
 		fail(w, http.StatusUnauthorized, "factor_refused", "the code is wrong")
 	} else if ok {
 		answer(w, http.StatusOK, b.enrolment(s.user))

@@ -48,6 +48,8 @@
 #define PLUGIN_FD 3
 #define HOST_FD 4
 #define SETUP_MS 30000
+/* Milliseconds for what a user has left; the rest is the extern step's. */
+#define CLEAR_MS 5000
 #define PEERS_MAX 1024
 #define CONTAINERS_MAX 64
 #define STEP_MAX 32
@@ -305,9 +307,11 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 	}
 	for (int i = 0; i < a->devices.n; i++)
 		msg_fds_add(&fds, a->devices.fd[i]);
-	if (step && record_num(r, "lease", 0) == 1)
+	/* The core asks on a step's lease too, and takes none for itself. */
+	if (step && record_num(r, "lease", 0) == 1) {
 		snprintf(p->step, sizeof(p->step), "%s", step);
-	p->owner = record_num(r, "owner", 0) == 1;
+		p->owner = record_num(r, "owner", 0) == 1;
+	}
 	answer(p->fd, &out, &fds);
 	record_free(&out);
 }
@@ -530,17 +534,18 @@ static void remove_jobdir(const struct anchor *a)
  */
 static void clear_directory(const struct anchor *a)
 {
+	int64_t deadline = sys_now_ms() + CLEAR_MS;
 	int pmix;
 
 	if (!a->complete) {
-		rmtree_contents_but(a->jobdir, JOB_ASKED);
+		rmtree_contents(a->jobdir, JOB_ASKED, deadline);
 		return;
 	}
 	unlinkat(a->jobdir, JOB_SOCKET, 0);
 	unlinkat(a->jobdir, JOB_PROOF, 0);
 	pmix = sys_open_beneath(a->jobdir, JOB_PMIX, O_RDONLY | O_DIRECTORY, 0);
 	if (pmix >= 0)
-		rmtree_contents(pmix);
+		rmtree_contents(pmix, NULL, deadline);
 	sys_close(&pmix);
 }
 
@@ -563,7 +568,7 @@ static void end_job(struct anchor *a)
 	/* Without the extern step's last callback nobody removes the
 	 * directory, or ends the process for which its slurmstepd waited. */
 	if (a->orphaned) {
-		rmtree_contents(a->jobdir);
+		rmtree_contents(a->jobdir, NULL, sys_now_ms() + CLEAR_MS);
 		remove_jobdir(a);
 		if (a->sleeper >= 0)
 			sys_pidfd_kill(a->sleeper, SIGKILL);

@@ -33,6 +33,11 @@ static int become_user(const struct user *u)
 	int n = 0;
 	int rc;
 
+	/* For setresuid(2) these mean to stay what one is: root. */
+	if (u->uid == (uid_t) -1 || u->gid == (gid_t) -1) {
+		errno = EINVAL;
+		return -1;
+	}
 	gids = calloc(GROUPS_MAX, sizeof(*gids));
 	if (!gids)
 		return -1;

@@ -62,20 +62,27 @@ int asked_from_prolog(char *const env[], struct record *r)
 
 int asked_write(int dir, const struct record *r)
 {
-	int rc = -1;
-	int fd;
+	int fd = sys_open_beneath(dir, NEW, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	int cause = 0;
 
-	if (!record_ok(r)) {
-		errno = E2BIG;
-		return -1;
-	}
-	fd = sys_open_beneath(dir, NEW, O_WRONLY | O_CREAT | O_TRUNC, 0600);
 	if (fd < 0)
 		return -1;
-	if (write(fd, r->buf, r->len) == (ssize_t) r->len)
-		rc = renameat(dir, NEW, dir, JOB_ASKED);
+	errno = ENOSPC; /* of a write that is cut short */
+	if (!record_ok(r))
+		cause = E2BIG;
+	else if (write(fd, r->buf, r->len) != (ssize_t) r->len)
+		cause = errno;
 	sys_close(&fd);
-	return rc;
+	/* The job's first step, which is still to come, makes the mark of its
+	 * extern step. One that is there is of an earlier run of a requeued
+	 * job; by it this one would be taken for a leftover. */
+	unlinkat(dir, JOB_EXTERN, 0);
+	/* In any case: asked_read() takes a part for the error that it is, but
+	 * no file for a plain job. */
+	if (renameat(dir, NEW, dir, JOB_ASKED))
+		return -1;
+	errno = cause;
+	return cause ? -1 : 0;
 }
 
 int asked_read(int dir, uid_t uid, struct record *r)

@@ -22,7 +22,8 @@ int asked_is_no(const char *value);
  */
 int asked_from_prolog(char *const env[], struct record *r);
 
-/* Keep it in the job's directory. 0, or -1 with errno. */
+/* Keep it in the job's directory. 0, or -1 with errno; what was kept is then
+ * one that cannot be read, if there is a file at all. */
 int asked_write(int dir, const struct record *r);
 
 /* 1 and the record if there is one of a job of that user, 0 if there is none,

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "sys.h"
@@ -18,14 +19,22 @@ struct removal {
 	unsigned long moved; /* directories, so far */
 	unsigned long names; /* tried for them */
 	const char *keep;    /* an entry of the top directory, or NULL */
+	int64_t deadline;
 };
 
 static int remove_below(struct removal *r, int dirfd, int depth);
 
+static int late(const struct removal *r)
+{
+	if (sys_now_ms() <= r->deadline)
+		return 0;
+	errno = ETIMEDOUT;
+	return 1;
+}
+
 static int move_up(struct removal *r, int dirfd, const char *name)
 {
 	char to[64];
-
 	int rc;
 
 	do {
@@ -34,6 +43,16 @@ static int move_up(struct removal *r, int dirfd, const char *name)
 	} while (rc && errno == EEXIST);
 	r->moved += !rc;
 	return rc;
+}
+
+/* The user may have kept it open, and would fill it again. Who is not root
+ * removes only what is his own, and nobody else's to fill. */
+static void take(int dir)
+{
+	struct stat st;
+
+	if (!fstat(dir, &st) && st.st_uid && !fchown(dir, 0, 0))
+		fchmod(dir, 0700);
 }
 
 static int remove_entry(struct removal *r, int dirfd, const char *name,
@@ -48,6 +67,7 @@ static int remove_entry(struct removal *r, int dirfd, const char *name,
 	sub = sys_open_beneath(dirfd, name, O_RDONLY | O_DIRECTORY, 0);
 	if (sub < 0)
 		return -1;
+	take(sub);
 	rc = depth < DEPTH_MAX ? remove_below(r, sub, depth + 1)
 			       : move_up(r, dirfd, name);
 	close(sub);
@@ -68,7 +88,7 @@ static int remove_below(struct removal *r, int dirfd, int depth)
 		sys_close(&fd);
 		return -1;
 	}
-	while ((e = readdir(d))) {
+	while (!late(r) && (e = readdir(d))) {
 		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
 			continue;
 		if (!depth && r->keep && !strcmp(e->d_name, r->keep))
@@ -77,23 +97,19 @@ static int remove_below(struct removal *r, int dirfd, int depth)
 			rc = -1;
 	}
 	closedir(d);
-	return rc;
+	return late(r) ? -1 : rc;
 }
 
-int rmtree_contents(int dirfd)
+int rmtree_contents(int dirfd, const char *keep, int64_t deadline_ms)
 {
-	return rmtree_contents_but(dirfd, NULL);
-}
-
-int rmtree_contents_but(int dirfd, const char *keep)
-{
-	struct removal r = {.top = dirfd, .keep = keep};
+	struct removal r = {
+	    .top = dirfd, .keep = keep, .deadline = deadline_ms};
 	unsigned long before;
 	int rc;
 
 	do {
 		before = r.moved;
 		rc = remove_below(&r, dirfd, 0);
-	} while (r.moved > before);
+	} while (r.moved > before && !late(&r));
 	return rc;
 }

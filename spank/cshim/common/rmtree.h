@@ -2,13 +2,16 @@
 #ifndef CARME_RMTREE_H
 #define CARME_RMTREE_H
 
+#include <stdint.h>
+
 /*
- * Remove everything below the directory dirfd. Symbolic links are removed, not
- * followed; the user's own directories may be among what is removed, so every
- * step is by descriptor. 0, or -1 with the errno of the first failure.
+ * Remove everything below the directory dirfd, but for one entry of dirfd
+ * itself if keep names it. Symbolic links are removed, not followed; the user's
+ * own directories may be among what is removed, so every step is by descriptor.
+ * What is left at the deadline (sys_now_ms()) stays: a user who has kept one of
+ * the directories open can make new ones in it as fast as they go. 0 if nothing
+ * is left, else -1 with errno.
  */
-int rmtree_contents(int dirfd);
-/* The same, but for one entry of that name in dirfd itself. */
-int rmtree_contents_but(int dirfd, const char *keep);
+int rmtree_contents(int dirfd, const char *keep, int64_t deadline_ms);
 
 #endif

@@ -49,10 +49,12 @@ int main(void)
 		return 0;
 	dir = jobdir_open(job, 1);
 	if (dir < 0 || asked_write(dir, &r))
-		syslog(LOG_ERR,
-		       "job %u: write down that it is to be sealed: %s; a step "
-		       "from outside of the job may run plain on this node",
-		       (unsigned int) job, strerror(errno));
+		syslog(
+		    LOG_ERR,
+		    "job %u: write down that it is to be sealed: %s; its steps "
+		    "are refused on this node, or one from outside may run "
+		    "plain",
+		    (unsigned int) job, strerror(errno));
 	sys_close(&dir);
 	record_free(&r);
 	return 0;

@@ -1,8 +1,10 @@
 /* What a job was submitted with: from the Prolog's environment into the job's
  * directory and back. */
 #include <fcntl.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -91,6 +93,21 @@ static void spoil(int dir, const char *bytes, size_t n)
 	close(fd);
 }
 
+static int asked_on_a_full_disk(int dir, const struct record *r)
+{
+	struct rlimit old, none;
+	int rc;
+
+	getrlimit(RLIMIT_FSIZE, &old);
+	none = old;
+	none.rlim_cur = 0;
+	signal(SIGXFSZ, SIG_IGN);
+	setrlimit(RLIMIT_FSIZE, &none);
+	rc = asked_write(dir, r);
+	setrlimit(RLIMIT_FSIZE, &old);
+	return rc;
+}
+
 static void directory(void)
 {
 	char top[] = "/tmp/carme-asked-XXXXXX";
@@ -103,7 +120,10 @@ static void directory(void)
 	asked_from_prolog((char *[]){UID, CARME "carme=base",
 				     CARME "carme_net=private", NULL},
 			  &r);
+	close(openat(dir, JOB_EXTERN, O_WRONLY | O_CREAT, 0600));
 	ok(!asked_write(dir, &r) && !asked_write(dir, &r), "written, twice");
+	ok(faccessat(dir, JOB_EXTERN, F_OK, 0),
+	   "a requeued job is not its own leftover");
 	ok(!fstatat(dir, JOB_ASKED, &st, 0) && (st.st_mode & 0777) == 0600,
 	   "for root alone");
 	ok(asked_read(dir, 1001, &back) == 1 && back.len == r.len &&
@@ -112,6 +132,10 @@ static void directory(void)
 	record_free(&back);
 	ok(asked_read(dir, 1002, &back) == 0,
 	   "a leftover of another user's job counts for nothing");
+	record_free(&back);
+	ok(asked_on_a_full_disk(dir, &r) == -1, "on a full disk writing fails");
+	ok(asked_read(dir, 1001, &back) == -1,
+	   "and no step takes the job for a plain one");
 	record_free(&back);
 	spoil(dir, r.buf, r.len - 1);
 	ok(asked_read(dir, 1001, &back) == -1, "half of one is an error");

@@ -9,9 +9,11 @@
 #include "stub.h"
 #include "tap.h"
 
+static int removals, filters;
+
 int job_is_sealed(uint32_t job)
 {
-	return job == 7;
+	return job == 7 && removals < 2;
 }
 
 int job_open(uint32_t job, int create)
@@ -21,14 +23,16 @@ int job_open(uint32_t job, int create)
 	return -1;
 }
 
-void job_remove(uint32_t job)
+void job_remove(uint32_t job, int64_t deadline_ms)
 {
 	(void) job;
+	(void) deadline_ms;
+	removals++;
 }
 
 void filter_remove(uint32_t job)
 {
-	(void) job;
+	filters += job == 7;
 }
 
 /* Not what a test links against, so extern_open() must find it missing. */
@@ -142,6 +146,19 @@ static void leftovers(void)
 	rmdir(top);
 }
 
+/* The first removal fails. */
+static void end(void)
+{
+	stub_job = 8;
+	extern_end(NULL);
+	ok(!removals && !filters, "a plain job leaves nothing to remove");
+	stub_job = 7;
+	extern_end(NULL);
+	ok(removals == 2, "a sealed one's directory goes, at once or later");
+	ok(filters > 0, "and so does its device cgroup");
+	stub_job = 0;
+}
+
 int main(void)
 {
 	unsigned long long t = start_time(getpid());
@@ -158,5 +175,6 @@ int main(void)
 	without_slurm();
 	cgroups();
 	leftovers();
+	end();
 	return tap_end();
 }

@@ -9,6 +9,7 @@
 #define VARIABLES_MAX 32
 
 enum spank_context stub_context = S_CTX_LOCAL;
+uint32_t stub_job;
 const struct spank_option *stub_options[16];
 int stub_option_count;
 
@@ -23,9 +24,15 @@ enum spank_context spank_context(void)
 
 spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
 {
+	va_list ap;
+
 	(void) sp;
-	(void) item;
-	return ESPANK_ERROR;
+	if (item != S_JOB_ID || !stub_job)
+		return ESPANK_ERROR;
+	va_start(ap, item);
+	*va_arg(ap, uint32_t *) = stub_job;
+	va_end(ap);
+	return ESPANK_SUCCESS;
 }
 
 spank_err_t spank_option_register(spank_t sp, struct spank_option *opt)

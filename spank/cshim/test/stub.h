@@ -6,6 +6,8 @@
 
 /* Answer of spank_context(). */
 extern enum spank_context stub_context;
+/* S_JOB_ID, 0 for an error. */
+extern uint32_t stub_job;
 /* The options that were registered, in order. */
 extern const struct spank_option *stub_options[16];
 extern int stub_option_count;

@@ -3,8 +3,11 @@ package totp
 import (
 	"bytes"
 	"crypto/rand"
+	"image/png"
 	"testing"
 	"time"
+
+	"github.com/pquerna/otp"
 )
 
 // The secret and codes of RFC 6238, appendix B, in six digits.
@@ -68,5 +71,44 @@ func TestSealed_secret_opens_in_its_row_only(t *testing.T) {
 	}
 	if _, err := NewSealer([]byte("short"), rand.Reader); err == nil {
 		t.Error("a short key was taken")
+	}
+}
+
+func TestShow_says_the_same_in_text_and_picture(t *testing.T) {
+	uri, picture, err := Show(secret, "Carme of HPC", "alice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := otp.NewKeyFromURL(uri)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if key.Type() != "totp" || key.Secret() != secret || key.Issuer() != "Carme of HPC" || key.AccountName() != "alice" ||
+		key.Period() != period || key.Digits() != otp.DigitsSix || key.Algorithm() != otp.AlgorithmSHA1 {
+		t.Errorf("an app for codes reads %s", uri)
+	}
+	shown, err := png.Decode(bytes.NewReader(picture))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := key.Image(qrSize, qrSize)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dark := 0
+	for y := range qrSize {
+		for x := range qrSize {
+			r, _, _, _ := shown.At(x, y).RGBA()
+			w, _, _, _ := want.At(x, y).RGBA()
+			if r != w {
+				t.Fatalf("the picture is of something else, at %d,%d", x, y)
+			}
+			if r == 0 {
+				dark++
+			}
+		}
+	}
+	if dark < qrSize*qrSize/5 || dark > qrSize*qrSize*4/5 {
+		t.Errorf("%d of %d points are dark", dark, qrSize*qrSize)
 	}
 }

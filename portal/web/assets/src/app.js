@@ -25,6 +25,19 @@ localise(document);
 document.addEventListener("htmx:afterSwap", (event) => localise(event.detail.target.isConnected ? event.detail.target : document));
 document.addEventListener("htmx:afterSettle", () => localise(document));
 
+// The browser keeps no part of a page; one that has not changed is not sent again.
+const tags = new Map();
+document.addEventListener("htmx:configRequest", (event) => {
+  const tag = event.detail.verb === "get" && tags.get(event.detail.path);
+  if (tag) event.detail.headers["If-None-Match"] = tag;
+});
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { xhr, requestConfig } = event.detail;
+  const tag = xhr.getResponseHeader("ETag");
+  if (xhr.status === 304) event.detail.shouldSwap = false;
+  else if (tag && requestConfig.verb === "get") tags.set(requestConfig.path, tag);
+});
+
 // One stream says that something changed; fragments fetch what it was. After a
 // gap everything is fetched, as what was said meanwhile is not known. A stream on
 // which not even the beat comes is dead, whatever the browser thinks of it.
@@ -64,7 +77,7 @@ function follow() {
   });
   source.addEventListener("logout", () => {
     source.close();
-    location.assign("/login?ended=1");
+    location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
   });
   source.addEventListener("error", () => {
     offline(true);
@@ -201,19 +214,27 @@ if (head()) {
   look();
 }
 
-for (const button of document.querySelectorAll("[data-copy]")) {
-  button.hidden = false;
-  button.addEventListener("click", async () => {
-    const from = document.getElementById(button.dataset.copy);
-    await navigator.clipboard.writeText(from.innerText.trim());
-    const said = button.querySelector("[data-done]");
-    const before = said.textContent;
-    said.textContent = said.dataset.done;
-    setTimeout(() => { said.textContent = before; }, 2000);
-  });
-}
-document.addEventListener("htmx:afterSwap", () => {
+// Copying, also by buttons that come with a part of a page. Where a browser does
+// not let a page write to the clipboard, the text is marked for its own key.
+const copies = () => {
   for (const button of document.querySelectorAll("[data-copy][hidden]")) button.hidden = false;
+};
+copies();
+document.addEventListener("htmx:afterSwap", copies);
+document.addEventListener("click", async (event) => {
+  const button = event.target.closest?.("[data-copy]");
+  if (!button) return;
+  const from = document.getElementById(button.dataset.copy);
+  try {
+    await navigator.clipboard.writeText(from.innerText.trim());
+  } catch {
+    getSelection().selectAllChildren(from);
+    return;
+  }
+  const said = button.querySelector("[data-done]");
+  said.dataset.before ??= said.textContent;
+  said.textContent = said.dataset.done;
+  setTimeout(() => { said.textContent = said.dataset.before; }, 2000);
 });
 for (const button of document.querySelectorAll("[data-print]")) {
   button.hidden = false;
