@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -750,6 +752,53 @@ func TestForward_an_early_answer_ends_the_upload(t *testing.T) {
 	if err != nil || answer.StatusCode != 413 {
 		t.Fatalf("%v %v", answer, err)
 	}
+}
+
+// patience is an answer's connection that keeps the time given to its reader.
+type patience struct {
+	http.ResponseWriter
+	mu   sync.Mutex
+	last time.Time
+}
+
+func (p *patience) SetReadDeadline(at time.Time) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.last = at
+	return nil
+}
+
+func (p *patience) over() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.last.IsZero() && !p.last.After(time.Now())
+}
+
+// The goroutine that sends may be between two pieces when nobody waits for them any
+// more: a minute for the next one would be a minute without the answer.
+func TestForward_a_body_that_nobody_waits_for_gets_no_more_time(t *testing.T) {
+	p := &patience{ResponseWriter: httptest.NewRecorder()}
+	load := &upload{control: http.NewResponseController(p), sent: make(chan error, 1)}
+	if !load.more() || p.over() {
+		t.Fatal("the first piece has no time")
+	}
+	settled := make(chan struct{})
+	go func() {
+		defer close(settled)
+		load.settle()
+	}()
+	for !p.over() {
+		runtime.Gosched()
+	}
+	if load.more() || !p.over() {
+		t.Error("the next piece has time again")
+	}
+	load.done()
+	if !p.over() {
+		t.Error("the end takes the limit away")
+	}
+	load.sent <- nil
+	<-settled
 }
 
 func TestServe_finishes_requests_and_ends(t *testing.T) {

@@ -60,14 +60,14 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	stop := context.AfterFunc(r.Context(), up.close)
 	defer stop()
 	again := first && safe(r.Method) && r.ContentLength == 0
-	sent, err := p.send(w, r, rt, up)
+	load, err := p.send(w, r, rt, up)
 	var answer *http.Response
 	if err == nil {
 		answer, err = readAnswer(up, r)
 	}
 	if err != nil {
 		up.end()
-		settle(w, sent)
+		load.settle()
 		if r.Context().Err() != nil {
 			return true
 		}
@@ -92,11 +92,11 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	_ = answer.Body.Close() // it was read, or the connection goes
 	whole := false
 	select {
-	case sendErr := <-sent:
+	case sendErr := <-load.sent:
 		whole = sendErr == nil
 	default: // the app has answered before it had everything
 		up.close()
-		settle(w, sent)
+		load.settle()
 	}
 	if err == nil && whole && !answer.Close && up.reader.Buffered() == 0 && stop() {
 		rt.put(up, p.now())
@@ -109,26 +109,57 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	return true
 }
 
+// upload is the sending of a request's body, in a goroutine of its own.
+type upload struct {
+	control *http.ResponseController
+	sent    chan error // yields once: all is sent, or cannot be
+
+	mu   sync.Mutex
+	over bool
+}
+
+// more gives the next piece of the body its time, false once nobody waits for it.
+func (u *upload) more() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.over {
+		_ = u.control.SetReadDeadline(time.Now().Add(writePatience)) // a body that drips does not hold a stream for ever
+	}
+	return !u.over
+}
+
+// done takes the time limit away: the connection's next request has its own.
+func (u *upload) done() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.over {
+		_ = u.control.SetReadDeadline(time.Time{})
+	}
+}
+
 // settle ends the sending of a body that nobody waits for any more.
-func settle(w http.ResponseWriter, sent <-chan error) {
+func (u *upload) settle() {
 	select {
-	case <-sent: //nolint:errcheck // nobody waits for it
+	case <-u.sent: //nolint:errcheck // nobody waits for it
 		return
 	default:
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now()) // wakes the reader of the body
-	<-sent                                                        //nolint:errcheck // nobody waits for it
+	u.mu.Lock()
+	u.over = true
+	_ = u.control.SetReadDeadline(time.Now()) // wakes the reader of the body
+	u.mu.Unlock()
+	<-u.sent //nolint:errcheck // nobody waits for it
 }
 
-// send writes the request. The channel yields once its body has been sent.
-func (p *Proxy) send(w http.ResponseWriter, r *http.Request, rt *route, up *upstream) (<-chan error, error) {
-	sent := make(chan error, 1)
+// send writes the request, and begins to send its body.
+func (p *Proxy) send(w http.ResponseWriter, r *http.Request, rt *route, up *upstream) (*upload, error) {
+	load := &upload{control: http.NewResponseController(w), sent: make(chan error, 1)}
 	out := writers.Get().(*bufio.Writer)
 	out.Reset(up.conn)
 	release := func(err error) {
 		out.Reset(nil)
 		writers.Put(out)
-		sent <- err
+		load.sent <- err
 	}
 	_ = up.conn.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
 	writeHead(out, r, rt.grant.Load())
@@ -139,10 +170,9 @@ func (p *Proxy) send(w http.ResponseWriter, r *http.Request, rt *route, up *upst
 		out.WriteString("\r\n")
 		err := out.Flush()
 		release(err)
-		return sent, err
+		return load, err
 	}
-	control := http.NewResponseController(w)
-	_ = control.EnableFullDuplex() // HTTP/2 always is
+	_ = load.control.EnableFullDuplex() // HTTP/2 always is
 	var to io.Writer = out
 	if r.ContentLength > 0 {
 		field(out, "Content-Length", strconv.FormatInt(r.ContentLength, 10))
@@ -152,20 +182,24 @@ func (p *Proxy) send(w http.ResponseWriter, r *http.Request, rt *route, up *upst
 	}
 	out.WriteString("\r\n")
 	go func() {
-		err := sendBody(control, to, out, r, up)
+		err := sendBody(load, to, out, r, up)
 		if err != nil {
 			up.close() // or the app would wait for the rest
 		}
 		release(err)
 	}()
-	return sent, nil
+	return load, nil
 }
 
-func sendBody(control *http.ResponseController, to io.Writer, out *bufio.Writer, r *http.Request, up *upstream) error {
+var errSettled = errors.New("nobody waits for the rest of the body")
+
+func sendBody(load *upload, to io.Writer, out *bufio.Writer, r *http.Request, up *upstream) error {
 	buffer := copyBuffers.Get().(*[copySize]byte)
 	defer copyBuffers.Put(buffer)
 	for {
-		_ = control.SetReadDeadline(time.Now().Add(writePatience)) // a body that drips does not hold a stream for ever
+		if !load.more() {
+			return errSettled
+		}
 		n, err := r.Body.Read(buffer[:])
 		if n > 0 {
 			_ = up.conn.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
@@ -183,7 +217,7 @@ func sendBody(control *http.ResponseController, to io.Writer, out *bufio.Writer,
 			return err
 		}
 	}
-	_ = control.SetReadDeadline(time.Time{}) // the connection's next request has its own
+	load.done()
 	if chunks, ok := to.(io.Closer); ok {
 		if err := chunks.Close(); err != nil {
 			return err
