@@ -22,9 +22,10 @@ const (
 	// than one a second.
 	unrest = time.Second
 	burst  = 20
-	// Between two attempts.
+	// Between two attempts, half more or less of it. A backend that comes back
+	// leads nobody to a session until its node has reported.
 	firstPause   = time.Second
-	longestPause = 30 * time.Second
+	longestPause = 8 * time.Second
 )
 
 // Poster sends a report (upstream.Client).
