@@ -218,6 +218,7 @@ func TestFault_W14_A9_a_daemon_without_descriptors_keeps_what_is_open(t *testing
 func drowsy(t *testing.T, machine, daemon string) (mend func()) {
 	t.Helper()
 	const flag = "/tmp/it-drowsy"
+	daemon = "'" + daemon + "(-wlm)?'" // Slurm's, once it was reconfigured (testbed/machine/svc)
 	undo(t, machine, "rm -f "+flag+"; pkill -CONT -x "+daemon+" || true")
 	sh(t, machine, "touch "+flag)
 	run(t, "docker", "exec", "-d", container(machine), "sh", "-c",
