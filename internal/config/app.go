@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -110,10 +109,10 @@ func LoadApps(src Source) ([]App, error) {
 }
 
 var (
-	socketName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$`)
+	socketName = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$`)
 	// A module at the top, since it is hidden by a directory of its name.
-	pythonModule = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
-	blank        = regexp.MustCompile(`\{\{([^}]*)\}\}`)
+	pythonModule = pattern(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
+	blank        = pattern(`\{\{([^}]*)\}\}`)
 )
 
 // appBlanks are the words that Command may have in double braces.
@@ -125,7 +124,7 @@ func (f *file) checkApp(a *App) {
 	switch {
 	case a.Name == "":
 		f.fail("the app has no name; add name: NAME")
-	case !imageName.MatchString(a.Name):
+	case !imageName().MatchString(a.Name):
 		f.fail("is no name for an app; use letters, digits and ._+-", "name")
 	}
 	if a.Title == "" {
@@ -137,7 +136,7 @@ func (f *file) checkApp(a *App) {
 		}
 	}
 	f.checkCommand(a.Command)
-	if !socketName.MatchString(a.Socket) {
+	if !socketName().MatchString(a.Socket) {
 		f.fail("is no name of a socket; use up to 32 letters, digits and ._-", "socket")
 	}
 	for key, p := range map[string]string{"path": a.Path, "health": a.Health.Path} {
@@ -155,7 +154,7 @@ func (f *file) checkApp(a *App) {
 	}
 	f.checkAppFiles(a.Files)
 	for i, name := range a.PythonHidden {
-		if !pythonModule.MatchString(name) {
+		if !pythonModule().MatchString(name) {
 			f.fail("is no name of a Python module", "python_hidden", i)
 		}
 	}
@@ -186,7 +185,7 @@ func (f *file) checkCommand(command []string) {
 		if strings.ContainsRune(word, 0) {
 			f.fail("has a NUL character", "command", i)
 		}
-		for _, m := range blank.FindAllStringSubmatch(word, -1) {
+		for _, m := range blank().FindAllStringSubmatch(word, -1) {
 			if !slices.Contains(appBlanks(), m[1]) {
 				f.fail(fmt.Sprintf("{{%s}} is unknown; there are %s", m[1], strings.Join(appBlanks(), ", ")), "command", i)
 			}

@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -16,19 +15,19 @@ const timeoutMax = 600
 
 var (
 	// tmpSize is what tmpfs(5) takes as size, in the units documented here.
-	tmpSize = regexp.MustCompile(`^([1-9][0-9]{0,2})%$|^[1-9][0-9]{0,15}[KMGT]?$`)
+	tmpSize = pattern(`^([1-9][0-9]{0,2})%$|^[1-9][0-9]{0,15}[KMGT]?$`)
 	// imageName agrees with ValidName of spank/request.
-	imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
-	envName   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	envPass   = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*\*?$`)
-	groupName = regexp.MustCompile(`^[^\s:,]{1,256}$`)
+	imageName = pattern(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
+	envName   = pattern(`^[A-Za-z_][A-Za-z0-9_]*$`)
+	envPass   = pattern(`^[A-Za-z_][A-Za-z0-9_]*\*?$`)
+	groupName = pattern(`^[^\s:,]{1,256}$`)
 )
 
 // reserved are words that --carme and CARME give a meaning of their own.
 func reserved() []string { return []string{"list", "help", "none", "yes", "no", "0", "1"} }
 
 func (f *file) checkSpank(s *Spank) {
-	if s.DefaultImage != "" && !imageName.MatchString(s.DefaultImage) {
+	if s.DefaultImage != "" && !imageName().MatchString(s.DefaultImage) {
 		f.fail("is no name of an image", "default_image")
 	}
 	f.checkChoice("net", s.Net, "host", "private")
@@ -56,7 +55,7 @@ func (f *file) checkSpank(s *Spank) {
 		f.fail(fmt.Sprintf("must be 1 to %d seconds", timeoutMax), "timeout_seconds")
 	}
 	for i, name := range s.Env.Pass {
-		if !envPass.MatchString(name) {
+		if !envPass().MatchString(name) {
 			f.fail("is no name of a variable; an asterisk may stand at its end", "env", "pass", i)
 		}
 	}
@@ -66,7 +65,7 @@ func (f *file) checkImage(img *Image) {
 	switch {
 	case img.Name == "":
 		f.fail("the image has no name; add name: NAME")
-	case !imageName.MatchString(img.Name):
+	case !imageName().MatchString(img.Name):
 		f.fail("is no name for an image; use letters, digits and ._+-", "name")
 	case slices.Contains(reserved(), img.Name):
 		f.fail("is a word with a meaning of its own after --carme=; choose another name", "name")
@@ -80,7 +79,7 @@ func (f *file) checkImage(img *Image) {
 		f.fail("must be one line of characters that can be printed", "description")
 	}
 	for i, g := range img.Groups {
-		if !groupName.MatchString(g) || !printable(g) {
+		if !groupName().MatchString(g) || !printable(g) {
 			f.fail("is no name of a group", "groups", i)
 		}
 	}
@@ -96,7 +95,7 @@ func (f *file) checkImage(img *Image) {
 // checkVariable checks a variable that an image or an app sets.
 func (f *file) checkVariable(name, value string) {
 	switch {
-	case !envName.MatchString(name):
+	case !envName().MatchString(name):
 		f.fail("is no name of a variable", "env", name)
 	case strings.HasPrefix(name, "SLURM_") || strings.HasPrefix(name, "_SLURM_") || strings.HasPrefix(name, "LD_"):
 		f.fail("is a variable that may not be set here", "env", name)
@@ -215,7 +214,7 @@ func gpuNodes() []string {
 }
 
 func (f *file) checkSize(size string) {
-	m := tmpSize.FindStringSubmatch(size)
+	m := tmpSize().FindStringSubmatch(size)
 	if m == nil {
 		f.fail("is no size; use a percentage such as 50%, or a number with K, M, G or T", "tmp", "size")
 		return

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"go.yaml.in/yaml/v3"
@@ -302,11 +303,17 @@ func line(n *yaml.Node, at []any) int {
 	return n.Line
 }
 
+// pattern compiles an expression when it is first asked for: those with long
+// repetitions cost the start of each sealed step a millisecond.
+func pattern(expression string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(expression) })
+}
+
 // yamlLine is how the decoder names the line of an error.
-var yamlLine = regexp.MustCompile(`^(?:yaml: )?line (\d+): (.*)$`)
+var yamlLine = pattern(`^(?:yaml: )?line (\d+): (.*)$`)
 
 // unknownField is how the decoder names a key it does not know.
-var unknownField = regexp.MustCompile(`^field (.*) not found in type .*$`)
+var unknownField = pattern(`^field (.*) not found in type .*$`)
 
 // failDecode turns the decoder's errors into problems.
 func (f *file) failDecode(err error) {
@@ -316,11 +323,11 @@ func (f *file) failDecode(err error) {
 	}
 	for _, text := range texts {
 		at := 0
-		if m := yamlLine.FindStringSubmatch(text); m != nil {
+		if m := yamlLine().FindStringSubmatch(text); m != nil {
 			at, _ = strconv.Atoi(m[1]) // only digits match
 			text = m[2]
 		}
-		if m := unknownField.FindStringSubmatch(text); m != nil {
+		if m := unknownField().FindStringSubmatch(text); m != nil {
 			text = `there is no setting "` + m[1] + `"; see ` + f.loader.manual
 		}
 		f.loader.fail(f.name, at, flat(text))
