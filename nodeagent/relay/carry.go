@@ -20,13 +20,17 @@ const (
 	// record it ever got.
 	recordSize = 4 << 10
 	// bulk is after how many full buffers in a row a stream is a transfer,
-	// which is faster in large records.
-	bulk = 8
+	// which is faster in large records, and several of them at once.
+	bulk     = 8
+	bulkSize = 4 * bufferSize
 	// lingerTime is how long a client may go on after its app has closed.
 	lingerTime = 10 * time.Second
 )
 
-var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }} //nolint:gochecknoglobals // a pool is one
+var (
+	buffers     = sync.Pool{New: func() any { return new([bufferSize]byte) }} //nolint:gochecknoglobals // a pool is one
+	bulkBuffers = sync.Pool{New: func() any { return new([bulkSize]byte) }}   //nolint:gochecknoglobals // the same
+)
 
 // carry copies both ways until both have ended, or one has failed. It returns
 // at once: two new goroutines need less stack than one that made a handshake.
@@ -118,10 +122,15 @@ func (r *Relay) drain(conn *Conn, s *stream) error {
 type appReader struct {
 	raw    syscall.RawConn
 	onRead func(uintptr) bool
+	full   int // buffers of bufferSize in a row that data has filled
 	buf    *[bufferSize]byte
-	n      int
+	large  *[bulkSize]byte // in its place in a transfer
+	data   []byte
 	err    error
 }
+
+// transfer says that data comes faster than it is passed on.
+func (r *appReader) transfer() bool { return r.full >= bulk }
 
 func newAppReader(app *net.UnixConn) (*appReader, error) {
 	raw, err := app.SyscallConn()
@@ -134,13 +143,26 @@ func newAppReader(app *net.UnixConn) (*appReader, error) {
 }
 
 func (r *appReader) tryRead(fd uintptr) bool {
-	r.buf = buffers.Get().(*[bufferSize]byte)
-	r.n, r.err = tryRead(int(fd), r.buf[:])
+	r.data = r.take()
+	n, err := tryRead(int(fd), r.data)
+	r.data, r.err = r.data[:n], err
 	if errors.Is(r.err, wouldBlockError{}) {
 		r.release()
 		return false
 	}
+	if r.full++; n < bufferSize {
+		r.full = 0
+	}
 	return true
+}
+
+func (r *appReader) take() []byte {
+	if r.transfer() {
+		r.large = bulkBuffers.Get().(*[bulkSize]byte)
+		return r.large[:]
+	}
+	r.buf = buffers.Get().(*[bufferSize]byte)
+	return r.buf[:]
 }
 
 // next waits for data. It is valid until release.
@@ -148,14 +170,17 @@ func (r *appReader) next() ([]byte, error) {
 	if err := r.raw.Read(r.onRead); err != nil {
 		return nil, err
 	}
-	return r.buf[:r.n], r.err
+	return r.data, r.err
 }
 
 func (r *appReader) release() {
 	if r.buf != nil {
 		buffers.Put(r.buf)
-		r.buf = nil
 	}
+	if r.large != nil {
+		bulkBuffers.Put(r.large)
+	}
+	r.buf, r.large, r.data = nil, nil, nil
 }
 
 // fromApp copies until the app ends its half, and passes that on.
@@ -165,7 +190,7 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 		return err
 	}
 	defer app.release()
-	for full := 0; ; {
+	for {
 		data, err := app.next()
 		if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
 			// A reset is that the app did not read all; what it said came first.
@@ -178,10 +203,7 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 		if err != nil {
 			return err
 		}
-		if full++; len(data) < bufferSize {
-			full = 0
-		}
-		if err := write(conn, data, full >= bulk); err != nil {
+		if err := write(conn, data, app.transfer()); err != nil {
 			return err
 		}
 		r.FromApps.Add(int64(len(data)))
@@ -191,17 +213,22 @@ func (r *Relay) fromApp(conn *Conn, s *stream) error {
 	}
 }
 
-func write(conn *Conn, data []byte, large bool) error {
-	if large {
+// write encrypts data in records of the size that suits it, and sends them in one.
+func write(conn *Conn, data []byte, transfer bool) error {
+	if len(data) <= recordSize {
 		_, err := conn.tls.Write(data)
 		return err
 	}
-	for len(data) > 0 {
-		n := min(len(data), recordSize)
-		if _, err := conn.tls.Write(data[:n]); err != nil {
-			return err
-		}
+	size := recordSize
+	if transfer {
+		size = len(data) // crypto/tls divides it by the largest
+	}
+	conn.lazy.cork()
+	var failed error
+	for len(data) > 0 && failed == nil {
+		n := min(len(data), size)
+		_, failed = conn.tls.Write(data[:n])
 		data = data[n:]
 	}
-	return nil
+	return errors.Join(failed, conn.lazy.uncork())
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,46 @@ type lazyConn struct {
 	err            error
 	short          bool // the last read took all there was
 	waited         bool
+
+	mu     sync.Mutex
+	corked bool
+	held   *[]byte // what was written since
+}
+
+// corkSize is more than what is written at once between cork and uncork, with
+// what TLS adds to each record.
+const corkSize = bulkSize + bulkSize/16
+
+var corks = sync.Pool{New: func() any { return new(make([]byte, 0, corkSize)) }} //nolint:gochecknoglobals // a pool is one
+
+// Write implements net.Conn. crypto/tls writes record by record, each a system
+// call and a reader that is woken.
+func (c *lazyConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.corked {
+		return c.TCPConn.Write(p)
+	}
+	*c.held = append(*c.held, p...)
+	return len(p), nil
+}
+
+// cork holds back what is written until uncork.
+func (c *lazyConn) cork() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.corked, c.held = true, corks.Get().(*[]byte)
+}
+
+// uncork sends what was held back.
+func (c *lazyConn) uncork() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.TCPConn.Write(*c.held)
+	*c.held = (*c.held)[:0]
+	corks.Put(c.held)
+	c.corked, c.held = false, nil
+	return err
 }
 
 // Read reads what is there.

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/url"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -701,6 +703,39 @@ func TestForward_streams_large_bodies_both_ways(t *testing.T) {
 		}
 		if n, err := io.Copy(io.Discard, w.ask(w.client(h2), "GET", host, "/?down=1", cookie, nil).Body); err != nil || n != 20<<20+1 {
 			t.Errorf("HTTP/2 %v: %d bytes, %v", h2, n, err)
+		}
+	}
+}
+
+// Pieces of all sizes, of known and unknown length, on connections that are used
+// again: nothing of what is read ahead or held back is lost, or comes twice.
+func TestForward_bodies_of_all_sizes_arrive_as_they_are(t *testing.T) {
+	content := make([]byte, 3<<20)
+	for i := range content {
+		content[i] = byte(i ^ i>>8 ^ i>>16)
+	}
+	w := newWorld(t, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		n, _ := strconv.Atoi(r.FormValue("n"))
+		if r.FormValue("whole") != "" {
+			rw.Header().Set("Content-Length", strconv.Itoa(n))
+		}
+		for at := 0; at < n; {
+			size := min(n-at, 1+at*7919%(200<<10))
+			_, _ = rw.Write(content[at : at+size])
+			at += size
+		}
+	}))
+	host, cookie := w.session("alice", "a")
+	for _, h2 := range []bool{false, true} {
+		client := w.client(h2)
+		for _, n := range []int{1, 4095, 4096, 16 << 10, 16<<10 + 1, 64<<10 - 1, 64 << 10, 64<<10 + 1, 300_000, 3 << 20, 3} {
+			for _, whole := range []string{"", "yes"} {
+				answer := w.ask(client, "GET", host, fmt.Sprintf("/?n=%d&whole=%s", n, whole), cookie, nil)
+				got, err := io.ReadAll(answer.Body)
+				if err != nil || !bytes.Equal(got, content[:n]) {
+					t.Errorf("HTTP/2 %v, whole %q, of %d bytes %d arrived, the same: %v; %v", h2, whole, n, len(got), bytes.HasPrefix(content, got), err)
+				}
+			}
 		}
 	}
 }

@@ -12,7 +12,12 @@ import (
 	"time"
 )
 
-const copySize = 32 << 10
+const (
+	copySize = 64 << 10
+	// smallAnswer is what goes out in one TLS record, and into the kernel's
+	// buffers without waiting for the browser.
+	smallAnswer = 16 << 10
+)
 
 var (
 	copyBuffers = sync.Pool{New: func() any { return new([copySize]byte) }}
@@ -88,7 +93,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	if answer.Body != http.NoBody && up.reader.Buffered() == 0 {
 		_ = http.NewResponseController(w).Flush() // the head of a stream whose first word takes its time
 	}
-	err = copyBody(w, answer)
+	err = copyBody(w, r, answer, up)
 	_ = answer.Body.Close() // it was read, or the connection goes
 	whole := false
 	select {
@@ -247,7 +252,7 @@ func readAnswer(up *upstream, r *http.Request) (*http.Response, error) {
 }
 
 // copyBody passes an answer on as it comes.
-func copyBody(w http.ResponseWriter, answer *http.Response) error {
+func copyBody(w http.ResponseWriter, r *http.Request, answer *http.Response, up *upstream) error {
 	if answer.Body == http.NoBody {
 		return nil
 	}
@@ -262,19 +267,15 @@ func copyBody(w http.ResponseWriter, answer *http.Response) error {
 		}
 	}()
 	for {
-		n, err := answer.Body.Read(buffer[:])
+		n, err := readMuch(answer, up, buffer[:])
 		if n > 0 {
-			if n != int(left) {
+			if n != int(left) || n > smallAnswer {
 				timed = true
 				_ = control.SetWriteDeadline(time.Now().Add(writePatience)) // if it fails, so does the write
 			}
-			if _, err := w.Write(buffer[:n]); err != nil {
+			left -= int64(n)
+			if err := writeMuch(w, r, control, buffer[:n], left != 0); err != nil {
 				return err
-			}
-			if left -= int64(n); left != 0 { // more may take its time
-				if err := control.Flush(); err != nil {
-					return err
-				}
 			}
 		}
 		if errors.Is(err, io.EOF) {
@@ -284,4 +285,32 @@ func copyBody(w http.ResponseWriter, answer *http.Response) error {
 			return err
 		}
 	}
+}
+
+// readMuch reads what has come of a body. Chunks are passed on one by one: behind
+// a chunk may be half of the next one's head, and nothing for a long time.
+func readMuch(answer *http.Response, up *upstream, p []byte) (int, error) {
+	n, err := answer.Body.Read(p)
+	for err == nil && n < len(p) && answer.ContentLength > 0 && len(up.quiet.ahead) > 0 {
+		var more int
+		more, err = answer.Body.Read(p[n:])
+		n += more
+	}
+	return n, err
+}
+
+// writeMuch writes a piece of a body, in one system call if it can, and sees that
+// it arrives if more may take its time.
+func writeMuch(w http.ResponseWriter, r *http.Request, control *http.ResponseController, p []byte, flush bool) (err error) {
+	if conn := connOf(r); conn != nil && len(p) > smallAnswer {
+		conn.cork()
+		defer func() { err = errors.Join(err, conn.uncork()) }()
+	}
+	if _, err := w.Write(p); err != nil {
+		return err
+	}
+	if flush {
+		return control.Flush()
+	}
+	return nil
 }

@@ -61,6 +61,7 @@ func Serve(ctx context.Context, tcp net.Listener, certificate *tls.Config, handl
 	config.CipherSuites = sealing()
 	server := &http.Server{
 		Handler: handler, TLSConfig: config, ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience, MaxHeaderBytes: headBytes,
+		ConnContext:                  withConn,
 		DisableGeneralOptionsHandler: true, // even OPTIONS * is for a host
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 		HTTP2: &http.HTTP2Config{

@@ -1,8 +1,12 @@
 package proxy
 
 import (
+	"context"
+	"crypto/tls"
 	"errors"
 	"net"
+	"net/http"
+	"sync"
 	"sync/atomic"
 	"syscall"
 )
@@ -19,12 +23,40 @@ type quietConn struct {
 	// Of the one goroutine that reads while it is quiet: what would be in
 	// closures, made anew for each message.
 	onRead, onWait func(uintptr) bool
+	onAhead        func(uintptr) bool
 	buffer         []byte
 	n              int
 	err            error
 	short          bool // the last read took all there was
 	waited         bool
+
+	// Of the goroutine that reads while it is not quiet.
+	full  int // reads in a row that took less than there was, or all of it
+	ahead []byte
+	store *[aheadSize]byte // of ahead
+
+	mu     sync.Mutex
+	corked bool
+	held   *[]byte // what was written since
 }
+
+const (
+	// aheadSize is how much is read at once in a transfer: several of the
+	// largest TLS records.
+	aheadSize = 64 << 10
+	// fullRead is how much a read must bring to count as one of a transfer, and
+	// transferAfter how many of them in a row make one.
+	fullRead      = 4 << 10
+	transferAfter = 8
+	// corkSize is more than what is written at once between cork and uncork,
+	// with what TLS adds to each record.
+	corkSize = copySize + copySize/16
+)
+
+var (
+	aheads = sync.Pool{New: func() any { return new([aheadSize]byte) }}
+	corks  = sync.Pool{New: func() any { return new(make([]byte, 0, corkSize)) }}
+)
 
 func newQuiet(conn net.Conn) (*quietConn, error) {
 	q := &quietConn{Conn: conn}
@@ -36,7 +68,7 @@ func newQuiet(conn net.Conn) (*quietConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	q.raw, q.onRead, q.onWait = raw, q.tryRead, q.tryWait
+	q.raw, q.onRead, q.onWait, q.onAhead = raw, q.tryRead, q.tryWait, q.tryAhead
 	return q, nil
 }
 
@@ -54,8 +86,11 @@ func wouldBlock(err error) bool {
 
 // Read implements net.Conn.
 func (q *quietConn) Read(p []byte) (int, error) {
+	if len(q.ahead) > 0 {
+		return q.takeAhead(p), nil
+	}
 	if !q.quiet.Load() {
-		return q.Conn.Read(p)
+		return q.readOn(p)
 	}
 	if len(p) == 0 {
 		return 0, nil
@@ -78,6 +113,86 @@ func (q *quietConn) Read(p []byte) (int, error) {
 	}
 	q.short = q.n < len(p)
 	return q.n, nil
+}
+
+// readOn waits for data. In a transfer it reads more than was asked for.
+func (q *quietConn) readOn(p []byte) (int, error) {
+	if q.full < transferAfter || len(p) >= aheadSize {
+		n, err := q.Conn.Read(p)
+		if q.full++; n < len(p) || n < fullRead {
+			q.full = 0
+		}
+		return n, err
+	}
+	if err := q.raw.Read(q.onAhead); err != nil {
+		return 0, err
+	}
+	if q.n < fullRead {
+		q.full = 0
+	}
+	switch {
+	case q.err != nil:
+		return 0, q.err
+	case q.n == 0:
+		return 0, errEOF
+	}
+	return q.takeAhead(p), nil
+}
+
+// tryAhead reads into a buffer that is held only while there is something in it.
+func (q *quietConn) tryAhead(fd uintptr) bool {
+	q.store = aheads.Get().(*[aheadSize]byte)
+	q.buffer = q.store[:]
+	q.tryRead(fd)
+	q.buffer = nil
+	if q.err == nil && q.n > 0 {
+		q.ahead = q.store[:q.n]
+		return true
+	}
+	aheads.Put(q.store)
+	q.store = nil
+	return !errors.Is(q.err, syscall.EAGAIN)
+}
+
+// takeAhead takes of what was read before, and gives the buffer back with the
+// last of it.
+func (q *quietConn) takeAhead(p []byte) int {
+	n := copy(p, q.ahead)
+	if q.ahead = q.ahead[n:]; len(q.ahead) == 0 {
+		aheads.Put(q.store)
+		q.ahead, q.store = nil, nil
+	}
+	return n
+}
+
+// Write implements net.Conn. crypto/tls writes record by record, each a system
+// call and a reader that is woken.
+func (q *quietConn) Write(p []byte) (int, error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.corked {
+		return q.Conn.Write(p)
+	}
+	*q.held = append(*q.held, p...)
+	return len(p), nil
+}
+
+// cork holds back what is written until uncork.
+func (q *quietConn) cork() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.corked, q.held = true, corks.Get().(*[]byte)
+}
+
+// uncork sends what was held back.
+func (q *quietConn) uncork() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, err := q.Conn.Write(*q.held)
+	*q.held = (*q.held)[:0]
+	corks.Put(q.held)
+	q.corked, q.held = false, nil
+	return err
 }
 
 func (q *quietConn) tryRead(fd uintptr) bool {
@@ -109,6 +224,9 @@ func (q *quietConn) tryWait(fd uintptr) bool {
 
 // readable says whether something is there to read now, be it the end.
 func (q *quietConn) readable() bool {
+	if len(q.ahead) > 0 {
+		return true
+	}
 	var one [1]byte
 	there := true
 	if q.raw.Control(func(fd uintptr) { there = !empty(fd, one[:]) }) != nil {
@@ -124,4 +242,25 @@ func empty(fd uintptr, one []byte) bool {
 			return errors.Is(err, syscall.EAGAIN)
 		}
 	}
+}
+
+type connKey struct{}
+
+// withConn is http.Server.ConnContext: requests know the connection below TLS.
+func withConn(ctx context.Context, conn net.Conn) context.Context {
+	if secure, ok := conn.(*tls.Conn); ok {
+		if quiet, ok := secure.NetConn().(*quietConn); ok {
+			return context.WithValue(ctx, connKey{}, quiet)
+		}
+	}
+	return ctx
+}
+
+// connOf is the connection of a request that has it for itself, or nil.
+func connOf(r *http.Request) *quietConn {
+	if r.ProtoMajor != 1 {
+		return nil
+	}
+	quiet, _ := r.Context().Value(connKey{}).(*quietConn)
+	return quiet
 }

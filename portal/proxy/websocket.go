@@ -40,7 +40,7 @@ func (p *Proxy) websocket(w http.ResponseWriter, r *http.Request, rt *route) {
 		defer up.end()
 		copyAnswer(w.Header(), answer.Header, r.Host)
 		w.WriteHeader(answer.StatusCode)
-		_ = copyBody(w, answer) // a refusal that is cut is still one
+		_ = copyBody(w, r, answer, up) // a refusal that is cut is still one
 		return
 	}
 	if err := p.join(w, r, up, answer); err != nil {
