@@ -114,8 +114,9 @@ func (c cluster) plugins(ctx context.Context, carme bool) error {
 }
 
 // idle is shell code that waits until the node has no job, not even one that is
-// ending: the next one would have to wait for it.
-const idle = `while [ "$(sinfo -h -p debug -n ` + node + ` -o %T)" != idle ]; do sleep 0.05; done; `
+// ending: the next one would have to wait for it. sinfo would not do: who asks it
+// often is told of a node that is still "mixed" for up to a minute after a job.
+const idle = `for i in {1..600}; do [ -n "$(squeue -h -w ` + node + `)" ] || break; sleep 0.05; done; `
 
 // milliseconds runs a command on the login node and returns how long it took.
 func (c cluster) milliseconds(ctx context.Context, prepare, cmd string) (float64, error) {
@@ -137,6 +138,7 @@ func (c cluster) hold(ctx context.Context, options string) (string, error) {
 		return "", err
 	}
 	// A first step, so that what is measured is a later one.
-	_, err = c.user(ctx, "until [ $(squeue -h -j "+id+" -o %T) = RUNNING ]; do sleep 0.1; done; srun --jobid="+id+" --overlap true")
+	_, err = c.user(ctx, "for i in {1..600}; do [ $(squeue -h -j "+id+" -o %T) != RUNNING ] || exec srun --jobid="+id+" --overlap true; sleep 0.1; done; "+
+		"echo job "+id+" does not start: $(squeue -h -j "+id+" -o %r) >&2; exit 1")
 	return id, err
 }

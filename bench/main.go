@@ -18,6 +18,8 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
 	switch flag.Arg(0) {
+	case "plugin":
+		err = pluginCommand(ctx, *rounds, flag.Args()[1:], os.Stdout)
 	case "web":
 		err = webCommand(ctx, flag.Args()[1:], os.Stdout)
 	case "control":

@@ -3,10 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 )
@@ -26,94 +30,136 @@ type figure struct {
 	GoalOK bool    `json:"reaches_goal"`
 }
 
-// run measures everything, prints the table and writes the figures.
-func run(ctx context.Context, rounds int, output string, out io.Writer) (err error) {
+// run measures everything, prints the table and writes the figures: also those
+// that were taken before something failed.
+func run(ctx context.Context, rounds int, output string, out io.Writer) error {
 	c := fromEnvironment()
+	var figures []figure
+	err := errors.Join(
+		gather(&figures, func() ([]figure, error) { return pluginRows(ctx, c, rounds, nil, out) }),
+		gather(&figures, func() ([]figure, error) { return webRows(ctx, webDefaults(out)) }),
+		gather(&figures, func() ([]figure, error) { return controlRows(ctx, c, rounds, out) }),
+	)
+	return errors.Join(err, table(out, figures), keep(output, c.suite, figures))
+}
+
+func gather(all *[]figure, take func() ([]figure, error)) error {
+	figures, err := take()
+	*all = append(*all, figures...)
+	return err
+}
+
+// pluginCommand is "bench plugin": the rows P.
+func pluginCommand(ctx context.Context, rounds int, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("bench plugin", flag.ExitOnError)
+	only := flags.String("only", "", "rows, separated by commas")
+	_ = flags.Parse(args) // it exits
+	var rows []string
+	if *only != "" {
+		rows = strings.Split(*only, ",")
+	}
+	figures, err := pluginRows(ctx, fromEnvironment(), rounds, rows, out)
+	return errors.Join(err, table(out, figures))
+}
+
+func pluginRows(ctx context.Context, c cluster, rounds int, only []string, out io.Writer) (figures []figure, err error) {
 	if err := c.placeNoop(ctx); err != nil {
-		return err
+		return nil, err
 	}
 	defer func() {
 		clean, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
-		if problem := c.plugins(clean, true); err == nil {
-			err = problem
-		}
+		err = errors.Join(err, c.plugins(clean, true))
 		for _, m := range []string{login, node} {
-			if _, problem := c.root(clean, m, "rm -rf $(dirname "+noop+")"); err == nil {
-				err = problem
-			}
+			_, problem := c.root(clean, m, "rm -rf $(dirname "+noop+")")
+			err = errors.Join(err, problem)
 		}
 	}()
-	figures, err := measureAll(ctx, c, rounds, out)
-	if err != nil {
-		return err
-	}
-	more, err := webRows(ctx, webDefaults(out))
-	if err != nil {
-		return err
-	}
-	figures = append(figures, more...)
-	if more, err = controlRows(ctx, c, rounds, out); err != nil {
-		return err
-	}
-	figures = append(figures, more...)
-	if err := table(out, figures); err != nil {
-		return err
-	}
-	return keep(output, c.suite, figures)
+	p := &plugin{c, rounds, only, out, nil}
+	err = p.measureAll(ctx)
+	return p.figures, err
 }
 
-func measureAll(ctx context.Context, c cluster, rounds int, out io.Writer) ([]figure, error) {
-	var figures []figure
-	take := func(rows []row) error {
-		for _, r := range rows {
-			fmt.Fprintf(out, "%-4s %s\n", r.id, r.what)
-			n := rounds
-			if r.id == "P5" {
-				n = max(2, rounds/5) // 64 steps each
-			}
-			if err := c.measure(ctx, &r, n); err != nil {
-				return err
-			}
-			figures = append(figures, figure{
-				r.id, r.what, r.carmeMS, r.base, "ms", r.value(), r.unit, r.must, r.goal, r.reaches(r.must), r.reaches(r.goal),
-			})
-		}
-		return nil
-	}
-	if err := take(freshRows()); err != nil {
-		return nil, err
-	}
-	if err := c.plugins(ctx, true); err != nil {
-		return nil, err
-	}
-	if err := withJobs(ctx, c, func(j jobs) error { return take(laterRows(j)) }); err != nil {
-		return nil, err
-	}
-	fmt.Fprintln(out, "P6   slurmstepd killed")
-	ms, err := c.killed(ctx, max(3, rounds/3))
-	if err != nil {
-		return nil, err
-	}
-	return append(figures, figure{
-		"P6", "until nothing is left, longest", ms, 0, "ms", ms / 1000, "s", 5, 1, ms <= 5000, ms <= 1000,
-	}), nil
+// plugin takes the rows P.
+type plugin struct {
+	cluster cluster
+	rounds  int
+	only    []string
+	out     io.Writer
+	figures []figure
 }
 
-// withJobs runs do beside three jobs that wait for steps.
-func withJobs(ctx context.Context, c cluster, do func(jobs) error) (err error) {
-	var j jobs
-	defer func() {
-		if _, problem := c.user(context.WithoutCancel(ctx), "scancel "+j.plain+" "+j.sealed+" "+j.imaged); err == nil {
-			err = problem
+func (p *plugin) wanted(id string) bool { return p.only == nil || slices.Contains(p.only, id) }
+
+func (p *plugin) add(f figure) {
+	p.figures = append(p.figures, f)
+	fmt.Fprintf(p.out, "%-4s %s: %.2f %s\n", f.ID, f.What, f.Value, f.Unit)
+}
+
+func (p *plugin) take(ctx context.Context, rows []row) error {
+	for _, r := range rows {
+		if !p.wanted(r.id) {
+			continue
 		}
-	}()
-	for id, options := range map[*string]string{&j.plain: "-n16", &j.sealed: "-n16 --carme=none", &j.imaged: "-n1 --carme=base"} {
-		if *id, err = c.hold(ctx, options+""); err != nil {
+		n := p.rounds
+		if r.id == "P5" {
+			n = max(2, n/5) // 64 steps each
+		}
+		if err := p.cluster.measure(ctx, &r, n); err != nil {
+			return err
+		}
+		p.add(figure{
+			r.id, r.what, r.carmeMS, r.base, "ms", r.value(), r.unit, r.must, r.goal, r.reaches(r.must), r.reaches(r.goal),
+		})
+	}
+	return nil
+}
+
+func (p *plugin) measureAll(ctx context.Context) error {
+	if err := p.take(ctx, freshRows()); err != nil {
+		return err
+	}
+	if err := p.cluster.plugins(ctx, true); err != nil {
+		return err
+	}
+	// A node has no room for all of them at once.
+	for _, l := range []later{{"-n16", "-n16 --carme=none", laterRows}, {"-n1", "-n1 --carme=base", imageRows}} {
+		if err := p.beside(ctx, l); err != nil {
 			return err
 		}
 	}
-	return do(j)
+	if !p.wanted("P6") {
+		return nil
+	}
+	ms, err := p.cluster.killed(ctx, max(3, p.rounds/3))
+	if err != nil {
+		return err
+	}
+	p.add(figure{"P6", "until nothing is left, longest", ms, 0, "ms", ms / 1000, "s", 5, 1, ms <= 5000, ms <= 1000})
+	return nil
+}
+
+// later is what is measured beside two jobs that wait for steps.
+type later struct {
+	plain, sealed string // options of the jobs
+	rows          func(plain, sealed string) []row
+}
+
+func (p *plugin) beside(ctx context.Context, l later) (err error) {
+	if !slices.ContainsFunc(l.rows("", ""), func(r row) bool { return p.wanted(r.id) }) {
+		return nil
+	}
+	var ids [2]string
+	defer func() {
+		_, problem := p.cluster.user(context.WithoutCancel(ctx), "scancel "+ids[0]+" "+ids[1])
+		err = errors.Join(err, problem)
+	}()
+	for i, options := range []string{l.plain, l.sealed} {
+		if ids[i], err = p.cluster.hold(ctx, options); err != nil {
+			return err
+		}
+	}
+	return p.take(ctx, l.rows(ids[0], ids[1]))
 }
 
 func table(out io.Writer, figures []figure) error {
