@@ -203,3 +203,27 @@ func posted(t *testing.T, image string, nodes int) allocation {
 	eventually(t, 60*time.Second, "start of job "+id, func() bool { return strings.HasPrefix(homeFile(t, "alice", "it-"+id+".out"), "up") })
 	return allocation{id, "alice"}
 }
+
+// A step without options that slurmd has started just before the job's extern step
+// ends finds the job's directory gone by the time it asks.
+func TestAttack_J18_a_step_that_comes_after_its_jobs_end_is_not_plain(t *testing.T) {
+	plugstack(t, node1, "optional "+besides(t, "testdata/late.c", "")+"\noptional "+plugin)
+	a := bare(t, "--carme=none")
+	undo(t, node1, "rm -f /run/late /run/late.held")
+	sh(t, node1, "rm -f /run/late.held; touch /run/late")
+	ended := make(chan result, 1)
+	go func() { ended <- a.on(t, node1, nil, "sh", "-c", "echo in $("+pidNS+"); sleep 20") }()
+	eventually(t, 60*time.Second, "a step on "+node1, func() bool { return root(t, node1, "test", "-e", "/run/late.held").code == 0 })
+	directory := "/run/carme/jobs/" + a.id
+	if root(t, node1, "test", "-e", directory).code != 0 {
+		t.Fatalf("%s has no %s", node1, directory)
+	}
+	sh(t, node1, "pkill -KILL -P $(pgrep -f '^slurmstepd: .'"+a.id+"'.extern')")
+	eventually(t, 60*time.Second, "end of "+directory, func() bool { return root(t, node1, "test", "-e", directory).code != 0 })
+	sh(t, node1, "rm /run/late")
+	if r := <-ended; r.code == 0 || strings.Contains(r.out, "in pid:") || !strings.Contains(r.err, "carme: job "+a.id+" ends on this node") {
+		t.Errorf("status %d, stdout %q, stderr %q", r.code, r.out, r.err)
+	}
+	// One of another job finds nothing of that, nor does it need to.
+	srun(t, "alice", "-w", node1, "true").ok(t)
+}

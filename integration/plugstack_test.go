@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -64,16 +65,22 @@ func place(t *testing.T, machine, path string, content []byte) {
 	pipe(t, content, "exec", "-i", container(machine), "sh", "-c", "mkdir -p "+filepath.Dir(path)+" && cat >"+path)
 }
 
-// noop compiles the plugin that does nothing against this Slurm and places it.
+// noop is the plugin that does nothing.
 func noop(t *testing.T, flags string) string {
 	t.Helper()
-	source, err := os.ReadFile("../bench/noop/noop.c")
+	return besides(t, "../bench/noop/noop.c", flags)
+}
+
+// besides compiles another plugin against this Slurm and places it everywhere.
+func besides(t *testing.T, file, flags string) string {
+	t.Helper()
+	source, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	object := pipe(t, source, "run", "--rm", "-i", "carme-builder:"+suite(),
-		"sh", "-c", "gcc -O2 -fPIC -shared "+flags+" -xc -o /tmp/noop.so - && cat /tmp/noop.so")
-	path := pluginDir + "/noop.so"
+		"sh", "-c", "gcc -O2 -fPIC -shared "+flags+" -xc -o /tmp/plugin.so - && cat /tmp/plugin.so")
+	path := pluginDir + "/" + strings.TrimSuffix(filepath.Base(file), ".c") + ".so"
 	for _, m := range everywhere {
 		place(t, m, path, object)
 	}

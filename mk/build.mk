@@ -119,7 +119,7 @@ test-c: $(addprefix $(C_TEST_OUT)/,$(C_TESTS)) ## C tests under address and unde
 
 # The plugin's own files are compiled with the same warnings by every build,
 # against each Slurm release; the rest needs no Slurm.
-C_LINT = $(wildcard $(CSHIM)/*.c $(CSHIM)/*/*.c $(CSHIM)/*.h $(CSHIM)/*/*.h bench/*/*.c)
+C_LINT = $(wildcard $(CSHIM)/*.c $(CSHIM)/*/*.c $(CSHIM)/*.h $(CSHIM)/*/*.h bench/*/*.c integration/testdata/*.c)
 lint-c: ## clang-format, and warnings as errors
 	clang-format --dry-run -Werror $(C_LINT)
-	@for f in $(filter-out $(C_PLUGIN) bench/%,$(filter %.c,$(C_LINT))); do $(CC) $(C_WARN) -O2 -fsyntax-only -I$(C_TEST) $$f || exit 1; done
+	@for f in $(filter-out $(C_PLUGIN) bench/% integration/%,$(filter %.c,$(C_LINT))); do $(CC) $(C_WARN) -O2 -fsyntax-only -I$(C_TEST) $$f || exit 1; done

@@ -401,6 +401,7 @@ void extern_end(spank_t sp)
 		if (i)
 			nanosleep(&pause, NULL);
 		syscall(SYS_setresuid, -1, 0, -1);
+		job_note_end(job);
 		filter_remove(job);
 		job_remove(job, deadline);
 	}

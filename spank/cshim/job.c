@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common/ended.h"
 #include "common/jobdir.h"
 #include "common/rmtree.h"
 #include "common/sys.h"
@@ -23,6 +24,25 @@ int job_is_sealed(uint32_t job)
 
 	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
 	return access(path, F_OK) == 0;
+}
+
+int job_has_ended(uint32_t job)
+{
+	return ended_lately(CARME_ENDED, job);
+}
+
+void job_note_end(uint32_t job)
+{
+	char path[64];
+
+	/* Other steps of a job that has a sealed step only were plain, and may
+	 * be so when it is requeued. */
+	snprintf(path, sizeof(path), CARME_JOBS "/%u/" JOB_ASKED,
+		 (unsigned int) job);
+	if (!access(path, F_OK) && ended_note(CARME_ENDED, job))
+		slurm_error("carme: note in " CARME_ENDED
+			    " that job %u has ended: %m",
+			    (unsigned int) job);
 }
 
 int job_open(uint32_t job, int create)

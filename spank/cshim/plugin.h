@@ -23,6 +23,7 @@
 #define CARME_ANCHOR CARME_LIBEXEC "/carme-anchor"
 #define CARME_RUN "/run/carme"
 #define CARME_JOBS CARME_RUN "/jobs"
+#define CARME_ENDED CARME_RUN "/ended"		   /* common/ended.h */
 #define CARME_JOB_OPTIONS CARME_RUN "/job/options" /* inside a job */
 #define CARME_KILL_SWITCH "/etc/carme/disabled"
 
@@ -63,8 +64,14 @@ void fail_exit(void) __attribute__((noreturn));
 
 /* ---- job.c: /run/carme/jobs/ID ---------------------------------------- */
 
-/* One failed access(): all that a plain job ever pays. */
+/* Does this job have a directory? With job_has_ended() two failed system calls:
+ * all that a plain job ever pays. */
 int job_is_sealed(uint32_t job);
+/* Has a job with that id, submitted with --carme, just ended on this node? To
+ * be asked when it has no directory. */
+int job_has_ended(uint32_t job);
+/* Remember that, before the directory goes. */
+void job_note_end(uint32_t job);
 /* Open (create) the job's directory; -1 with errno. */
 int job_open(uint32_t job, int create);
 /* The same, with a lock that nobody else has until job_unlock(), or until all

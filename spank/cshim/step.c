@@ -1,6 +1,7 @@
 /*
  * init_post_opt and exit in a step's slurmstepd, as root: find or make the
- * job's namespaces. Plain jobs leave step_start() after one access().
+ * job's namespaces. Plain jobs leave step_start() after two system calls that
+ * find nothing.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -313,9 +314,9 @@ static int begin(spank_t sp, struct step *s)
 
 	s->dir = job_open_locked(s->job, options_asked(), deadline);
 	if (s->dir < 0 && errno == ENOENT) {
-		/* It was there a moment ago. It may have been a leftover of
-		 * another job, but as well this one's, which ends: then a step
-		 * without options would run plain. */
+		/* It has ended, or was there a moment ago. It may have been a
+		 * leftover of another job, but as well this one's, which ends:
+		 * then a step without options would run plain. */
 		fail("job %u ends on this node; if it does not, start the step "
 		     "again",
 		     (unsigned int) s->job);
@@ -386,12 +387,20 @@ static void remember_xauthority(spank_t sp, struct step *s)
 		xauthority_read(&s->xauthority, path, s->uid);
 }
 
+/* Without options of its own, a step is one of a sealed job only if the job
+ * says so. */
+static int is_plain(spank_t sp, struct step *s)
+{
+	return !options_asked() &&
+	       (spank_get_item(sp, S_JOB_ID, &s->job) ||
+		(!job_is_sealed(s->job) && !job_has_ended(s->job)));
+}
+
 void step_start(spank_t sp)
 {
 	struct step *s = &the_step;
 
-	if (!options_asked() &&
-	    (spank_get_item(sp, S_JOB_ID, &s->job) || !job_is_sealed(s->job)))
+	if (is_plain(sp, s))
 		return;
 	s->sealed = 1;
 	/* The hook stands in any case: it holds back the epilogs of a step that

@@ -9,7 +9,7 @@
 #include "stub.h"
 #include "tap.h"
 
-static int removals, filters;
+static int removals, filters, notes;
 
 int job_is_sealed(uint32_t job)
 {
@@ -28,6 +28,11 @@ void job_remove(uint32_t job, int64_t deadline_ms)
 	(void) job;
 	(void) deadline_ms;
 	removals++;
+}
+
+void job_note_end(uint32_t job)
+{
+	notes += job == 7 && notes == removals;
 }
 
 void filter_remove(uint32_t job)
@@ -156,6 +161,7 @@ static void end(void)
 	extern_end(NULL);
 	ok(removals == 2, "a sealed one's directory goes, at once or later");
 	ok(filters > 0, "and so does its device cgroup");
+	ok(notes == 2, "not before its end is noted");
 	stub_job = 0;
 }
 
