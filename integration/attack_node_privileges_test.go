@@ -3,8 +3,10 @@
 package integration
 
 import (
+	"fmt"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestAttack_J7_environment_of_the_user_reaches_no_code_of_root(t *testing.T) {
@@ -47,6 +49,80 @@ for ns in /proc/[0-9]*/ns/mnt; do
 	[ "$(readlink $ns)" = "$(readlink /proc/self/ns/mnt)" ] && continue
 	nsenter --mount=$ns true 2>/dev/null && echo won $ns
 done`)
+}
+
+// A step without an image can trace the processes of an image's runtime, which are
+// the user's and in the same namespaces: none may do more than a task.
+func TestAttack_J2_J7_no_process_of_a_job_can_gain_privileges(t *testing.T) {
+	job := allocate(t, "mallory", "-w", node1, "--carme=base")
+	job.srun(t, "true").ok(t) // the container is up
+	out := job.srun(t, "--carme=none", "bash", "-c", `
+for p in /proc/[0-9]*; do
+	[ "$(stat -c %u $p)" = "$(id -u)" ] || continue
+	echo "$(cat $p/comm) $(grep NoNewPrivs $p/status)"
+done`).ok(t)
+	if !strings.Contains(out, "carme-hold") {
+		t.Fatalf("the container's processes are not to be seen, so this test proves nothing:\n%s", out)
+	}
+	for _, line := range lines(out) {
+		if !strings.HasSuffix(line, "1") {
+			t.Errorf("a process of the job may gain privileges: %s", line)
+		}
+	}
+}
+
+// A job's session keyring (keyctl(2)). keep puts a secret into it for 100 s, says under
+// which number, and stays; look finds one by its name, reads it by its number, and
+// lists what there is.
+const (
+	keep = `perl -e '$| = 1; ($kind, $name, $data) = ("user", "%s", "of alice"); $id = syscall(248, $kind, $name, $data, 8, -3); syscall(250, 15, $id, 100); print "key $id\n"; sleep 170'`
+	look = `perl -e '
+	($kind, $name) = ("user", "%[1]s");
+	for $id (syscall(250, 10, -3, $kind, $name, 0), %[2]s) {
+		$data = "\0" x 8;
+		print "read $data\n" if $id > 0 && syscall(250, 11, $id, $data, 8) > 0;
+	}'
+grep -o %[1]s /proc/keys
+true`
+)
+
+func TestAttack_J2_a_neighbours_keyring(t *testing.T) {
+	// What finds the secret that alice keeps in a job with these arguments.
+	kept := func(args ...string) (spying string) {
+		t.Helper()
+		secret := fmt.Sprintf("it-%d", time.Now().UnixNano())
+		script := put(t, "alice", "it-keep.sh", "#!/bin/bash\n"+fmt.Sprintf(keep, secret))
+		id := sbatch(t, "alice", append(append([]string{"-w", node1}, args...), script)...)
+		said := ""
+		eventually(t, 20*time.Second, "the neighbour", func() bool {
+			said = strings.TrimSpace(homeFile(t, "alice", "it-"+id+".out"))
+			return said != ""
+		})
+		number, ok := strings.CutPrefix(said, "key ")
+		if !ok || strings.HasPrefix(number, "-") {
+			t.Fatalf("the neighbour keeps no secret: %s", said)
+		}
+		return fmt.Sprintf(look, secret, number)
+	}
+	spy := func(spying string, args ...string) string {
+		t.Helper()
+		return srun(t, "mallory", append(append([]string{"-w", node1}, args...), "bash", "-c", spying)...).ok(t)
+	}
+	plain := kept()
+	if found := spy(plain); !strings.Contains(found, "read of alice") {
+		t.Fatalf("a plain job does not find the secret of a plain neighbour, so this test proves nothing:\n%s", found)
+	}
+	for where, seal := range seals {
+		t.Run(where, func(t *testing.T) {
+			if found := spy(plain, seal); found != "" {
+				t.Errorf("a sealed job finds the secret of a plain neighbour:\n%s", found)
+			}
+			sealed := kept(seal)
+			if found := spy(sealed, seal) + spy(sealed); found != "" {
+				t.Errorf("a neighbour finds the secret of a sealed job:\n%s", found)
+			}
+		})
+	}
 }
 
 func TestAttack_J2_a_neighbours_terminal_and_sockets(t *testing.T) {

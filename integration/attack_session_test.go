@@ -556,6 +556,34 @@ while True:
 	eventually(t, 40*time.Second, "alice's app", func() bool { return alice.get(hers.origin+"/who").code == http.StatusOK })
 }
 
+// Users may run programs on a portal's host too, and of one address the agent has only
+// so many handshakes at once.
+func TestAttack_W14_handshakes_stalled_on_the_portals_host_shut_no_session_out(t *testing.T) {
+	mirrors(t)
+	alice := visit(t, "alice").login()
+	// One after the other, so that they are given up so, and each is begun anew.
+	script := put(t, "mallory", "it-stall.pl", `
+use IO::Socket::INET; use IO::Select; my $all = IO::Select->new;
+sub stall { select undef, undef, undef, $_[0]; my $s = IO::Socket::INET->new(PeerAddr => "`+net.JoinHostPort(address(t, node1), "7444")+`", Timeout => 2); $all->add($s) if $s }
+stall(0.05) for 1 .. 96;
+open my $up, ">", "$ENV{HOME}/it-stalled"; close $up;
+while (1) { for my $s ($all->can_read(5)) { $all->remove($s); close $s; stall(0.002) } }`)
+	as(t, "mallory", login, "rm", "-f", "it-stalled").ok(t)
+	background(t, "mallory", login, "perl", script)
+	eventually(t, 30*time.Second, "stalled handshakes", func() bool {
+		return as(t, "mallory", login, "test", "-e", "it-stalled").code == 0
+	})
+	eventually(t, 10*time.Second, "as many as there may be", func() bool {
+		open := lines(root(t, node1, "sh", "-c", "cat /proc/net/tcp /proc/net/tcp6 | grep -i ':1D14 [0-9A-F:]* 01 ' || :").ok(t)) // 7444, established
+		return len(open) >= 64
+	})
+	hers := alice.session("mirror")
+	start := time.Now()
+	if r := alice.enter(hers.origin + "/who"); r.body != "alice in job "+hers.job || time.Since(start) > 10*time.Second {
+		t.Errorf("alice's app, after %v: %s", time.Since(start), r)
+	}
+}
+
 // In a network of its own a kernel may have its debugger: its ports are the job's.
 func TestScenario_W13_J3_the_debugger_works_in_a_private_network(t *testing.T) {
 	alice := visit(t, "alice").login()

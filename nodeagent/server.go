@@ -23,8 +23,9 @@ const (
 	handshakeTime = 5 * time.Second
 	// handshakes is how many may go on at once: peers are not known yet.
 	handshakes = 1024
-	// perSource is how many of them from one address, so that a user's
-	// program on some node does not keep the portals out.
+	// perSource is how many of them from one address. Users may run programs on
+	// a portal's host too, so that one too many shuts out the oldest, not the
+	// newest: a portal's take milliseconds, and those that are stalled are older.
 	perSource = 64
 )
 
@@ -36,9 +37,13 @@ type server struct {
 	log      *slog.Logger
 
 	mu      sync.Mutex
-	total   int
-	sources map[string]int
+	shaking []handshake // oldest first
 	refused logx.Seldom
+}
+
+type handshake struct {
+	conn   *net.TCPConn
+	source string
 }
 
 // chooseConfig picks the configuration by the one protocol a client names.
@@ -126,13 +131,12 @@ func pause(ctx context.Context, d time.Duration) bool {
 
 func (s *server) take(ctx context.Context, conn *net.TCPConn) {
 	source := conn.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().String()
-	if !s.enter(source) {
-		_ = conn.Close()
-		return
+	if oldest := s.enter(handshake{conn, source}); oldest != nil {
+		_ = oldest.Close() // its own goroutine says so
 	}
 	go func() {
 		serve, c, err := s.handshake(ctx, conn)
-		s.leave(source)
+		s.leave(conn)
 		if err != nil {
 			_ = conn.Close()
 			if left, ok := s.refused.Turn(time.Now()); ok {
@@ -144,27 +148,39 @@ func (s *server) take(ctx context.Context, conn *net.TCPConn) {
 	}()
 }
 
-func (s *server) enter(source string) bool {
+// enter counts a handshake, and returns the connection whose place it takes, nil if
+// there was one left.
+func (s *server) enter(h handshake) (oldest *net.TCPConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.sources == nil {
-		s.sources = map[string]int{}
+	first, same := -1, 0
+	for i, other := range s.shaking {
+		if other.source != h.source {
+			continue
+		}
+		if same++; first < 0 {
+			first = i
+		}
 	}
-	if s.total >= handshakes || s.sources[source] >= perSource {
-		return false
+	switch {
+	case same >= perSource:
+	case len(s.shaking) >= handshakes:
+		first = 0
+	default:
+		first = -1
 	}
-	s.total++
-	s.sources[source]++
-	return true
+	if first >= 0 {
+		oldest = s.shaking[first].conn
+		s.shaking = slices.Delete(s.shaking, first, first+1)
+	}
+	s.shaking = append(s.shaking, h)
+	return oldest
 }
 
-func (s *server) leave(source string) {
+func (s *server) leave(conn *net.TCPConn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.total--
-	if s.sources[source]--; s.sources[source] == 0 {
-		delete(s.sources, source)
-	}
+	s.shaking = slices.DeleteFunc(s.shaking, func(h handshake) bool { return h.conn == conn })
 }
 
 func (s *server) handshake(ctx context.Context, tcp *net.TCPConn) (func(context.Context, *relay.Conn), *relay.Conn, error) {

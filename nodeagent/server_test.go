@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"strconv"
 	"testing"
 	"time"
 
@@ -38,13 +39,13 @@ func startServer(t *testing.T, store func() *mtls.Store, serve func(context.Cont
 	return s, l.Addr().String()
 }
 
-func (s *server) shaking() int {
+func (s *server) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.total
+	return len(s.shaking)
 }
 
-func TestServer_gives_slow_handshakes_up_and_takes_few_of_one_source(t *testing.T) {
+func TestAttack_handshakes_stalled_on_a_portals_host_shut_nobody_out(t *testing.T) {
 	ca := mtlstest.New(t)
 	store := ca.Open(t, mtls.RoleNode, "n1")
 	s, addr := startServer(t, func() *mtls.Store { return store }, func(_ context.Context, c *relay.Conn) {
@@ -60,28 +61,41 @@ func TestServer_gives_slow_handshakes_up_and_takes_few_of_one_source(t *testing.
 		t.Cleanup(func() { _ = c.Close() })
 		slow = append(slow, c)
 	}
-	sessiontest.Eventually(t, "all are shaking hands", func() bool { return s.shaking() == perSource })
-	c, err := new(net.Dialer).DialContext(t.Context(), "tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close() //nolint:errcheck // a test's connection
-	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
-		t.Errorf("one too many: %v", err)
-	}
-	began := time.Now()
-	if _, err := slow[0].Read(make([]byte, 1)); err == nil || time.Since(began) > 2*handshakeTime {
-		t.Errorf("a slow one: %v after %s", err, time.Since(began))
-	}
-	sessiontest.Eventually(t, "all are given up", func() bool { return s.shaking() == 0 })
+	sessiontest.Eventually(t, "all are shaking hands", func() bool { return s.count() == perSource })
 	cfg := ca.Open(t, mtls.RolePortal, "p").Client(mtls.Identity{Role: mtls.RoleNode, Name: "n1"}, relay.ALPN)
 	good, err := (&tls.Dialer{Config: cfg}).DialContext(t.Context(), "tcp", addr)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("a portal beside them: %v", err)
 	}
 	defer good.Close() //nolint:errcheck // a test's connection
 	if _, err := io.ReadFull(good, make([]byte, 1)); err != nil {
-		t.Errorf("after the storm: %v", err)
+		t.Errorf("a portal beside them: %v", err)
+	}
+	began := time.Now()
+	if _, err := slow[0].Read(make([]byte, 1)); !errors.Is(err, io.EOF) || time.Since(began) > time.Second {
+		t.Errorf("the oldest, which had to make room: %v after %s", err, time.Since(began))
+	}
+	if _, err := slow[1].Read(make([]byte, 1)); err == nil || time.Since(began) > 2*handshakeTime {
+		t.Errorf("a slow one: %v after %s", err, time.Since(began))
+	}
+	sessiontest.Eventually(t, "all are given up", func() bool { return s.count() == 0 })
+}
+
+func TestServer_makes_room_for_the_newest_handshake(t *testing.T) {
+	s := &server{}
+	conns := make([]net.TCPConn, handshakes+2)
+	for i := range handshakes {
+		if s.enter(handshake{&conns[i], strconv.Itoa(i % 32)}) != nil {
+			t.Fatalf("number %d takes another's place", i)
+		}
+	}
+	if s.enter(handshake{&conns[handshakes], "new"}) != &conns[0] {
+		t.Error("the oldest of all has not made room for another address")
+	}
+	s.leave(&conns[0]) // it was shut out, and says so later
+	s.leave(&conns[1])
+	if s.enter(handshake{&conns[handshakes+1], "new"}) != nil || len(s.shaking) != handshakes {
+		t.Errorf("%d handshakes go on, and there was a place left", len(s.shaking))
 	}
 }
 

@@ -23,6 +23,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "common/keyring.h"
 #include "common/sys.h"
 #include "plugin.h"
 
@@ -121,7 +122,7 @@ static void wait_to_be_released(void)
 /* With what a task gets in task_start(): no way to new privileges. */
 static int join_as_epilog(void)
 {
-	if (filter_enter(hook.step) ||
+	if (filter_enter(hook.step) || keyring_leave(hook.step->keyring) ||
 	    setns(hook.step->pid1,
 		  CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNET))
 		return -1;

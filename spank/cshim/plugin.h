@@ -110,9 +110,10 @@ struct step {
 	const char *image;    /* key of the container, or NULL */
 	int own_options;      /* result, not plan, tells of this step */
 	struct record
-	    asked;  /* the job's submission, if carme-prolog noted it */
-	int wanted; /* by this step's options or the job's */
-	int enter;  /* a task's own connection to the anchor */
+	    asked;	 /* the job's submission, if carme-prolog noted it */
+	int wanted;	 /* by this step's options or the job's */
+	int enter;	 /* a task's own connection to the anchor */
+	int32_t keyring; /* slurmd's, which is not for tasks */
 	struct xauthority xauthority;
 };
 

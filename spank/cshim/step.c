@@ -15,6 +15,7 @@
 #include <slurm/slurm.h>
 
 #include "common/asked.h"
+#include "common/keyring.h"
 #include "common/sys.h"
 #include "extern.h"
 #include "plugin.h"
@@ -403,6 +404,8 @@ void step_start(spank_t sp)
 	if (is_plain(sp, s))
 		return;
 	s->sealed = 1;
+	/* Before PAM and other plugins make one for the job. */
+	s->keyring = keyring_session();
 	/* The hook stands in any case: it holds back the epilogs of a step that
 	 * has failed. */
 	if (fail_init()) {

@@ -14,6 +14,7 @@
 #include <slurm/slurm.h>
 
 #include "common/enter.h"
+#include "common/keyring.h"
 #include "common/sys.h"
 #include "plugin.h"
 
@@ -43,6 +44,10 @@ void task_start_privileged(spank_t sp)
 	}
 	if (filter_enter(s)) {
 		fail("enter the job's device cgroup: %s", strerror(errno));
+		return;
+	}
+	if (keyring_leave(s->keyring)) {
+		fail("make a keyring for the task: %s", strerror(errno));
 		return;
 	}
 	if (setns(s->pid1,

@@ -21,6 +21,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../common/keyring.h"
 #include "../common/sys.h"
 #include "anchor.h"
 
@@ -47,6 +48,10 @@ static int become_user(const struct user *u)
 	free(gids);
 	if (rc || setresgid(u->gid, u->gid, u->gid) ||
 	    setresuid(u->uid, u->uid, u->uid))
+		return -1;
+	/* A step without an image may trace the runtime, which would be its
+	 * way to programs with the set-user-id bit. */
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		return -1;
 	return prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0);
 }
@@ -129,6 +134,12 @@ static void run_runtime(const struct namespaces *ns, const struct user *user,
 		_exit(1);
 	}
 	reset_oom_score();
+	/* What the anchor has is slurmd's, since the plugin started it. */
+	if (keyring_leave(keyring_session())) {
+		dprintf(2, "make a keyring for the container: %s\n",
+			strerror(errno));
+		_exit(1);
+	}
 	if (become_user(user)) {
 		dprintf(2, "become the user: %s\n", strerror(errno));
 		_exit(1);

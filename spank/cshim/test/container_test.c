@@ -17,7 +17,9 @@ static int becomes(uid_t uid, gid_t gid)
 	pid_t pid = fork();
 
 	if (pid == 0)
-		_exit(become_user(&u) ? errno : 0);
+		_exit(become_user(&u)
+			  ? errno
+			  : !prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0));
 	waitpid(pid, &status, 0);
 	return WEXITSTATUS(status);
 }
@@ -27,6 +29,7 @@ int main(void)
 	ok(becomes((uid_t) -1, 1000) == EINVAL, "a plan without a user");
 	ok(becomes(1000, (gid_t) -1) == EINVAL, "a plan without a group");
 	if (!getuid())
-		ok(becomes(54321, 54321) == 0, "a user");
+		ok(becomes(54321, 54321) == 0,
+		   "a user, who gains no privileges");
 	return tap_end();
 }
