@@ -106,7 +106,7 @@ func TestScenario_W4_the_form_knows_the_limits_of_the_user(t *testing.T) {
 	// Who sends more all the same is told at the field.
 	v.login()
 	r := v.post("/", "/jobs", "id", newID(t), "image", "base", "app", "terminal", "gpus", "2", "nodes", "1", "minutes", "600")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(fieldProblem(r, "gpus"), "1 GPUs at most") || !strings.Contains(fieldProblem(r, "minutes"), "90 minutes at most") {
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(fieldProblem(r, "gpus"), "You may ask for 1 at most") || !strings.Contains(fieldProblem(r, "minutes"), "90 minutes at most") {
 		t.Errorf("more than allowed: %d, %q, %q", r.code, fieldProblem(r, "gpus"), fieldProblem(r, "minutes"))
 	}
 	// And a second job beside the first is not offered.
@@ -253,7 +253,7 @@ func TestScenario_W4_a_wrong_value_is_refused_at_its_field_and_nothing_typed_is_
 	undo(t, ctl, "scontrol update partitionname=low State=UP")
 	sh(t, ctl, "scontrol update partitionname=low State=DRAIN") // sooner than the portal can know
 	r := v.send("POST", "/jobs", formOf(csrf, newID(t), "partition", "low", "name", "kept"), formType, "Accept-Language: de")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat ihn abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat den Job abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
 		t.Errorf("a partition that takes no jobs: %d %s", r.code, words(r.body))
 	}
 }

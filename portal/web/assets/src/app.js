@@ -258,7 +258,10 @@ if (output && output.dataset.url) {
             const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
             if (part.offset < next) output.textContent = "";
             output.append(part.text);
-            if (output.textContent.length > 400000) output.textContent = output.textContent.slice(-300000);
+            if (output.textContent.length > 400000) {
+              output.textContent = output.textContent.slice(-300000);
+              document.getElementById("output-end").hidden = false;
+            }
             output.hidden = false;
             none.hidden = true;
             if (atEnd) output.scrollTop = output.scrollHeight;
