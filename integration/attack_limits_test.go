@@ -60,7 +60,7 @@ func TestAttack_A4_W4_limits_of_a_role_hold_in_the_form_and_against_made_up_requ
 	if n := len(jobs()); taken != 2 || n != 2 {
 		t.Errorf("%d were taken, %d jobs are there", taken, n)
 	}
-	if page := v.get("/").body; !strings.Contains(page, "You have as many sessions as you may: 2.") {
+	if page := v.get("/").body; !strings.Contains(page, "You have as many jobs as you may, running or queued: 2.") {
 		t.Error("the form does not say that no more may run")
 	}
 	root(t, ctl, "scancel", "-u", "alice").ok(t)

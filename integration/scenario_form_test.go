@@ -9,6 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
 )
 
 // options are the values of a list in the start form.
@@ -106,13 +109,13 @@ func TestScenario_W4_the_form_knows_the_limits_of_the_user(t *testing.T) {
 	// Who sends more all the same is told at the field.
 	v.login()
 	r := v.post("/", "/jobs", "id", newID(t), "image", "base", "app", "terminal", "gpus", "2", "nodes", "1", "minutes", "600")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(fieldProblem(r, "gpus"), "1 GPUs at most") || !strings.Contains(fieldProblem(r, "minutes"), "90 minutes at most") {
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(fieldProblem(r, "gpus"), "You may ask for 1 at most") || !strings.Contains(fieldProblem(r, "minutes"), "90 minutes at most") {
 		t.Errorf("more than allowed: %d, %q, %q", r.code, fieldProblem(r, "gpus"), fieldProblem(r, "minutes"))
 	}
 	// And a second job beside the first is not offered.
 	id := sbatch(t, "bob", "--hold", "--wrap=:")
 	recovers(t, 30*time.Second, "the limit on the page", func() bool {
-		return strings.Contains(v.get("/").body, "You may have one session at a time")
+		return strings.Contains(v.get("/").body, "You may have one job at a time")
 	})
 	scancel(id)
 }
@@ -253,7 +256,7 @@ func TestScenario_W4_a_wrong_value_is_refused_at_its_field_and_nothing_typed_is_
 	undo(t, ctl, "scontrol update partitionname=low State=UP")
 	sh(t, ctl, "scontrol update partitionname=low State=DRAIN") // sooner than the portal can know
 	r := v.send("POST", "/jobs", formOf(csrf, newID(t), "partition", "low", "name", "kept"), formType, "Accept-Language: de")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat ihn abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat den Job abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
 		t.Errorf("a partition that takes no jobs: %d %s", r.code, words(r.body))
 	}
 }
@@ -300,6 +303,48 @@ func TestScenario_W6_a_full_or_unreachable_home_is_named_before_the_start(t *tes
 				b.do(goTo(portalURL+"/"), appears("#start"))
 				return !b.has("#home-problem")
 			})
+			b.clean()
+		})
+	}
+}
+
+func TestScenario_W4_what_was_typed_outlives_the_end_of_the_login(t *testing.T) {
+	for name, c := range map[string]struct {
+		end  func(*browser)
+		says string
+	}{
+		"the page hears of it": {func(b *browser) {
+			root(b.t, ctl, "carme", "end-logins", "bob").ok(b.t)
+			eventually(b.t, 30*time.Second, "the login page", func() bool { return b.has("#username") })
+		}, "Your login has ended. Please log in again."},
+		"the form is sent without it": {func(b *browser) {
+			if _, err := chromedp.Call(b.ctx, network.DeleteCookies, network.DeleteCookiesParams{Name: portalCookie, URL: portalURL}); err != nil {
+				b.t.Fatal(err)
+			}
+			b.do(click(startButton), appears(".empty h1"))
+		}, "This form is too old"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := open(t)
+			b.login("bob")
+			b.do(click("label[for=app-terminal]"), choose("#minutes", "60"), click("details.more summary"), fill("#name", "half a name"), fill("#memory", "3"))
+			c.end(b)
+			if got := b.text("main"); !strings.Contains(got, c.says) {
+				t.Errorf("the page says %q", got)
+			}
+			b.login("bob")
+			for selector, want := range map[string]string{"#name": "half a name", "#memory": "3", "#minutes": "60", "input[name=app]:checked": "terminal"} {
+				if got := b.value(selector); got != want {
+					t.Errorf("%s holds %q, not %q", selector, got, want)
+				}
+			}
+			b.do(click("label[for=app-terminal]"), chooseText("#name", "bob's"))
+			c.end(b)
+			b.login("alice")
+			if got := b.value("#name"); got != "" {
+				t.Errorf("somebody else finds %q", got)
+			}
+			b.forgive() // of answers to who is not logged in
 			b.clean()
 		})
 	}

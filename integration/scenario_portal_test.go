@@ -224,6 +224,8 @@ func TestScenario_W19_pages_in_German_and_dark(t *testing.T) {
 		b.shot(strings.TrimPrefix(page, "/"))
 		b.axe(page)
 	}
+	// Whoever has dark pages from the system is offered light ones.
+	b.do(click("button[name=theme][value=light]"), appears("html[data-bs-theme=light]"))
 	b.clean()
 }
 

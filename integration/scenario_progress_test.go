@@ -109,7 +109,7 @@ func TestScenario_W7_the_page_says_in_words_why_a_job_has_ended(t *testing.T) {
 		"cancelled":  {cancelled, "It was cancelled.", "Der Job wurde abgebrochen.", "CANCELLED"},
 		"exit code":  {plain(t, "it-exit", "--mem=100", "--wrap=echo the disk is on fire >&2; exit 3"), "It ended with exit code 3. Its error output may say why.", "Er endete mit Exit-Code 3.", "the disk is on fire"},
 		"signal":     {plain(t, "it-signal", "--mem=100", "--wrap=kill -SEGV $$"), "It was ended by signal 11.", "Er wurde durch Signal 11 beendet.", ""},
-		"done":       {plain(t, "it-done", "--mem=100", "--wrap=echo all is well"), "It ended by itself.", "Der Job hat sich selbst beendet.", "all is well"},
+		"done":       {plain(t, "it-done", "--mem=100", "--wrap=echo all is well"), "It finished without an error.", "Der Job ist ohne Fehler zu Ende gegangen.", "all is well"},
 		"failed app": {sbatch(t, "bob", "-J", "it-app", "--carme=base", "--carme-app=broken", "--mem=500", "--wrap=:"), "It ended with exit code 9. Its error output may say why.", "Er endete mit Exit-Code 9.", "no licence found"},
 	}
 	// Killed before, it has no output into which Slurm could write.

@@ -64,7 +64,7 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 	b.mark()
 	at := `[0-9]{1,2}:[0-9]{2}`
 	for _, c := range []struct{ id, name, says string }{
-		{good, "it-good", `Ended\s+It ended by itself\.[\s\S]*took \d+ seconds?`},
+		{good, "it-good", `Ended\s+It finished without an error\.[\s\S]*took \d+ seconds?`},
 		{bad, "it-bad", `Failed\s+It ended with exit code 3\.[\s\S]*took \d+ seconds?`},
 		{runs, "it-runs", `Running[\s\S]*carme-node[12][\s\S]*since .*` + at + `[\s\S]*ends by .*` + at},
 		{array + "_1", "it-array", `Running`},

@@ -35,17 +35,17 @@ var (
 	pageEnded = page{
 		status: http.StatusNotFound,
 		en:     [2]string{"There is no session here", "The job has ended, or the session is not yours. The portal lists your sessions and says why one ended."},
-		de:     [2]string{"Hier ist keine Sitzung", "Der Job ist zu Ende, oder die Sitzung gehört Ihnen nicht. Das Portal zeigt Ihre Sitzungen und warum eine geendet hat."},
+		de:     [2]string{"Hier ist keine Sitzung", "Der Job ist zu Ende, oder die Sitzung gehört Ihnen nicht. Das Portal zeigt Ihre Sitzungen und sagt, warum eine zu Ende ist."},
 	}
 	pageForbidden = page{
 		status: http.StatusForbidden,
-		en:     [2]string{"You may not open this session", "It belongs to somebody else. Ask its owner to let you in."},
-		de:     [2]string{"Sie dürfen diese Sitzung nicht öffnen", "Sie gehört jemand anderem. Bitten Sie den Eigentümer, Sie einzulassen."},
+		en:     [2]string{"You may not open this session", "It belongs to somebody else."},
+		de:     [2]string{"Sie dürfen diese Sitzung nicht öffnen", "Sie gehört jemand anderem."},
 	}
 	pageForeign = page{
 		status: http.StatusForbidden, again: true,
 		en: [2]string{"This request came from another page", "Only the session's own pages may do that. If you followed a link, open the session again."},
-		de: [2]string{"Diese Anfrage kam von einer fremden Seite", "Nur die Seiten der Sitzung selbst dürfen das. Falls Sie einem Verweis gefolgt sind, öffnen Sie die Sitzung erneut."},
+		de: [2]string{"Diese Anfrage kam von einer fremden Seite", "Nur die Seiten der Sitzung selbst dürfen das. Falls Sie einem Link gefolgt sind, öffnen Sie die Sitzung erneut."},
 	}
 	pageAway = page{
 		status: http.StatusServiceUnavailable, refresh: 5,
@@ -60,7 +60,7 @@ var (
 	pageBroken = page{
 		status: http.StatusBadGateway, again: true,
 		en: [2]string{"The app gave no proper answer", "It may have crashed. Its log is on the job's page in the portal."},
-		de: [2]string{"Die Anwendung gab keine brauchbare Antwort", "Vielleicht ist sie abgestürzt. Ihr Protokoll steht im Portal auf der Seite des Jobs."},
+		de: [2]string{"Die Anwendung hat nicht richtig geantwortet", "Vielleicht ist sie abgestürzt. Das Protokoll steht im Portal auf der Seite des Jobs."},
 	}
 	pageBusy = page{
 		status: http.StatusServiceUnavailable, refresh: 5,
@@ -69,13 +69,13 @@ var (
 	}
 	pageLogin = page{
 		status: http.StatusForbidden, again: true,
-		en: [2]string{"Please come in again", "The way to this session was good for one moment and one browser only. Opening it again makes a new one."},
-		de: [2]string{"Bitte noch einmal eintreten", "Der Weg zu dieser Sitzung galt nur einen Moment und nur für einen Browser. Erneutes Öffnen macht einen neuen."},
+		en: [2]string{"Please open the session again", "The way to this session was good for one moment and one browser only. Opening it again makes a new one."},
+		de: [2]string{"Bitte öffnen Sie die Sitzung noch einmal", "Der Weg zu dieser Sitzung galt nur einen Moment und nur für einen Browser. Beim Öffnen entsteht ein neuer."},
 	}
 	pageCookies = page{
 		status: http.StatusForbidden, again: true, clear: true,
 		en: [2]string{"Your browser did not keep a cookie", "Allow cookies for this address. If they are allowed, another page may have pushed them out: clear them and log in again."},
-		de: [2]string{"Ihr Browser hat ein Cookie nicht behalten", "Erlauben Sie Cookies für diese Adresse. Sind sie erlaubt, hat vielleicht eine andere Seite sie verdrängt: löschen Sie alle und melden Sie sich neu an."},
+		de: [2]string{"Ihr Browser hat ein Cookie nicht behalten", "Erlauben Sie Cookies für diese Adresse. Sind sie erlaubt, hat vielleicht eine andere Seite sie verdrängt: Löschen Sie alle und melden Sie sich neu an."},
 	}
 	pageCookieFlood = page{
 		status: http.StatusRequestHeaderFieldsTooLarge, again: true, clear: true,

@@ -20,8 +20,9 @@ var (
 )
 
 type errorData struct {
-	Title, Text, Again string
-	Away               bool
+	Title, Text string
+	Again       string // what can be asked for once more
+	Away        bool
 }
 
 // fail answers with what went wrong, and lets no further handler answer.
@@ -29,7 +30,10 @@ func (s *Server) fail(c *gin.Context, err error) {
 	defer c.Abort()
 	code := client.Code(err)
 	texts := s.texts[chooseLanguage(c.Request)]
-	data := errorData{Again: "/"}
+	data := errorData{}
+	if c.Request.Method == http.MethodGet {
+		data.Again = c.Request.URL.RequestURI()
+	}
 	status := http.StatusInternalServerError
 	switch code {
 	case client.CodeNoSession:
@@ -40,7 +44,7 @@ func (s *Server) fail(c *gin.Context, err error) {
 			return
 		}
 		s.cookie(c, cookieSession, "", 0)
-		s.toLogin(c)
+		s.toLogin(c, true)
 		return
 	case client.CodeNotFound:
 		status = http.StatusNotFound
@@ -54,9 +58,6 @@ func (s *Server) fail(c *gin.Context, err error) {
 	case client.CodeUnavailable:
 		status = http.StatusServiceUnavailable
 		data.Title, data.Text, data.Away = texts.text("error.away"), texts.text("error.away.text"), true
-		if c.Request.Method == http.MethodGet {
-			data.Again = c.Request.URL.RequestURI()
-		}
 		c.Header("Retry-After", "5")
 	default:
 		data.Title, data.Text = texts.text("error.internal"), s.say(c, err)

@@ -141,7 +141,7 @@ func csrfToken(c *gin.Context) string { return c.GetString(keyCSRF) }
 func (s *Server) session(c *gin.Context) {
 	token := cookieValue(c.Request, cookieSession)
 	if token == "" {
-		s.toLogin(c)
+		s.toLogin(c, false)
 		return
 	}
 	c.Set(keyToken, token)
@@ -173,19 +173,24 @@ func me(c *gin.Context) *api.Me {
 	return known
 }
 
-// toLogin sends a person to the login and back afterwards.
-func (s *Server) toLogin(c *gin.Context) {
+// toLogin sends a person to the login and back afterwards; who was logged in is
+// told that this has ended.
+func (s *Server) toLogin(c *gin.Context, ended bool) {
 	next := "/"
 	if c.Request.Method == http.MethodGet && !strings.HasPrefix(c.Request.URL.Path, "/fragments/") {
 		next = c.Request.URL.RequestURI()
 	}
-	to := "/login"
-	if next != "/" {
-		to += "?next=" + url.QueryEscape(next)
+	query := url.Values{}
+	if ended {
+		query.Set("ended", "1")
 	}
+	if next != "/" {
+		query.Set("next", next)
+	}
+	to := strings.TrimSuffix("/login?"+query.Encode(), "?")
 	switch {
 	case c.GetHeader("HX-Request") != "":
-		c.Header("HX-Redirect", "/login")
+		c.Header("HX-Redirect", to)
 		c.AbortWithStatus(http.StatusOK)
 	case c.FullPath() == "/events" || strings.HasSuffix(c.FullPath(), "/output") || strings.HasSuffix(c.FullPath(), "/metrics"):
 		c.AbortWithStatus(http.StatusUnauthorized)

@@ -388,7 +388,8 @@ type jobData struct {
 	Stream    string
 	Output    api.Output
 	PlotNames map[string]string
-	OneFile   bool // output and errors are one
+	OneFile   bool   // output and errors are one
+	File      string // that the output is from
 }
 
 func (s *Server) oneJob(c *gin.Context) (api.Job, bool) {
@@ -416,7 +417,7 @@ func (s *Server) job(c *gin.Context) {
 			output.Problem = s.say(c, err)
 		}
 		output.Problem = said(texts, output.Code, output.Args, output.Problem)
-		data.Output = output
+		data.Output = fromLine(output)
 	}
 	s.page(c, http.StatusOK, "job", view{Title: jobName(texts, job), Nav: "jobs", Me: me(c), Data: data})
 }
@@ -429,8 +430,24 @@ func newJobData(c *gin.Context, texts catalogue, job api.Job) jobData {
 	if d := job.Detail; d != nil {
 		data.Stale = stale(texts, d.Age, d.Problem, d.ProblemCode)
 		data.OneFile = d.Error == "" || d.Error == d.Output
+		data.File = d.Output
+		if data.Stream == "err" && !data.OneFile {
+			data.File = d.Error
+		}
 	}
 	return data
+}
+
+// fromLine is the end of an output without the half of a line that it begins with.
+func fromLine(output api.Output) api.Output {
+	if output.Offset == 0 {
+		return output
+	}
+	if half, rest, more := strings.Cut(output.Text, "\n"); more && rest != "" {
+		output.Offset += int64(len(half) + 1)
+		output.Text = rest
+	}
+	return output
 }
 
 // jobFragment is the whole of a job's page as it is now. The output and the

@@ -105,7 +105,7 @@ func (s *Server) keep(c *gin.Context, answer api.LoginAnswer) {
 
 func (s *Server) factorPage(c *gin.Context) {
 	if cookieValue(c.Request, cookieSession) == "" {
-		s.toLogin(c)
+		s.toLogin(c, false)
 		return
 	}
 	s.page(c, http.StatusOK, "factor", view{
@@ -134,8 +134,12 @@ func (s *Server) factor(c *gin.Context) {
 	case "":
 		s.entered(c, answer, next)
 	case client.CodeFactorRefused, client.CodeSlowDown, client.CodeInvalid:
+		said := s.bad(c, err)
+		if in.Recovery != "" && client.Code(err) == client.CodeFactorRefused {
+			said.Text = s.text(c, "say.recovery_refused") // there is no next one to wait for
+		}
 		s.page(c, http.StatusUnauthorized, "factor", view{
-			Title: s.text(c, "factor.title"), Notice: s.bad(c, err), Data: factorData{Next: next, Recovery: in.Recovery != ""},
+			Title: s.text(c, "factor.title"), Notice: said, Data: factorData{Next: next, Recovery: in.Recovery != ""},
 		})
 	default:
 		s.fail(c, err)
@@ -164,7 +168,7 @@ func again(c *gin.Context, next, action string) enrolData {
 
 func (s *Server) enrolPage(c *gin.Context) {
 	if cookieValue(c.Request, cookieSession) == "" {
-		s.toLogin(c)
+		s.toLogin(c, false)
 		return
 	}
 	in, err := s.backend.Enrol(c.Request.Context(), cookieValue(c.Request, cookieSession))
@@ -190,7 +194,7 @@ func (s *Server) enrolConfirm(c *gin.Context) {
 		return
 	}
 	s.keep(c, answer)
-	s.page(c, http.StatusOK, "recovery", view{Title: s.text(c, "recovery.title"), Wide: true, Data: recoveryData{Codes: answer.RecoveryCodes, Next: next}})
+	s.page(c, http.StatusOK, "recovery", view{Title: s.text(c, "recovery.title"), Wide: true, Once: true, Data: recoveryData{Codes: answer.RecoveryCodes, Next: next}})
 }
 
 func (s *Server) logout(c *gin.Context) {

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"math"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ var templateFiles embed.FS
 type view struct {
 	Lang, Theme, CSRF, Title, Nav, Here, Version string
 	Wide                                         bool
+	Once                                         bool // what the page shows is shown no second time
 	Me                                           *api.Me
 	Notice                                       *notice
 	Data                                         any
@@ -101,12 +103,23 @@ func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
 	_, _ = c.Writer.Write(out.Bytes()) // the browser is gone or not
 }
 
-// here is the page to come back to after a choice of language or colours.
+// here is the page to come back to after a choice of language or colours. A step
+// of the login is one of its own, also after a wrong code.
 func here(r *http.Request) string {
-	if r.Method != http.MethodGet {
+	switch {
+	case r.Method == http.MethodGet:
+		return r.URL.RequestURI()
+	case !strings.HasPrefix(r.URL.Path, "/login"):
 		return "/"
 	}
-	return r.URL.RequestURI()
+	query := url.Values{}
+	if next := nextPath(r.PostFormValue("next")); next != "/" {
+		query.Set("next", next)
+	}
+	if r.PostFormValue("recovery") != "" {
+		query.Set("recovery", "1")
+	}
+	return strings.TrimSuffix(r.URL.Path+"?"+query.Encode(), "?")
 }
 
 func (s *Server) functions(texts catalogue) template.FuncMap {
@@ -117,7 +130,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"icon":      s.icon,
 		"appicon":   s.appIcon,
 		"time":      func(at time.Time) template.HTML { return timeTag(at, "", "2006-01-02 15:04 UTC") },
-		"shorttime": func(at time.Time) template.HTML { return timeTag(at, " data-short", "15:04:05") },
+		"shorttime": func(at time.Time) template.HTML { return timeTag(at, " data-short", "15:04:05 UTC") },
 		"neartime":  func(at time.Time) template.HTML { return timeTag(at, " data-near", "2006-01-02 15:04 UTC") },
 		"minutes":   func(n int) string { return minutes(texts, n) },
 		"megabytes": megabytes,
@@ -457,7 +470,7 @@ func timingOf(texts catalogue, j api.Job, now time.Time) timing {
 		if took < time.Minute {
 			t.Took = texts.number("time.seconds", int(took.Seconds()))
 		} else {
-			t.Took = minutes(texts, int(took.Minutes()))
+			t.Took = minutes(texts, int(took.Round(time.Minute).Minutes()))
 		}
 	}
 	return t

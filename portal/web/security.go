@@ -102,7 +102,7 @@ func (s *Server) recovery(c *gin.Context) {
 		s.fail(c, err)
 	default:
 		s.page(c, http.StatusOK, "recovery", view{
-			Title: s.text(c, "recovery.title"), Nav: "security", Me: me(c), Data: recoveryData{Codes: answer.RecoveryCodes, Next: "/security"},
+			Title: s.text(c, "recovery.title"), Nav: "security", Me: me(c), Once: true, Data: recoveryData{Codes: answer.RecoveryCodes, Next: "/security"},
 		})
 	}
 }

@@ -1,6 +1,7 @@
 package web
 
 import (
+	"html"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -190,6 +191,114 @@ func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
 	}
 	if answer, _ := b.get("/"); answer.StatusCode != 200 {
 		t.Errorf("afterwards: %d", answer.StatusCode)
+	}
+}
+
+func TestRecovery_codes_are_not_lost_by_a_choice_of_colours(t *testing.T) {
+	b := newBrowser(t)
+	b.post("/login", "/login", url.Values{"username": {"carol"}, "password": {clienttest.Password}})
+	const choice = `action="/prefs"`
+	if _, page := b.get("/login/enrol"); !strings.Contains(page, choice) {
+		t.Error("no choice before")
+	}
+	if _, page := b.post("/login/enrol", "/login/enrol", url.Values{"code": {"123456"}}); strings.Count(page, "<li>") != 10 || strings.Contains(page, choice) {
+		t.Error("the codes' page can be left by a choice of colours")
+	}
+	if _, page := b.post("/security", "/security/recovery", url.Values{"code": {"123456"}}); strings.Count(page, "<li>") != 10 || strings.Contains(page, choice) {
+		t.Error("the page of new codes can be left by a choice of colours")
+	}
+}
+
+func TestLogin_a_choice_of_language_after_a_wrong_code_stays_at_the_step(t *testing.T) {
+	for name, c := range map[string]struct {
+		user, path string
+		form       url.Values
+		want       string
+	}{
+		"code":          {"alice", "/login/factor", url.Values{"code": {"000000"}, "next": {"/jobs"}}, "/login/factor?next=%2Fjobs"},
+		"recovery code": {"alice", "/login/factor", url.Values{"recovery": {"zzzz"}}, "/login/factor?recovery=1"},
+		"enrolment":     {"carol", "/login/enrol", url.Values{"code": {"000000"}, "secret": {clienttest.Secret}}, "/login/enrol"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBrowser(t)
+			b.post("/login", "/login", url.Values{"username": {c.user}, "password": {clienttest.Password}})
+			answer, page := b.post(c.path, c.path, c.form)
+			m := regexp.MustCompile(`action="/prefs">.*\s*.*name="next" value="([^"]*)"`).FindStringSubmatch(page)
+			if answer.StatusCode != http.StatusUnauthorized || m == nil {
+				t.Fatalf("%d %s", answer.StatusCode, page)
+			}
+			answer, _ = b.post(c.path, "/prefs", url.Values{"next": {html.UnescapeString(m[1])}, "lang": {"de"}})
+			if got := answer.Header.Get("Location"); got != c.want {
+				t.Fatalf("leads to %s, not %s", got, c.want)
+			}
+			if answer, page := b.get(c.want); answer.StatusCode != http.StatusOK || !strings.Contains(page, `lang="de"`) {
+				t.Errorf("%d", answer.StatusCode)
+			}
+		})
+	}
+}
+
+func TestRecovery_a_wrong_code_has_no_next_one_to_wait_for(t *testing.T) {
+	b := newBrowser(t)
+	b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}})
+	if _, page := b.post("/login/factor", "/login/factor", url.Values{"recovery": {"zzzz"}}); !strings.Contains(page, "This recovery code is wrong") || strings.Contains(page, "next one") {
+		t.Error(page)
+	}
+	if _, page := b.post("/login/factor", "/login/factor", url.Values{"code": {"000000"}}); !strings.Contains(page, "Wait for the next one.") {
+		t.Error(page)
+	}
+}
+
+func TestLogin_that_has_ended_is_said(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	_, page := b.get("/")
+	form := url.Values{"csrf": {formToken.FindStringSubmatch(page)[1]}, "id": {newUUID()}, "image": {"base"}, "app": {"jupyterlab"}}
+	b.backend.EndLogins("alice")
+	answer, _ := b.post("", "/jobs", form)
+	to := answer.Header.Get("Location")
+	if to != "/login?ended=1" {
+		t.Fatalf("a form sent after the end leads to %q", to)
+	}
+	if _, page := b.get(to); !strings.Contains(page, "Your login has ended.") {
+		t.Error(page)
+	}
+	if answer, _ := b.get("/jobs"); answer.Header.Get("Location") != "/login?next=%2Fjobs" {
+		t.Errorf("a visitor is led to %s", answer.Header.Get("Location"))
+	}
+}
+
+func TestError_says_try_again_only_where_that_asks_for_the_same(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	form := url.Values{}
+	_, page := b.get("/security")
+	form.Set("csrf", formToken.FindStringSubmatch(page)[1])
+	b.backend.SetDown(true)
+	if _, page := b.get("/jobs?x=1"); !strings.Contains(page, `href="/jobs?x=1">Try again<`) {
+		t.Error(page)
+	}
+	if _, page := b.post("", "/security/recovery", form); !strings.Contains(page, `href="/">To the dashboard<`) || strings.Contains(page, ">Try again<") {
+		t.Error(page)
+	}
+}
+
+func TestOutput_that_is_long_begins_with_a_whole_line_and_says_so(t *testing.T) {
+	b := newBrowser(t)
+	id := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageEnded, State: "COMPLETED", Started: time.Now(), Detail: &api.JobDetail{Output: "/home/alice/it.out"}})
+	b.login()
+	const hint = `id="output-end">This is the end of the file; see /home/alice/it.out for all of it.`
+	if _, page := b.get("/jobs/" + id); strings.Contains(page, hint) {
+		t.Error("a short output is called the end of one")
+	}
+	b.backend.Output = strings.Repeat("a line of the output\n", 10000)
+	_, page := b.get("/jobs/" + id)
+	if !strings.Contains(page, hint) || !regexp.MustCompile(`id="output"[^>]*>a line of the output\n`).MatchString(page) {
+		t.Errorf("%.300s", page[strings.Index(page, `id="output`):])
+	}
+	b.backend.Output = strings.Repeat("x", 100000) + "\n"
+	if _, page := b.get("/jobs/" + id); !strings.Contains(page, "xxxxx") {
+		t.Error("of one line nothing is left")
 	}
 }
 
@@ -611,7 +720,7 @@ func TestTiming_tells_limit_and_length(t *testing.T) {
 	if !runs.Running || runs.Used != 25 || !runs.Till.Equal(start.Add(time.Hour)) {
 		t.Errorf("%+v", runs)
 	}
-	for took, want := range map[time.Duration]string{0: "1 second", time.Second: "1 second", 42 * time.Second: "42 seconds", 90 * time.Minute: "1 hour 30 minutes"} {
+	for took, want := range map[time.Duration]string{0: "1 second", time.Second: "1 second", 42 * time.Second: "42 seconds", 119 * time.Second: "2 minutes", 90 * time.Minute: "1 hour 30 minutes"} {
 		if got := timingOf(all["en"], api.Job{Stage: api.StageEnded, Started: start, Ended: start.Add(took)}, start); got.Took != want || got.Running {
 			t.Errorf("%v: %+v", took, got)
 		}

@@ -158,7 +158,7 @@ func (s *Service) checkNumbers(in *api.Start, offer *api.Offer, wrong wrongs) {
 }
 
 func checkWords(in *api.Start, offer *api.Offer, wrong wrongs) {
-	if len(in.Name) > nameMax || strings.ContainsFunc(in.Name, func(c rune) bool { return !unicode.IsPrint(c) }) {
+	if utf8.RuneCountInString(in.Name) > nameMax || strings.ContainsFunc(in.Name, func(c rune) bool { return !unicode.IsPrint(c) }) {
 		wrong["name"] = say("field.name", "It must be at most %s characters that can be printed.", strconv.Itoa(nameMax))
 	}
 	for field, text := range map[string]string{"account": in.Account, "qos": in.QOS, "gpu_type": in.GPUType} {

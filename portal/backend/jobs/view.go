@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"reflect"
 	"regexp"
@@ -215,7 +216,23 @@ func newer(a, b api.Job) bool {
 	if !a.Submitted.Equal(b.Submitted) {
 		return a.Submitted.After(b.Submitted)
 	}
-	return a.ID > b.ID
+	ofA, ofB := idNumbers(a.ID), idNumbers(b.ID)
+	return slices.Compare(ofA[:], ofB[:]) > 0
+}
+
+// idNumbers are the numbers of a job and of its task, by which ids are in order:
+// as texts 9 comes behind 10. What of an array waits is the newest of it.
+func idNumbers(id string) [2]int {
+	job, task, _ := strings.Cut(id, "_")
+	number, err := strconv.Atoi(job)
+	if err != nil { // Slurm has not numbered it yet
+		return [2]int{math.MaxInt}
+	}
+	of, err := strconv.Atoi(task)
+	if err != nil && task != "" {
+		of = math.MaxInt
+	}
+	return [2]int{number, of}
 }
 
 // age is that of the picture in seconds.

@@ -75,11 +75,11 @@ func (s *Service) reason(id uint32, state string, d rest.Job) words {
 	}
 	switch state {
 	case "COMPLETED":
-		return say("end.completed", "It ended by itself.")
+		return say("end.completed", "It finished without an error.")
 	case "CANCELLED":
 		return say("end.cancelled", "It was cancelled.")
 	case "TIMEOUT":
-		return say("end.timeout", "Its time was up. Start it with more minutes.")
+		return say("end.timeout", "Its time was up. Start it with a longer time limit.")
 	case "DEADLINE":
 		return say("end.deadline", "It could not have ended before its deadline.")
 	case "PREEMPTED":
@@ -87,7 +87,7 @@ func (s *Service) reason(id uint32, state string, d rest.Job) words {
 	case "NODE_FAIL":
 		return say("end.node", "Its node failed. Start it again.")
 	case "BOOT_FAIL", "LAUNCH_FAILED":
-		return say("end.launch", "Its node could not start it. Start it again; if that repeats, tell the administrators.")
+		return say("end.launch", "Its node could not start it. Start it again; if that repeats, tell your administrators.")
 	case "REVOKED":
 		return say("end.revoked", "Another cluster took it.")
 	case "FAILED":
@@ -122,7 +122,7 @@ func staged(node, stage string) words {
 // silent says that a node was not heard of.
 func silent(node string, since time.Time) words {
 	at := since.UTC().Format("15:04:05 MST")
-	return say("problem.node", "Nothing was heard of %s since %s; the job goes on, its session may not answer.", node, at)
+	return say("problem.node", "Nothing has been heard from %s since %s; the job goes on, its session may not answer.", node, at)
 }
 
 // noOutput is the answer of an output that is not there.

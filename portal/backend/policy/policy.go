@@ -85,11 +85,11 @@ func (l Limit) Check(nodes, gpus, minutes, running int) map[string]Excess {
 			wrong[field] = Excess{"limit." + field, text, []string{strconv.Itoa(most)}}
 		}
 	}
-	over("nodes", nodes, l.Nodes, "You may have %s nodes at most.")
-	over("gpus", gpus, l.GPUs, "You may have %s GPUs at most, all nodes together.")
-	over("minutes", minutes, l.Minutes, "You may have %s minutes at most.")
+	over("nodes", nodes, l.Nodes, "You may ask for %s at most.")
+	over("gpus", gpus, l.GPUs, "You may ask for %s at most, all nodes together.")
+	over("minutes", minutes, l.Minutes, "You may ask for %s minutes at most.")
 	if l.Running > 0 && running >= l.Running {
-		wrong["running"] = Excess{"limit.running", "You have %s jobs already, %s is the most. Stop one first.", []string{strconv.Itoa(running), strconv.Itoa(l.Running)}}
+		wrong["running"] = Excess{"limit.running", "You have reached your limit of jobs (%s of %s). Stop one first.", []string{strconv.Itoa(running), strconv.Itoa(l.Running)}}
 	}
 	return wrong
 }

@@ -1,6 +1,7 @@
 package clienttest
 
 import (
+	"cmp"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -51,6 +52,8 @@ type Backend struct {
 	grants int
 	// Misconfigured: nothing is offered.
 	Misconfigured bool
+	// Output is what every job has written, if not the usual.
+	Output string
 	// QR is the picture of an enrolment.
 	QR []byte
 	// GrantFor is how long a grant is good.
@@ -144,6 +147,13 @@ func (b *Backend) touch() {
 	b.version++
 	close(b.changed)
 	b.changed = make(chan struct{})
+}
+
+// EndLogins ends all of a user's logins.
+func (b *Backend) EndLogins(name string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	maps.DeleteFunc(b.sessions, func(_ string, s *session) bool { return s.user.Name == name })
 }
 
 // Add puts a job there as it is and returns its id.
@@ -611,7 +621,8 @@ func (b *Backend) output(w http.ResponseWriter, r *http.Request, s *session) {
 		answer(w, http.StatusOK, api.Output{Problem: "There is no output yet: the job has not started.", Code: "output.waiting"})
 		return
 	}
-	text, size := outputText, int64(len(outputText))
+	text := cmp.Or(b.Output, outputText)
+	size := int64(len(text))
 	if r.FormValue("stream") == "err" {
 		text, size = "", 0
 	}

@@ -77,6 +77,7 @@ function follow() {
   });
   source.addEventListener("logout", () => {
     source.close();
+    keepTyped();
     location.assign(`/login?ended=1&next=${encodeURIComponent(location.pathname + location.search)}`);
   });
   source.addEventListener("error", () => {
@@ -161,7 +162,30 @@ if (start) {
     if (text && known() && text.textContent !== known().description) text.textContent = known().description;
   };
   start.addEventListener("change", update);
+  if (location.pathname === "/") restore(start);
+  start.addEventListener("submit", keepTyped);
   update();
+}
+if (document.body.dataset.events !== undefined) sessionStorage.removeItem("carme-start");
+
+// What was typed into the start form outlives the end of a login, whether the
+// page hears of that or a form that is sent meets it: the same person finds it
+// again behind the next login.
+function keepTyped() {
+  const form = document.getElementById("start");
+  if (!form) return;
+  const fields = [...new FormData(form)].filter(([name]) => name !== "csrf" && name !== "id");
+  sessionStorage.setItem("carme-start", JSON.stringify({ user: document.querySelector(".who").title, fields }));
+}
+function restore(form) {
+  const { user, fields } = JSON.parse(sessionStorage.getItem("carme-start") ?? "{}");
+  if (!fields || user !== document.querySelector(".who").title) return;
+  for (const [name, value] of fields) {
+    const field = form.elements[name];
+    if (!field || (field.options && ![...field.options].some((one) => one.value === value && !one.disabled))) continue;
+    if (field.value !== value && form.querySelector(`details.more [name="${name}"]`)) form.querySelector("details.more").open = true;
+    field.value = value;
+  }
 }
 
 // Stop asks in a dialog; without one, on a page of its own.
@@ -258,7 +282,10 @@ if (output && output.dataset.url) {
             const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
             if (part.offset < next) output.textContent = "";
             output.append(part.text);
-            if (output.textContent.length > 400000) output.textContent = output.textContent.slice(-300000);
+            if (output.textContent.length > 400000) {
+              output.textContent = output.textContent.slice(-300000);
+              document.getElementById("output-end").hidden = false;
+            }
             output.hidden = false;
             none.hidden = true;
             if (atEnd) output.scrollTop = output.scrollHeight;

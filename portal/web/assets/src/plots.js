@@ -70,7 +70,7 @@ function draw(data) {
       const plot = new uPlot({
         width: Math.max(240, frame.clientWidth), height: 150, legend: { show: series.length > 1 }, cursor: { y: false },
         scales: { y: { range: (_, low, high) => [0, unit === "%" ? Math.max(100, high) : Math.max(1, high * 1.1)] } },
-        axes: [{ ...axis(), size: 30, space: 85, values: (_, splits) => splits.map((at) => clock.format(at * 1000)) }, { ...axis(), size: 56 }],
+        axes: [{ ...axis(), size: 30, space: 85, values: (_, splits) => splits.map((at) => (splits.at(-1) - splits[0] < 300 ? second : clock).format(at * 1000)) }, { ...axis(), size: 56 }],
         series: [{}, ...series.map((one, at) => ({
           label: labelOf(one), stroke: colours[at % colours.length], width: 1.75, spanGaps: false,
         }))],

@@ -2,9 +2,19 @@
 // shell begin with "i" (input) or "r" (size, as JSON); what comes is output.
 "use strict";
 (() => {
+  const says = {
+    en: { wait: "Connecting", open: "Connected", ended: "The shell has ended. Press Enter for a new one.", lost: "Connection lost, trying again", more: "New terminal" },
+    de: { wait: "Verbindung wird aufgebaut", open: "Verbunden", ended: "Die Shell ist beendet. Die Eingabetaste startet eine neue.", lost: "Verbindung unterbrochen, neuer Versuch läuft", more: "Neues Terminal" },
+  };
+  const lang = navigator.languages.map((one) => one.slice(0, 2)).find((one) => one in says) ?? "en";
+  const text = says[lang];
+  document.documentElement.lang = lang;
+
   const number = location.pathname.split("/")[2];
   const state = document.getElementById("state");
   document.getElementById("number").textContent = number;
+  document.getElementById("new").textContent = text.more;
+  state.textContent = text.wait;
   document.getElementById("new").href = "/t/" + (Number(number) + 1);
   document.title = "Terminal " + number;
 
@@ -29,20 +39,20 @@
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
       wait = 250;
-      state.textContent = "Connected";
+      state.textContent = text.open;
       term.reset(); // what is on the screen comes again
       size();
     };
     socket.onmessage = (event) => term.write(new Uint8Array(event.data));
     socket.onclose = (event) => {
       if (event.reason === "ended") {
-        state.textContent = "The shell has ended. Press Enter for a new one.";
+        state.textContent = text.ended;
         const again = term.onData((data) => {
           if (data === "\r") { again.dispose(); connect(); }
         });
         return;
       }
-      state.textContent = event.reason && event.reason !== "behind" ? event.reason : "Connection lost, trying again";
+      state.textContent = event.reason && event.reason !== "behind" ? event.reason : text.lost;
       setTimeout(connect, wait);
       wait = Math.min(wait * 2, 5000);
     };
