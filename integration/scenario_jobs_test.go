@@ -344,6 +344,11 @@ func TestScenario_J20_homes_groups_and_umask(t *testing.T) {
 		if got := srun(t, "alice", "-w", node2, "--carme=/home/alice/closed-dir/own.sif", "cat", "/etc/carme-image").ok(t); got != "carme testbed image" {
 			t.Errorf("an image there: %q", got)
 		}
+		// Root cannot even see that it is a directory. The program needs no others.
+		as(t, "alice", login, "sh", "-c", "mkdir -p closed-dir/box/bin closed-dir/box/etc && cp /usr/libexec/carme/carme-enter closed-dir/box/bin/own").ok(t)
+		if r := srun(t, "alice", "-w", node2, "--carme=/home/alice/closed-dir/box", "/bin/own"); r.code != 1 || !strings.Contains(r.err, "usage: carme-enter") {
+			t.Errorf("an image directory at home ends with %d\n%s", r.code, r.err)
+		}
 		id := as(t, "alice", login, "sh", "-c", "cd closed-dir && sbatch --parsable --time=2 -w carme-node2 --carme=base -o out --wrap 'pwd; cat file'").ok(t)
 		t.Cleanup(func() { scancel(id) })
 		awaitState(t, id, 30*time.Second, "COMPLETED", "FAILED")

@@ -181,7 +181,8 @@ func TestScenario_J1_J14_an_image_typed_with_a_space_is_caught(t *testing.T) {
 }
 
 func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(t *testing.T) {
-	as(t, "alice", login, "sh", "-c", "echo nonsense >broken.sif").ok(t)
+	as(t, "alice", login, "sh", "-c", "echo nonsense >broken.sif; echo nonsense >closed.sif; chmod 000 closed.sif; rm -f pipe.sif; mkfifo pipe.sif; mkdir -p hollow").ok(t)
+	t.Cleanup(func() { cleanUp(login, "rm -rf /home/alice/pipe.sif /home/alice/closed.sif /home/alice/hollow") })
 	root(t, node1, "ln", "-sfn", "/etc", "/scratch/alice/it-link").ok(t)
 	cases := map[string]struct {
 		args  []string
@@ -193,8 +194,11 @@ func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(
 		"no work directory":    {[]string{"--carme=none", "--carme-workdir=/nowhere"}, []string{"/nowhere"}, false},
 		"none in the image":    {[]string{"--carme=base", "--carme-workdir=/nowhere"}, []string{"/nowhere"}, false},
 		"no image file":        {[]string{"--carme=/home/alice/nothing.sif"}, []string{"/home/alice/nothing.sif", "check the path"}, false},
-		"broken image":         {[]string{"--carme=/home/alice/broken.sif"}, []string{"broken.sif"}, true},
-		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing"}, false},
+		"broken image":         {[]string{"--carme=/home/alice/broken.sif"}, []string{"broken.sif", "check the image"}, true},
+		"unreadable image":     {[]string{"--carme=/home/alice/closed.sif"}, []string{"/home/alice/closed.sif as you: permission denied", "check the path"}, false},
+		"image is a pipe":      {[]string{"--carme=/home/alice/pipe.sif"}, []string{"/home/alice/pipe.sif", "neither a file nor a directory"}, false},
+		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing", "the overlay"}, false},
+		"no such conda":        {[]string{"--carme=none", "--carme-conda=/home/alice/hollow"}, []string{"no conda environment", "check the path"}, false},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

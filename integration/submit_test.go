@@ -43,6 +43,8 @@ func TestScenario_J18_a_carme_job_is_sent_to_nodes_with_the_feature(t *testing.T
 		"feature already there":  {[]string{"--carme", "-C", "carme"}, "carme"},
 		"an alternative as well": {[]string{"--carme", "-C", "carme|carme"}, "(carme|carme)&carme"},
 		"array":                  {[]string{"--carme", "--array=1-2"}, "carme"},
+		"switched off by no":     {[]string{"--carme=no"}, "(null)"},
+		"switched off by 0":      {[]string{"--carme=0"}, "(null)"},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -51,6 +53,15 @@ func TestScenario_J18_a_carme_job_is_sent_to_nodes_with_the_feature(t *testing.T
 				t.Errorf("Features=%s, not %s", got, c.want)
 			}
 		})
+	}
+	// CARME in a profile is for every job but those that say otherwise.
+	for _, c := range []struct{ option, want string }{{"--carme-debug", "carme"}, {"--no-carme", "(null)"}} {
+		out := as(t, "alice", login, "env", "CARME=base", "sbatch", "--parsable", "--hold", c.option, "--wrap", "true").ok(t)
+		id := strings.TrimSpace(out)
+		t.Cleanup(func() { root(t, ctl, "scancel", id) })
+		if got := features(t, id); got != c.want {
+			t.Errorf("CARME=base and %s: Features=%s, not %s", c.option, got, c.want)
+		}
 	}
 }
 

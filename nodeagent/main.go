@@ -2,6 +2,7 @@ package nodeagent
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -28,7 +29,10 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errOut io.Write
 	file := flags.String("config", ConfigFile, "read the configuration from `FILE`")
 	check := flags.Bool("check", false, "check the configuration and end")
 	show := flags.Bool("version", false, "show the version and end")
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
 		return 2
 	}
 	if flags.NArg() > 0 {

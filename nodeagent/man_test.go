@@ -40,7 +40,9 @@ func TestManual_is_complete(t *testing.T) {
 		}
 	}
 	var usage bytes.Buffer
-	Main(t.Context(), []string{"--help"}, nil, &usage, &usage)
+	if status := Main(t.Context(), []string{"--help"}, nil, &usage, &usage); status != 0 {
+		t.Errorf("--help ends with %d", status)
+	}
 	flags := regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(usage.String(), -1)
 	if len(flags) < 3 {
 		t.Errorf("usage is %s", usage.String())

@@ -4,8 +4,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 
 	"github.com/carme-hpc/carme/internal/config"
@@ -14,22 +16,39 @@ import (
 )
 
 func main() {
-	file := flag.String("config", "/etc/carme/portal.yaml", "read the settings from `FILE`")
-	check := flag.Bool("check", false, "say what is wrong with the settings and the files they name, and exit")
-	show := flag.Bool("version", false, "print the version and exit")
-	flag.Parse()
+	os.Exit(command(context.Background(), os.Args[1:], os.Stdout, os.Stderr))
+}
+
+// command runs carme-portal and returns its exit status: 0, 1 for an error, 2 for
+// a wrong command line.
+func command(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	flags := flag.NewFlagSet("carme-portal", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	file := flags.String("config", "/etc/carme/portal.yaml", "read the settings from `FILE`")
+	check := flags.Bool("check", false, "say what is wrong with the settings and the files they name, and exit")
+	show := flags.Bool("version", false, "print the version and exit")
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		return 2
+	case flags.NArg() > 0:
+		fmt.Fprintf(stderr, "carme-portal: %q is not understood; see carme-portal(8)\n", flags.Arg(0))
+		return 2
+	}
 	if *show {
-		fmt.Println("carme-portal", version.String())
-		return
+		fmt.Fprintln(stdout, "carme-portal", version.String())
+		return 0
 	}
 	run := func(ctx context.Context) error { return serve(ctx, *file) }
 	if *check {
 		run = func(context.Context) error { return checkFiles(*file) }
 	}
-	if err := daemon.Run(context.Background(), run); err != nil {
+	if err := daemon.Run(ctx, run); err != nil {
 		for _, line := range config.Problems(err) {
-			fmt.Fprintln(os.Stderr, "carme-portal:", line)
+			fmt.Fprintln(stderr, "carme-portal:", line)
 		}
-		os.Exit(1)
+		return 1
 	}
+	return 0
 }

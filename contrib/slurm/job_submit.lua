@@ -17,27 +17,36 @@
 
 local FEATURE = "carme"
 local OPTION = "_SLURM_SPANK_OPTION_carme_carme"
+local REFUSAL = "_SLURM_SPANK_OPTION_carme_no_carme"
 
 local function from_spank_env(env)
+	local options = {}
 	for _, entry in pairs(env or {}) do
 		local name, value = string.match(entry, "^([^=]+)=(.*)$")
-		if name == OPTION then
-			return value
+		if name ~= nil then
+			options[name] = value
 		end
 	end
-	return nil
+	return options
 end
 
--- The value of --carme, or nil when the job does not ask for Carme.
-local function wanted(job)
-	local value = from_spank_env(job.spank_job_env)
-	if value == nil and job.environment ~= nil then
-		value = job.environment[OPTION]
-	end
-	if value == "no" then
+-- The value of --carme, or nil when these options do not ask for Carme. --no-carme
+-- beside --carme is a user's default (CARME) that was refused for this job; the
+-- nodes read them in the same way.
+local function asked(options)
+	local value = options[OPTION]
+	if value == nil or value == "no" or value == "0" or options[REFUSAL] ~= nil then
 		return nil
 	end
 	return value
+end
+
+local function wanted(job)
+	local options = from_spank_env(job.spank_job_env)
+	if options[OPTION] == nil and job.environment ~= nil then
+		options = job.environment
+	end
+	return asked(options)
 end
 
 local function has_feature(features)
@@ -135,7 +144,7 @@ function carme_modify(change, job)
 	if change.features == nil then
 		return slurm.SUCCESS
 	end
-	if from_spank_env(job.spank_job_env) == nil and not has_feature(job.features) then
+	if asked(from_spank_env(job.spank_job_env)) == nil and not has_feature(job.features) then
 		return slurm.SUCCESS
 	end
 	return constrain(change, change.features)

@@ -98,3 +98,23 @@ func checkFlags(t *testing.T, cmd *cobra.Command, text string) {
 		}
 	}
 }
+
+// groff takes one word after .Nm for the name that a bare .Nm repeats.
+func TestManualsNameTheWholeCommand(t *testing.T) {
+	pages, err := filepath.Glob("../../docs/man/*")
+	if err != nil || len(pages) == 0 {
+		t.Fatalf("no manual pages: %v", err)
+	}
+	words, bare := regexp.MustCompile(`(?m)^\.Nm carme [a-z]+$`), regexp.MustCompile(`(?m)^\.Nm$`)
+	for _, file := range pages {
+		text := page(t, filepath.Base(file))
+		if words.MatchString(text) && bare.MatchString(text) {
+			t.Errorf("%s: the synopsis shows \"carme\" alone; write .Nm with the name in quotes", file)
+		}
+	}
+	for _, option := range []string{"json", "clean", "feature", "root"} {
+		if !strings.Contains(page(t, "carme.1"), ".Op Fl -"+option) {
+			t.Errorf("the synopsis of carme(1) lacks --%s of doctor", option)
+		}
+	}
+}

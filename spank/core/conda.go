@@ -36,8 +36,12 @@ func (j *job) findConda(mnt int) (prefix string, err error) {
 		}
 		return os.ErrNotExist
 	})
-	if errors.Is(err, os.ErrNotExist) {
-		return "", fmt.Errorf("--carme-conda: there is no conda environment %s; it was looked for in %s", request.Quote(name), strings.Join(candidates, ", "))
+	switch {
+	case !errors.Is(err, os.ErrNotExist):
+	case strings.HasPrefix(name, "/"):
+		err = fmt.Errorf("--carme-conda: there is no conda environment %s that you can read (it would have a directory conda-meta); check the path", request.Quote(name))
+	default:
+		err = fmt.Errorf("--carme-conda: there is no conda environment %s; write its directory, since it is not among %s", request.Quote(name), strings.Join(candidates, ", "))
 	}
 	return prefix, err
 }

@@ -1,6 +1,7 @@
 package core
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -100,13 +101,36 @@ func (j *job) mayBind(actual string, b policy.Bind) (readOnly bool, err error) {
 	return readOnly || b.ReadOnly, nil
 }
 
-// formatOf tells a sandbox, which is a directory, from a SIF file.
-func formatOf(fd int) string {
-	var st unix.Stat_t
-	if unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
-		return config.FormatSandbox
+// openImage opens an image and tells a sandbox, which is a directory, from a SIF
+// file. As the user: root may not even look at it.
+func openImage(path string) (fd int, format string, err error) {
+	fd, err = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, "", err
 	}
-	return config.FormatSIF
+	defer func() {
+		if err != nil {
+			unix.Close(fd) //nolint:errcheck // nothing was written
+		}
+	}()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return -1, "", err
+	}
+	var mode uint32
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		format, mode = config.FormatSandbox, unix.X_OK
+	case unix.S_IFREG:
+		format, mode = config.FormatSIF, unix.R_OK
+	default:
+		return -1, "", errors.New("neither a file nor a directory")
+	}
+	// Apptainer would say so too, but name a path of ours.
+	if err := unix.Faccessat2(fd, "", mode, unix.AT_EMPTY_PATH); err != nil {
+		return -1, "", err
+	}
+	return fd, format, nil
 }
 
 // checkImage opens the image, as the user, and looks at it: where the links of a
@@ -117,9 +141,9 @@ func (j *job) checkImage(mnt int) error {
 	if img == nil {
 		return nil
 	}
-	fd := -1
+	fd, format := -1, ""
 	err := asUser(mnt, j.person, func() (err error) {
-		fd, err = unix.Open(img.Path, unix.O_PATH|unix.O_CLOEXEC, 0)
+		fd, format, err = openImage(img.Path)
 		return err
 	})
 	if err != nil {
@@ -133,7 +157,6 @@ func (j *job) checkImage(mnt int) error {
 	if img.Name == "" && !j.policy.AllowsImage(actual, j.owner) {
 		return fmt.Errorf("the image %s leads to %s, which may not be used here; choose another one", request.Quote(img.Path), actual)
 	}
-	format := formatOf(fd)
 	if img.Format == config.FormatAuto {
 		img.Format = format
 	}

@@ -163,7 +163,9 @@ static int await_container(spank_t sp, const struct step *s, int *userns,
 	*mntns = msg_fds_take(&fds, 1);
 	msg_fds_close(&fds);
 	if (message)
-		fail("start %s: %s", s->image, message);
+		fail("start %s: %s; check the image (and the overlay, if there "
+		     "is one)",
+		     s->image, message);
 	else if (*userns < 0 || *mntns < 0)
 		fail(
 		    "the job's anchor sent no container; submit the job again");

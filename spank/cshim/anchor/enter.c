@@ -34,7 +34,7 @@ static int first_task(void)
 int main(int argc, char **argv)
 {
 	const char *what = "";
-	int userns, mntns;
+	int userns, mntns, error;
 
 	if (argc < 5) {
 		fputs("usage: carme-enter USERNS MNTNS WORKDIR COMMAND...\n",
@@ -59,7 +59,10 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	execvp(argv[4], argv + 4);
-	fprintf(stderr, "carme: run %s in the container: %s\n", argv[4],
-		strerror(errno));
-	return errno == ENOENT ? EXIT_EXEC : errno;
+	error = errno;
+	fprintf(stderr,
+		"carme: run %s in the container: %s; check the name, and that "
+		"the image has it\n",
+		argv[4], strerror(error));
+	return error == ENOENT ? EXIT_EXEC : error;
 }
