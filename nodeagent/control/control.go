@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/nodeagent/relay"
 )
 
@@ -82,6 +83,8 @@ type Control struct {
 	Limit time.Duration
 	Log   *slog.Logger
 
+	refused, unanswered logx.Seldom
+
 	mu    sync.Mutex
 	total int
 	users map[uint32]int
@@ -122,12 +125,16 @@ func (c *Control) Do(ctx context.Context, req Request) Answer {
 		code, err = codeServer, errors.New("too many files of this user are being waited for; is its file server there?")
 	}
 	if err != nil {
-		c.Log.Warn("request refused", "op", req.Op, "uid", req.UID, "reason", err.Error())
+		if left, ok := c.refused.Turn(time.Now()); ok {
+			c.Log.Warn("request refused", "op", req.Op, "uid", req.UID, "reason", err.Error(), "left_out", left)
+		}
 		return Answer{Error: err.Error(), Code: code}
 	}
 	answer, err := c.child(ctx, req)
 	if err != nil {
-		c.Log.Warn("request not answered", "op", req.Op, "uid", req.UID, "path", req.Path, "error", err)
+		if left, ok := c.unanswered.Turn(time.Now()); ok {
+			c.Log.Warn("request not answered", "op", req.Op, "uid", req.UID, "path", req.Path, "error", err, "left_out", left)
+		}
 		code := ""
 		if errors.Is(err, errTime) {
 			code = codeServer

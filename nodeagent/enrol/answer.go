@@ -69,7 +69,9 @@ func (e *Enroller) Answer(ctx context.Context, conn *relay.Conn) {
 	munge, err := e.prove(ctx, line)
 	answer := proof{Munge: munge}
 	if err != nil {
-		e.Log.Warn("enrolment challenge cannot be answered", "error", err)
+		if left, ok := e.unanswered.Turn(e.Now()); ok {
+			e.Log.Warn("enrolment challenge cannot be answered", "error", err, "left_out", left)
+		}
 		answer.Error = err.Error()
 	}
 	if err := json.NewEncoder(conn.TLS()).Encode(answer); err != nil {

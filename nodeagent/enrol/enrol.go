@@ -60,6 +60,8 @@ type Enroller struct {
 	// Renewed, if set before Run, is called after the certificate changed.
 	Renewed func()
 
+	unanswered logx.Seldom
+
 	mu      sync.Mutex
 	pending *tls.Certificate // of the request that waits for its answer
 }

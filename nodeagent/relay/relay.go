@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/token"
 	"github.com/carme-hpc/carme/nodeagent/session"
@@ -82,6 +83,10 @@ type Relay struct {
 
 	// Carried counts the bytes to and from apps.
 	ToApps, FromApps atomic.Int64
+
+	// refused are streams: a user can ask for one of an app that is not there a
+	// thousand times a second.
+	refused logx.Seldom
 
 	mu      sync.Mutex
 	streams map[*stream]struct{}
@@ -246,7 +251,9 @@ func (r *Relay) Serve(ctx context.Context, conn *Conn) {
 	s, err := r.open(ctx, conn)
 	if f := (*refusal)(nil); errors.As(err, &f) {
 		r.answered(f.status)
-		r.Log.Warn("stream refused", "status", f.status.String(), "reason", f.err.Error(), "peer", conn.tcp.RemoteAddr().String())
+		if left, ok := r.refused.Turn(r.Now()); ok {
+			r.Log.Warn("stream refused", "status", f.status.String(), "reason", f.err.Error(), "peer", conn.tcp.RemoteAddr().String(), "left_out", left)
+		}
 		_ = conn.tcp.SetDeadline(time.Now().Add(r.Times.Header))
 		if _, err := conn.tls.Write([]byte{byte(f.status)}); err == nil {
 			_ = conn.tls.CloseWrite()

@@ -13,9 +13,11 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
 	"github.com/carme-hpc/carme/internal/mtls/mtlstest"
 	"github.com/carme-hpc/carme/internal/token"
@@ -311,6 +313,30 @@ func TestRelay_refuses_tokens(t *testing.T) {
 	}
 	if _, counts := w.Counts(); counts["bad_token"] < 7 || counts["ok"] < 2 {
 		t.Errorf("counted %v", counts)
+	}
+}
+
+// written counts the lines of a log.
+type written struct{ atomic.Int64 }
+
+func (n *written) Write(line []byte) (int, error) {
+	n.Add(1)
+	return len(line), nil
+}
+
+func TestAttack_refused_streams_do_not_fill_the_log(t *testing.T) {
+	w := newWorld(t)
+	lines := &written{}
+	w.Log = logx.New(lines, slog.LevelInfo)
+	const asked = 40
+	start := time.Now()
+	for range asked {
+		if s := show(t, w.dial(t), w.sign(t, w.claims())); s == relay.OK {
+			t.Fatal("there is an app")
+		}
+	}
+	if n, most := lines.Load(), 2+int64(time.Since(start)/time.Second); n == 0 || n > most {
+		t.Errorf("%d lines of %d streams, at most %d would do", n, asked, most)
 	}
 }
 

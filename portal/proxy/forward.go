@@ -80,7 +80,9 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 		if again && (cut || startsAnew(err)) {
 			return false
 		}
-		p.log.InfoContext(r.Context(), "app: no answer", "job", rt.grant.Load().Job, "error", err)
+		if left, ok := p.silent.Turn(p.now()); ok {
+			p.log.InfoContext(r.Context(), "app: no answer", "job", rt.grant.Load().Job, "error", err, "left_out", left)
+		}
 		if cut {
 			p.problem(w, r, pageNode)
 			return true

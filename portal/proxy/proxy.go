@@ -53,8 +53,13 @@ type Proxy struct {
 	opening  sync.Map // of an agent's address to chan struct{}
 	counts   counts
 	long     atomic.Int32 // requests with too long a head that are being answered
-	// strangers are requests that come from other pages.
-	strangers logx.Seldom
+	// Lines that a viewer, or the app of one, can cause as often as they like.
+	strangers logx.Seldom // requests that come from other pages
+	ungranted logx.Seldom // grants that the backend does not give
+	cut       logx.Seldom // streams that an agent does not give
+	silent    logx.Seldom // apps that do not answer
+	mute      logx.Seldom // the same on a websocket
+	unopened  logx.Seldom // websockets that nobody waits for any more
 }
 
 type counts struct{ requests, refused, websockets, open atomic.Int64 }
@@ -243,7 +248,9 @@ func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 		p.problem(w, r, pageBusy)
 	case errors.Is(err, context.Canceled):
 	default:
-		p.log.WarnContext(r.Context(), "grant: backend gave none", "error", err)
+		if left, ok := p.ungranted.Turn(p.now()); ok {
+			p.log.WarnContext(r.Context(), "grant: backend gave none", "error", err, "left_out", left)
+		}
 		p.problem(w, r, pageAway)
 	}
 }
@@ -264,6 +271,8 @@ func (p *Proxy) noStream(w http.ResponseWriter, r *http.Request, rt *route, err 
 	case errors.Is(err, context.Canceled):
 		return
 	}
-	p.log.WarnContext(r.Context(), "stream: agent gave none", "job", rt.grant.Load().Job, "node", rt.grant.Load().Node, "error", err)
+	if left, ok := p.cut.Turn(p.now()); ok {
+		p.log.WarnContext(r.Context(), "stream: agent gave none", "job", rt.grant.Load().Job, "node", rt.grant.Load().Node, "error", err, "left_out", left)
+	}
 	p.problem(w, r, pageNode)
 }

@@ -32,7 +32,9 @@ func (p *Proxy) websocket(w http.ResponseWriter, r *http.Request, rt *route) {
 	answer, err := p.upgrade(r, rt, up)
 	if err != nil {
 		up.end()
-		p.log.InfoContext(r.Context(), "app: no answer to a websocket", "job", rt.grant.Load().Job, "error", err)
+		if left, ok := p.mute.Turn(p.now()); ok {
+			p.log.InfoContext(r.Context(), "app: no answer to a websocket", "job", rt.grant.Load().Job, "error", err, "left_out", left)
+		}
 		p.problem(w, r, pageBroken)
 		return
 	}
@@ -45,7 +47,9 @@ func (p *Proxy) websocket(w http.ResponseWriter, r *http.Request, rt *route) {
 	}
 	if err := p.join(w, r, up, answer); err != nil {
 		up.end()
-		p.log.InfoContext(r.Context(), "websocket: not opened", "error", err)
+		if left, ok := p.unopened.Turn(p.now()); ok {
+			p.log.InfoContext(r.Context(), "websocket: not opened", "error", err, "left_out", left)
+		}
 	}
 }
 

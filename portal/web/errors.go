@@ -67,7 +67,9 @@ func (s *Server) fail(c *gin.Context, err error) {
 		}
 	}
 	if status >= http.StatusInternalServerError {
-		s.log.WarnContext(c.Request.Context(), "page: failed", "path", c.FullPath(), "error", err)
+		if left, ok := s.failed.Turn(s.now()); ok {
+			s.log.WarnContext(c.Request.Context(), "page: failed", "path", c.FullPath(), "error", err, "left_out", left)
+		}
 	}
 	s.page(c, status, "error", view{Title: data.Title, Me: me(c), Data: data})
 }

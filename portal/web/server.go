@@ -45,6 +45,8 @@ type Server struct {
 	policy    string
 	// strangers send forms that are none of ours.
 	strangers logx.Seldom
+	// failed are pages that the backend had no answer for.
+	failed logx.Seldom
 }
 
 // New returns the handler of the portal's host.

@@ -70,6 +70,7 @@ type Server struct {
 	// enrolling bounds how many strangers make this process dial at once.
 	enrolling atomic.Int32
 	strangers logx.Seldom
+	failed    logx.Seldom
 	measured  sync.Once
 	count     *prometheus.CounterVec
 	took      *prometheus.HistogramVec
@@ -309,7 +310,9 @@ func (r *request) done() error {
 func (s *Server) fail(w http.ResponseWriter, err error, route string) {
 	var p *problem.Error
 	if !errors.As(err, &p) {
-		s.Log.Error("request failed", "route", route, "err", err.Error())
+		if left, ok := s.failed.Turn(s.Now()); ok {
+			s.Log.Error("request failed", "route", route, "err", err.Error(), "left_out", left)
+		}
 		p = &problem.Error{Status: http.StatusInternalServerError, Body: api.Error{
 			Code: "internal", Message: "Something went wrong here; the administrators find it in the log. Try again later.",
 		}}

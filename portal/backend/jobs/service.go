@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
@@ -125,6 +126,8 @@ type Service struct {
 	poke     chan struct{}
 	submits  map[string]*sync.Mutex
 	plots    queue
+
+	unread, unseen logx.Seldom // files of users that no agent shows
 
 	looking sync.Mutex
 	looked  time.Time // when nodes were last asked for because one was not known

@@ -600,7 +600,9 @@ func (s *Service) Output(ctx context.Context, sess *auth.Session, id, stream str
 	case errors.As(err, &refused):
 		return noOutput(unreadable(refused, plain(file))), nil
 	case err != nil:
-		s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error())
+		if left, ok := s.unread.Turn(s.Now()); ok {
+			s.Log.WarnContext(ctx, "output could not be read", "node", node, "err", err.Error(), "left_out", left)
+		}
 		return noOutput(say("output.node", "The node does not answer; its file is %s", plain(file))), nil
 	}
 	data := whole(t.Data)
@@ -690,7 +692,9 @@ func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error
 	case errors.As(err, &refused):
 		badHome(&home, unusableHome(refused.Code, refused.Text))
 	case err != nil:
-		s.Log.WarnContext(ctx, "home could not be looked at", "node", node, "err", err.Error())
+		if left, ok := s.unseen.Turn(s.Now()); ok {
+			s.Log.WarnContext(ctx, "home could not be looked at", "node", node, "err", err.Error(), "left_out", left)
+		}
 		return home, nil
 	case st.Problem != "":
 		badHome(&home, unusableHome(st.Code, st.Problem))
