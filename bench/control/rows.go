@@ -136,9 +136,9 @@ func watch(ctx context.Context, s *site, o Options) (rows []Row, err error) {
 	fmt.Fprintf(o.Out, "D1   queueing %d jobs\n", o.Jobs)
 	var all sync.WaitGroup
 	failed := make([]error, len(people))
-	for i, name := range people {
+	for i, p := range people {
 		all.Go(func() {
-			_, failed[i] = o.Shell(ctx, name, login, fmt.Sprintf("for i in $(seq %d); do sbatch -Q -H -J carme-bench -t 5 -o /dev/null --wrap : >/dev/null || exit 1; done", o.Jobs/len(people)))
+			_, failed[i] = o.Shell(ctx, p.name, login, fmt.Sprintf("for i in $(seq %d); do sbatch -Q -H -J carme-bench -t 5 -o /dev/null --wrap : >/dev/null || exit 1; done", o.Jobs/len(people)))
 		})
 	}
 	all.Wait()

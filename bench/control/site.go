@@ -28,8 +28,12 @@ const (
 	port  = "8443"
 )
 
-// people are users of the testbed; the sessions are theirs in turn.
-var people = []string{"alice", "bob", "carol", "dave"} //nolint:gochecknoglobals // a constant that Go cannot write
+// people are users of the testbed whom the portal lets in; the sessions are theirs
+// in turn.
+var people = []struct {
+	name string
+	uid  int
+}{{"alice", 10001}, {"bob", 10002}, {"carol", 10003}, {"mallory", 10005}} //nolint:gochecknoglobals // a constant that Go cannot write
 
 // Shell runs a script in a machine of the testbed as a user.
 type Shell func(ctx context.Context, user, machine, script string) (string, error)
@@ -76,14 +80,14 @@ const batch = 200
 func (s *site) enter(ctx context.Context, n int) error {
 	now := time.Now()
 	var b strings.Builder
-	for i, name := range people {
-		fmt.Fprintf(&b, "INSERT OR IGNORE INTO users (name, uid, gid, home, full_name, mail, roles, groups_of, stamp) VALUES ('%[1]s', %[2]d, %[2]d, '/home/%[1]s', '%[1]s', '', '[\"user\"]', '[\"carme-users\"]', '');\n", name, 10001+i)
+	for _, p := range people {
+		fmt.Fprintf(&b, "INSERT OR IGNORE INTO users (name, uid, gid, home, full_name, mail, roles, groups_of, stamp) VALUES ('%[1]s', %[2]d, %[2]d, '/home/%[1]s', '%[1]s', '', '[\"user\"]', '[\"carme-users\"]', '');\n", p.name, p.uid)
 	}
 	for i := range n {
 		token := rand.Text() + rand.Text()
 		sum := sha256.Sum256([]byte(token))
 		fmt.Fprintf(&b, "INSERT INTO login_sessions VALUES ('bench-%d', '%s', '%s', 'full', %d, %d, %d, '127.0.0.1', 'bench', '', 'carme-login');\n",
-			i, hex.EncodeToString(sum[:]), people[i%len(people)], now.UnixMicro(), now.UnixMicro(), now.Add(6*time.Hour).UnixMicro())
+			i, hex.EncodeToString(sum[:]), people[i%len(people)].name, now.UnixMicro(), now.UnixMicro(), now.Add(6*time.Hour).UnixMicro())
 		s.tokens = append(s.tokens, token)
 		if i%batch == batch-1 || i == n-1 {
 			if err := s.sql(ctx, "BEGIN;\n"+b.String()+"COMMIT;"); err != nil {
