@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -84,7 +85,9 @@ func (s *site) enter(ctx context.Context, n int) error {
 		fmt.Fprintf(&b, "INSERT OR IGNORE INTO users (name, uid, gid, home, full_name, mail, roles, groups_of, stamp) VALUES ('%[1]s', %[2]d, %[2]d, '/home/%[1]s', '%[1]s', '', '[\"user\"]', '[\"carme-users\"]', '');\n", p.name, p.uid)
 	}
 	for i := range n {
-		token := rand.Text() + rand.Text()
+		secret := make([]byte, 32)
+		_, _ = rand.Read(secret) // it never fails
+		token := base64.RawURLEncoding.EncodeToString(secret)
 		sum := sha256.Sum256([]byte(token))
 		fmt.Fprintf(&b, "INSERT INTO login_sessions VALUES ('bench-%d', '%s', '%s', 'full', %d, %d, %d, '127.0.0.1', 'bench', '', 'carme-login');\n",
 			i, hex.EncodeToString(sum[:]), people[i%len(people)].name, now.UnixMicro(), now.UnixMicro(), now.Add(6*time.Hour).UnixMicro())
