@@ -113,7 +113,7 @@ func submit(ctx context.Context, s *site, o Options) ([]Row, error) {
 			return nil, err
 		}
 		portal = append(portal, milliseconds(time.Since(began)))
-		out, err := o.Shell(ctx, "alice", login, "t0=${EPOCHREALTIME/./}; sbatch -Q -J carme-bench -t 5 --carme=base --carme-app=terminal -o /dev/null --wrap : >/dev/null || exit 1; echo $((${EPOCHREALTIME/./} - t0)); scancel -Q -n carme-bench")
+		out, err := o.Shell(ctx, "alice", login, "t0=${EPOCHREALTIME/./}; sbatch -Q -J carme-bench -t 5 --carme=base --carme-app=terminal -o /dev/null --wrap true >/dev/null || exit 1; echo $((${EPOCHREALTIME/./} - t0)); scancel -Q -n carme-bench")
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +138,7 @@ func watch(ctx context.Context, s *site, o Options) (rows []Row, err error) {
 	failed := make([]error, len(people))
 	for i, p := range people {
 		all.Go(func() {
-			_, failed[i] = o.Shell(ctx, p.name, login, fmt.Sprintf("for i in $(seq %d); do sbatch -Q -H -J carme-bench -t 5 -o /dev/null --wrap : >/dev/null || exit 1; done", o.Jobs/len(people)))
+			_, failed[i] = o.Shell(ctx, p.name, login, fmt.Sprintf("for i in $(seq %d); do sbatch -Q -H -J carme-bench -t 5 -o /dev/null --wrap true >/dev/null || exit 1; done", o.Jobs/len(people)))
 		})
 	}
 	all.Wait()
