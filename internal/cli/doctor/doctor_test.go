@@ -102,6 +102,8 @@ func healthy(t *testing.T) *patient {
 	}
 	for _, name := range installed() {
 		p.write(t, name, "")
+	}
+	for _, name := range append(installed(), "etc/slurm/prolog.d/10-site", "etc/slurm/prolog.d/20-carme") {
 		must(t, os.Chmod(filepath.Join(p.root, name), 0o755))
 	}
 	return p
@@ -203,6 +205,13 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 		"no core":               {gone("usr/lib/carme/libcarme.so"), "/usr/lib/carme/libcarme.so", "is missing", "install or repair"},
 		"core for all":          {mode("usr/lib/carme/libcarme.so", 0o666), "/usr/lib/carme/libcarme.so", "written by others", "chmod go-w /usr/lib/carme/libcarme.so"},
 		"host not executable":   {mode("usr/libexec/carme/carme-host", 0o644), "/usr/libexec/carme/carme-host", "cannot be executed", "chmod a+x"},
+		"host for root alone":   {mode("usr/libexec/carme/carme-host", 0o700), "/usr/libexec/carme/carme-host", "cannot be executed by all (mode 0700)", "chmod a+x"},
+		"plugin for root alone": {mode(pluginPath, 0o700), "/" + pluginPath, "cannot be read by all (mode 0700)", "chmod a+r /" + pluginPath},
+		"folder for all":        {mode("usr/lib/carme", 0o777), "/usr/lib/carme", "can be written by others (mode 0777)", "chmod go-w /usr/lib/carme"},
+		"folder for root alone": {mode("usr/libexec/carme", 0o700), "/usr/libexec/carme", "is closed to users (mode 0700)", "chmod a+rx /usr/libexec/carme"},
+		"switch for all":        {mode("etc/carme/plugstack.d/carme.conf", 0o666), "/etc/carme/plugstack.d/carme.conf", "can be written by others", "chmod go-w"},
+		"no such Prolog":        {says("scontrol", "SLURM_CONF = /etc/slurm/slurm.conf\nProlog[0] = /etc/slurm/carme_prolog\nPrologFlags = Contain\n"), "Prolog", "names /etc/slurm/carme_prolog, which does not exist", "contrib/slurm/prolog"},
+		"Prolog not executable": {mode("etc/slurm/prolog.d/10-site", 0o644), "Prolog", "/etc/slurm/prolog.d/10-site cannot be executed", "chmod a+x /etc/slurm/prolog.d/10-site"},
 		"missing callback":      {change(func(p *patient) { p.plugin.Exports = p.plugin.Exports[1:] }), "plugin's symbols", "missing: plugin_name", "repair"},
 		"costly callback":       {change(func(p *patient) { p.plugin.Exports = append(p.plugin.Exports, "slurm_spank_zz") }), "plugin's symbols", "should not be exported: slurm_spank_zz", "repair"},
 		"plugin for another":    {change(func(p *patient) { p.plugin.PluginVersion = 0x1a0505 }), "plugin's Slurm release", "built for 26.05.5, this node runs 24.11.5", "built for Slurm 24.11.5"},
@@ -286,7 +295,7 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 		"direct line":       {file("etc/slurm/plugstack.conf", "optional ../../usr/lib/carme/spank_carme.so"), "plugstack line", OK, "optional"},
 		"own plugstack":     {both(says("scontrol", "PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},
 		"no Prolog":         {gone("etc/slurm/prolog.d/20-carme"), "Prolog", Note, "a step from outside of a sealed job"},
-		"one Prolog":        {both(says("scontrol", "Prolog = /etc/slurm/carme_prolog\nPrologFlags=x11"), file("etc/slurm/carme_prolog", "carme-prolog")), "Prolog", OK, "/etc/slurm/carme_prolog runs carme-prolog"},
+		"one Prolog":        {both(says("scontrol", "Prolog = /etc/slurm/carme_prolog\nPrologFlags=x11"), both(file("etc/slurm/carme_prolog", "carme-prolog"), mode("etc/slurm/carme_prolog", 0o755))), "Prolog", OK, "/etc/slurm/carme_prolog runs carme-prolog"},
 		"detected GPUs":     {file("etc/slurm/gres.conf", "AutoDetect=nvml\n"), "gres.conf", OK, "slurmd finds"},
 		"no driver's files": {gone("proc/driver"), "GPU map", Note, "NVML is asked"},
 		"no GPUs": {

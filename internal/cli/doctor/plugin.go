@@ -58,12 +58,35 @@ func (d Doctor) files() []Finding {
 			findings = append(findings, fail(name, "chmod go-w "+name, "can be written by others (mode %04o)", info.Mode().Perm()))
 		case !d.TrustOwner && !rootOwns(info):
 			findings = append(findings, fail(name, "chown root:root "+name, "does not belong to root"))
-		case strings.Contains(file, "libexec") && info.Mode().Perm()&0o111 == 0:
-			findings = append(findings, fail(name, "chmod a+x "+name, "cannot be executed"))
+		case strings.Contains(file, "libexec") && info.Mode().Perm()&0o111 != 0o111:
+			findings = append(findings, fail(name, "chmod a+x "+name, "cannot be executed by all (mode %04o)", info.Mode().Perm()))
+		case info.Mode().Perm()&0o444 != 0o444:
+			findings = append(findings, fail(name, "chmod a+r "+name, "cannot be read by all (mode %04o): users' srun cannot load it", info.Mode().Perm()))
 		}
 	}
+	findings = append(findings, d.guards()...)
 	if len(findings) == 0 {
 		return []Finding{ok("files", "all %d are there, and root's", len(installed()))}
+	}
+	return findings
+}
+
+// guards wants nobody but root to be able to put other files into the place of
+// those that Slurm and Carme run as root.
+func (d Doctor) guards() []Finding {
+	var findings []Finding
+	for _, place := range []string{"usr/lib/carme", "usr/libexec/carme", "etc/carme", path.Dir(switchPath), switchPath} {
+		name := "/" + place
+		info, err := os.Stat(d.path(place))
+		switch {
+		case err != nil: // what is missing there is reported by its own name
+		case info.Mode().Perm()&0o022 != 0:
+			findings = append(findings, fail(name, "chmod go-w "+name, "can be written by others (mode %04o)", info.Mode().Perm()))
+		case !d.TrustOwner && !rootOwns(info):
+			findings = append(findings, fail(name, "chown root:root "+name, "does not belong to root"))
+		case strings.HasPrefix(place, "usr/") && info.Mode().Perm()&0o555 != 0o555:
+			findings = append(findings, fail(name, "chmod a+rx "+name, "is closed to users (mode %04o), whose tasks and srun need it", info.Mode().Perm()))
+		}
 	}
 	return findings
 }
@@ -263,11 +286,19 @@ func (d Doctor) prolog(cfg slurm.Config) Finding {
 		if key != "prolog" && !strings.HasPrefix(key, "prolog[") {
 			continue
 		}
-		files, _ := filepath.Glob(d.path(cfg.Get(key))) // a bad pattern matches nothing
+		configured := cfg.Get(key)
+		files, _ := filepath.Glob(d.path(configured)) // a bad pattern matches nothing
+		if len(files) == 0 && path.IsAbs(configured) && !strings.ContainsAny(configured, "*?[") {
+			return fail(name, "put it there (Carme's is contrib/slurm/prolog), or take it out of slurm.conf", "slurm.conf names %s, which does not exist: a job drains this node", configured)
+		}
 		for _, file := range files {
+			if info, err := os.Stat(file); err == nil && info.Mode().Perm()&0o111 == 0 {
+				at := "/" + strings.TrimPrefix(strings.TrimPrefix(file, d.Root), "/")
+				return fail(name, "chmod a+x "+at, "%s cannot be executed: a job drains this node", at)
+			}
 			text, err := os.ReadFile(file) //nolint:gosec // G304: slurm.conf names it, which is root's
 			if err == nil && bytes.Contains(text, []byte(program)) {
-				return ok(name, "%s runs %s", cfg.Get(key), program)
+				return ok(name, "%s runs %s", configured, program)
 			}
 		}
 	}
