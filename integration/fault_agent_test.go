@@ -126,3 +126,46 @@ func TestFault_A8_A9_an_agent_that_lost_its_certificate_enrols_by_itself(t *test
 	recovers(t, 60*time.Second, "the app, by a new certificate", func() bool { return v.answers(app) })
 	v.backOnWebsocket(app, socket)
 }
+
+func TestFault_A8_W14_the_agents_own_certificate_is_renewed_by_itself(t *testing.T) {
+	v, app := mirrored(t)
+	shown := func() string {
+		t.Helper()
+		return sh(t, login, "openssl s_client -connect "+node1+":7444 -alpn carme-relay/1 </dev/null 2>/dev/null | openssl x509 -noout -serial")
+	}
+	before := shown()
+	up := down(t, node1, "stop", "carme-agent")
+	agentsCert.age(t, -25, 5)
+	if agentsCert.goodFor(t, 6) {
+		t.Fatal("the certificate is not an old one")
+	}
+	// Until the backend can be asked, the old one serves.
+	mend := filtered(t, "INPUT -s "+address(t, node1)+" -p tcp --dport 7443 -j REJECT --reject-with tcp-reset")
+	up()
+	recovers(t, 30*time.Second, "the app, by the old certificate", func() bool { return v.answers(app) })
+	socket := v.socket(app)
+	if socket == nil {
+		t.Fatal("no websocket")
+	}
+	load := v.load(app, 4)
+	load.flows()
+	if agentsCert.goodFor(t, 6) || shown() != before {
+		t.Fatal("there is a new certificate though the backend cannot be asked")
+	}
+	mend()
+	recovers(t, 90*time.Second, "a certificate for a month", func() bool { return agentsCert.goodFor(t, 28) })
+	if after := shown(); after == before || after == "" {
+		t.Errorf("the agent still shows the old one: %q", after)
+	}
+	load.flows()
+	if wrong := load.report("renewed"); wrong > 0 {
+		t.Errorf("%d requests failed", wrong)
+	}
+	if !socket.live() {
+		t.Error("the websocket has closed")
+	}
+	if v.socket(app) == nil {
+		t.Error("no further websocket")
+	}
+	idle(t)
+}

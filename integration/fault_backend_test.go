@@ -184,18 +184,25 @@ func jobsWith(t *testing.T, id string) []string {
 // packets that carry more than an acknowledgement.
 func unanswered(t *testing.T) (mend func()) {
 	t.Helper()
+	return filtered(t, "OUTPUT -p tcp --sport 6817 -m length --length 100: -j DROP")
+}
+
+// filtered puts a rule before the packets of the head node, until it is mended or
+// the test ends.
+func filtered(t *testing.T, rule string) (mend func()) {
+	t.Helper()
 	image := run(t, "docker", "inspect", "-f", "{{.Image}}", container(login)).ok(t) // it has iptables
-	rule := func(verb string) {
+	tables := func(verb string) {
 		t.Helper()
-		run(t, "docker", "run", "--rm", "--cap-add", "NET_ADMIN", "--network", "container:"+container(ctl), "--entrypoint", "iptables", image,
-			verb, "OUTPUT", "-p", "tcp", "--sport", "6817", "-m", "length", "--length", "100:", "-j", "DROP").ok(t)
+		run(t, "docker", append([]string{"run", "--rm", "--cap-add", "NET_ADMIN", "--network", "container:" + container(ctl), "--entrypoint", "iptables", image, verb},
+			strings.Fields(rule)...)...).ok(t)
 	}
-	rule("-I")
+	tables("-I")
 	mended := false
 	mend = func() {
 		if !mended {
 			mended = true
-			rule("-D")
+			tables("-D")
 		}
 	}
 	t.Cleanup(mend)

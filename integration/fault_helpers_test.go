@@ -75,7 +75,7 @@ func (v *visitor) loggedIn() bool {
 func (v *visitor) dialled(host string) *line {
 	v.t.Helper()
 	name, _, _ := strings.Cut(host, ":")
-	conf := webTLS(v.t)
+	conf := v.conf.Clone()
 	conf.ServerName, conf.NextProtos = name, []string{"http/1.1"}
 	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: 5 * time.Second}, Config: conf}
 	conn, err := dialer.DialContext(v.t.Context(), "tcp", v.at)

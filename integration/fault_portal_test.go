@@ -205,9 +205,23 @@ func TestFault_W14_A8_browsers_certificate_is_replaced_under_a_live_stream(t *te
 	}
 }
 
-// aged signs the portal's own key anew with Carme's CA, for a time that is given
-// in days from now.
-func aged(t *testing.T, from, until int) {
+// ownCert is where a daemon keeps its certificate of Carme's CA.
+type ownCert struct{ machine, user, file string }
+
+var (
+	portalsCert = ownCert{login, "carme-portal", portalCert}                            //nolint:gochecknoglobals // a constant that Go cannot write
+	agentsCert  = ownCert{node1, "root", "/var/lib/carme/agent/certs/current/cert.pem"} //nolint:gochecknoglobals // the same
+)
+
+// goodFor says whether it is, for so many days.
+func (c ownCert) goodFor(t *testing.T, days int) bool {
+	t.Helper()
+	return root(t, c.machine, "openssl", "x509", "-in", c.file, "-noout", "-checkend", strconv.Itoa(days*24*3600)).code == 0
+}
+
+// age signs the daemon's own key anew with Carme's CA, for a time that is given in
+// days from now.
+func (c ownCert) age(t *testing.T, from, until int) {
 	t.Helper()
 	block := func(machine, file string) []byte {
 		t.Helper()
@@ -225,7 +239,7 @@ func aged(t *testing.T, from, until int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	now, err := x509.ParseCertificate(block(login, portalCert))
+	now, err := x509.ParseCertificate(block(c.machine, c.file))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -234,8 +248,8 @@ func aged(t *testing.T, from, until int) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pipe(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), "exec", "-i", container(login), "sh", "-c",
-		"cat >"+portalCert+".aged && chown carme-portal: "+portalCert+".aged && mv "+portalCert+".aged "+portalCert)
+	pipe(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), "exec", "-i", container(c.machine), "sh", "-c",
+		"cat >"+c.file+".aged && chown "+c.user+": "+c.file+".aged && mv "+c.file+".aged "+c.file)
 }
 
 const portalCert = "/var/lib/carme/portal/tls/cert.pem"
@@ -248,15 +262,12 @@ func TestFault_A8_W14_the_portals_own_certificate_is_renewed_by_itself(t *testin
 	}
 	undo(t, login, "if [ -e "+portalCert+".kept ]; then mv "+portalCert+".kept "+portalCert+"; fi")
 	sh(t, login, "cp -p "+portalCert+" "+portalCert+".kept")
-	goodFor := func(days int) bool {
-		return root(t, login, "openssl", "x509", "-in", portalCert, "-noout", "-checkend", strconv.Itoa(days*24*3600)).code == 0
-	}
-	aged(t, -25, 5)
-	if goodFor(6) {
+	portalsCert.age(t, -25, 5)
+	if portalsCert.goodFor(t, 6) {
 		t.Fatal("the certificate is not an old one")
 	}
 	load := v.load(app, 4)
-	recovers(t, 90*time.Second, "a certificate for a month", func() bool { return goodFor(28) })
+	recovers(t, 90*time.Second, "a certificate for a month", func() bool { return portalsCert.goodFor(t, 28) })
 	load.flows()
 	load.end()
 	if wrong := load.report("renewed"); wrong > 0 {
@@ -271,7 +282,7 @@ func TestFault_A8_W14_the_portals_own_certificate_is_renewed_by_itself(t *testin
 	}
 	// One that was off for too long says so, and how to go on.
 	up := down(t, login, "stop", "carme-portal")
-	aged(t, -40, -10)
+	portalsCert.age(t, -40, -10)
 	r := root(t, login, "setpriv", "--reuid", "carme-portal", "--regid", "carme-portal", "--init-groups", "/usr/sbin/carme-portal", "--check")
 	if text := r.out + r.err; r.code == 0 || !strings.Contains(text, "expired") || !strings.Contains(text, "carme setup --role portal") {
 		t.Errorf("an expired certificate: %d %s", r.code, text)

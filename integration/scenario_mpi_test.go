@@ -48,6 +48,31 @@ func TestScenario_J4_mpi_spans_tasks_and_nodes(t *testing.T) {
 	}
 }
 
+// Open MPI goes on by TCP, in silence, where memory cannot be shared; told to use
+// nothing but memory, it fails.
+func TestScenario_J4_tasks_of_a_node_talk_by_shared_memory(t *testing.T) {
+	hello := func(transports, seal, launcher string) result {
+		command := []string{"timeout", "80", "salloc", "-Q", "--time=2", "-w", node1, "-n2", seal}
+		return as(t, "alice", login, prefix(append(command, strings.Fields(launcher+" mpihello")...), "OMPI_MCA_pml=ob1", "OMPI_MCA_btl="+transports)...)
+	}
+	launchers := []string{"mpirun"}
+	if suite() == "trixie" {
+		launchers = append(launchers, "srun --mpi=pmix") // see needsPMIx
+	}
+	for where, seal := range seals {
+		for _, launcher := range launchers {
+			t.Run(launcher+" "+where, func(t *testing.T) {
+				if out := hello("self,sm", seal, launcher).ok(t); strings.Count(out, "of 2 on "+node1+", 2 here, sum 3, ") != 2 {
+					t.Errorf("prints\n%s", out)
+				}
+			})
+		}
+	}
+	if r := hello("self", "--carme=none", "mpirun"); r.code == 0 {
+		t.Errorf("without any transport the ranks talk too:\n%s", r.out)
+	}
+}
+
 func TestScenario_J4_mpirun_inside_a_batch_script_in_the_image(t *testing.T) {
 	script, ranks := "mpirun mpihello; srun --mpi=pmix mpihello", 8
 	if suite() != "trixie" {

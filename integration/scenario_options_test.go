@@ -104,6 +104,52 @@ func TestScenario_J1_J14_defaults_of_every_option_come_from_the_environment(t *t
 	if !strings.Contains(r.err, "carme: debug:") || !strings.Contains(r.err, " ms ") {
 		t.Errorf("CARME_DEBUG shows no times:\n%s", r.err)
 	}
+	const environment = "/home/alice/.conda/envs/it-default"
+	as(t, "alice", login, "mkdir", "-p", environment+"/conda-meta", environment+"/bin").ok(t)
+	undo(t, login, "rm -rf "+environment)
+	// The job lasts as long as its app.
+	look = `echo $CONDA_PREFIX $CARME_JOB_APP; until [ -S /run/carme/sess/app.sock ]; do sleep 0.1; done; echo listens`
+	id := as(t, "alice", login, prefix([]string{"sbatch", "--parsable", "--time=3", "-o", "it-%j.out", "--wrap", look},
+		"CARME=base", "CARME_CONDA=it-default", "CARME_APP=terminal")...).ok(t)
+	t.Cleanup(func() { scancel(id) })
+	want := environment + " terminal\nlistens"
+	eventually(t, 40*time.Second, "the app's socket", func() bool { return homeFile(t, "alice", "it-"+id+".out") == want })
+}
+
+// A site may say which image --carme alone means.
+func TestScenario_J1_A4_carme_alone_takes_the_sites_default_image(t *testing.T) {
+	const file = "/etc/carme/spank.yaml"
+	for _, machine := range everywhere {
+		undo(t, machine, "mv "+file+".kept "+file)
+		sh(t, machine, "cp -p "+file+" "+file+".kept && echo 'default_image: base' >>"+file)
+	}
+	look := []string{"bash", "-c", isSealed + "; cat /etc/carme-image 2>/dev/null; true"}
+	step := append([]string{"timeout", "80", "srun", "--time=2"}, look...)
+	const image = "yes\ncarme testbed image"
+	for name, c := range map[string]struct {
+		command []string
+		want    string
+	}{
+		"--carme":      {append([]string{"timeout", "80", "srun", "--time=2", "--carme"}, look...), image},
+		"CARME=yes":    {prefix(step, "CARME=yes"), image},
+		"--carme=none": {append([]string{"timeout", "80", "srun", "--time=2", "--carme=none"}, look...), "yes"},
+		"nothing":      {step, "no"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := as(t, "alice", login, c.command...).ok(t); got != c.want {
+				t.Errorf("prints %q, not %q", got, c.want)
+			}
+		})
+	}
+	t.Run("#SBATCH and a nested step", func(t *testing.T) {
+		script := put(t, "alice", "it-default.sh", "#!/bin/sh\n#SBATCH --carme\ncat /etc/carme-image\nsrun cat /etc/carme-image\n")
+		if got := output(t, "alice", sbatch(t, "alice", script)); got != "carme testbed image\ncarme testbed image" {
+			t.Errorf("prints %q", got)
+		}
+	})
+	if list := as(t, "alice", login, "srun", "--carme=list").ok(t); !strings.Contains(list, "\nbase* ") || !strings.Contains(list, "* used for --carme without a name") {
+		t.Errorf("--carme=list does not say which it is:\n%s", list)
+	}
 }
 
 func TestScenario_J1_J14_bad_values_are_refused_before_anything_is_queued(t *testing.T) {

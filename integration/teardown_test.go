@@ -332,6 +332,10 @@ func TestFault_J14_A2_leftovers_of_other_jobs_are_removed(t *testing.T) {
 }
 
 func TestFault_J14_a_job_runs_out_of_memory(t *testing.T) {
+	// A host with both versions of cgroups has the memory controller in the first.
+	if root(t, node1, "grep", "-qx", "ConstrainRAMSpace=yes", "/etc/slurm/cgroup.conf").code != 0 {
+		t.Skip("this cluster's Slurm bounds no job's memory (testbed/machine/cgroups)")
+	}
 	for name, seal := range seals {
 		t.Run(name, func(t *testing.T) {
 			r := srun(t, "alice", "-w", node1, seal, "--mem=50", "sh", "-c", "head -c 300m /dev/zero | tail -c 299m >/dev/null")
