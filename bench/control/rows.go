@@ -38,7 +38,7 @@ type Options struct {
 	Out  io.Writer
 }
 
-// Run measures rows D and S.
+// Run measures rows D and S, and returns with an error what it had until then.
 func Run(ctx context.Context, o Options) (rows []Row, err error) {
 	s, err := open(ctx, o.Shell, o.Address, o.Viewers)
 	if err != nil {
@@ -52,10 +52,13 @@ func Run(ctx context.Context, o Options) (rows []Row, err error) {
 	}()
 	for _, part := range []func(context.Context, *site, Options) ([]Row, error){start, submit, watch, dashboards} {
 		more, err := part(ctx, s, o)
-		if err != nil {
-			return nil, err
+		for _, r := range more {
+			fmt.Fprintf(o.Out, "%-4s %s: %.1f %s\n", r.ID, r.What, r.Value, r.Unit)
 		}
 		rows = append(rows, more...)
+		if err != nil {
+			return rows, err
+		}
 	}
 	return rows, nil
 }
@@ -291,11 +294,28 @@ func dashboards(ctx context.Context, s *site, o Options) ([]Row, error) {
 		fmt.Fprintf(o.Out, "D2   %d dashboards a second\n", rate)
 		row, err := s.dashboards(ctx, o, rate)
 		if err != nil {
-			return nil, err
+			return rows, err
 		}
 		rows = append(rows, row)
 	}
 	return rows, nil
+}
+
+// settled waits until a dashboard is answered: the rate before may have been more
+// than the machine can do.
+func (s *site) settled(ctx context.Context, c *http.Client, session int) error {
+	late := time.Now().Add(time.Minute)
+	for {
+		_, err := s.get(ctx, c, "/", session)
+		if err == nil || time.Now().After(late) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
 }
 
 func (s *site) dashboards(ctx context.Context, o Options, rate int) (Row, error) {
@@ -303,7 +323,7 @@ func (s *site) dashboards(ctx context.Context, o Options, rate int) (Row, error)
 	clients := s.clients(connections)
 	defer clients.close()
 	for i := range clients {
-		if _, err := s.get(ctx, clients[i], "/", i); err != nil {
+		if err := s.settled(ctx, clients[i], i); err != nil {
 			return Row{}, err
 		}
 	}
