@@ -198,7 +198,7 @@ func minutes(texts catalogue, n int) string {
 	case n >= 60 && n%60 == 0:
 		return texts.number("time.hours", n/60)
 	case n > 60:
-		return texts.number("time.hours", n/60) + " " + texts.number("time.minutes", n%60)
+		return texts.text("time.mixed", n/60, n%60)
 	}
 	return texts.number("time.minutes", n)
 }

@@ -720,7 +720,7 @@ func TestTiming_tells_limit_and_length(t *testing.T) {
 	if !runs.Running || runs.Used != 25 || !runs.Till.Equal(start.Add(time.Hour)) {
 		t.Errorf("%+v", runs)
 	}
-	for took, want := range map[time.Duration]string{0: "1 second", time.Second: "1 second", 42 * time.Second: "42 seconds", 119 * time.Second: "2 minutes", 90 * time.Minute: "1 hour 30 minutes"} {
+	for took, want := range map[time.Duration]string{0: "1 second", time.Second: "1 second", 42 * time.Second: "42 seconds", 119 * time.Second: "2 minutes", 90 * time.Minute: "1 h 30 min"} {
 		if got := timingOf(all["en"], api.Job{Stage: api.StageEnded, Started: start, Ended: start.Add(took)}, start); got.Took != want || got.Running {
 			t.Errorf("%v: %+v", took, got)
 		}
