@@ -88,6 +88,12 @@ func TestScenario_J1_options_come_from_command_line_directive_and_environment(t 
 		if got := output(t, "alice", sbatch(t, "alice", "--carme=none", "--carme-home=yes", script)); strings.HasPrefix(got, "carme testbed image") || strings.HasSuffix(got, "\n0") {
 			t.Errorf("with others on the command line: prints %q", got)
 		}
+		// As sbatch(1) has it, variables come before the script.
+		id := as(t, "alice", login, "env", "CARME=none", "sbatch", "--parsable", "--time=3", "-o", "it-%j.out", script).ok(t)
+		t.Cleanup(func() { scancel(id) })
+		if got := output(t, "alice", id); strings.HasPrefix(got, "carme testbed image") {
+			t.Errorf("with CARME=none: prints %q", got)
+		}
 		twice := put(t, "alice", "it-twice.sh", "#!/bin/sh\n#SBATCH --carme=base\n#SBATCH --carme=base-dir\ntrue\n")
 		as(t, "alice", login, "sbatch", twice).fails(t, "--carme is given 2 times", "#SBATCH lines count")
 	})
@@ -220,6 +226,12 @@ func TestScenario_J1_J14_an_image_typed_with_a_space_is_caught(t *testing.T) {
 		r.fails(t, hint)
 	}
 	as(t, "mallory", login, "salloc", "--carme", "base").fails(t, "--carme=base")
+	as(t, "mallory", login, "sbatch", "--time=1", "--carme", "base").fails(t, "--carme=base")
+	// A script's own argument is none of ours.
+	script := put(t, "mallory", "it-words.sh", "#!/bin/sh\necho $*\n")
+	if got := output(t, "mallory", sbatch(t, "mallory", script, "--carme", "base")); got != "--carme base" {
+		t.Errorf("a script with the arguments --carme base prints %q", got)
+	}
 	// A command that only looks so from afar is run.
 	if out := as(t, "mallory", login, "timeout", "80", "srun", "--carme", "echo", "base").ok(t); out != "base" {
 		t.Errorf("srun --carme echo base prints %q", out)

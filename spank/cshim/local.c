@@ -33,8 +33,6 @@ static void append_words(struct record *r)
 	for (ssize_t at = 0; at < n; at += (ssize_t) strlen(text + at) + 1) {
 		text[n] = '\0';
 		record_add(r, "word", text + at);
-		if (spank_context() == S_CTX_ALLOCATOR)
-			options_count_word(text + at);
 	}
 	free(text);
 }
@@ -177,6 +175,37 @@ static void check_allocation(uint32_t job)
 	exit(1);
 }
 
+/* "sbatch --carme IMAGE" with a space: sbatch would say that it cannot open the
+ * script IMAGE. Behind a word that is no option --carme may be the script's
+ * own. */
+static void catch_image_for_script(void)
+{
+	const char *word;
+	struct record r;
+	int rc;
+
+	if (spank_context() != S_CTX_ALLOCATOR)
+		return;
+	begin_request(&r);
+	append_words(&r);
+	word = record_next(&r, "word", NULL); /* sbatch */
+	do
+		word = word ? record_next(&r, "word", word) : NULL;
+	while (word && word[0] == '-' && strcmp(word, "--carme") != 0);
+	if (word && word[0] == '-')
+		word = record_next(&r, "word", word);
+	else
+		word = NULL;
+	if (!word || word[0] == '-' || !access(word, F_OK)) {
+		record_free(&r);
+		return;
+	}
+	record_add(&r, "opt.carme", "");
+	rc = run_check(&r);
+	if (rc != CHECK_OK)
+		leave(rc);
+}
+
 /* sbatch reads a script before it looks at our options. */
 void local_show_first(void)
 {
@@ -192,6 +221,7 @@ void local_show_first(void)
 	first = text + strlen(text) + 1;
 	if (!strcmp(first, "--carme=list") || !strcmp(first, "--carme=help"))
 		local_show(first + strlen("--carme="));
+	catch_image_for_script();
 }
 
 /* Typed in a plain allocation, this step alone is meant; without one, the job
@@ -207,6 +237,7 @@ static void set_scope(int in_allocation)
 
 void local_check(spank_t sp)
 {
+	const char *word = NULL;
 	const char *job;
 	struct record r;
 	uint32_t id;
@@ -227,6 +258,9 @@ void local_check(spank_t sp)
 		return;
 	begin_request(&r);
 	append_words(&r);
+	while (spank_context() == S_CTX_ALLOCATOR &&
+	       (word = record_next(&r, "word", word)))
+		options_count_word(word);
 	job = allocation(&r);
 	id = job ? (uint32_t) strtoul(job, NULL, 10) : 0;
 	set_scope(id != 0);
