@@ -14,7 +14,7 @@ func TestAttack_J7_environment_of_the_user_reaches_no_code_of_root(t *testing.T)
 	// names of those that the set-up of a job needs.
 	trap := put(t, "mallory", "it-trap", "#!/bin/sh\n/usr/bin/id >>/scratch/mallory/trace\n")
 	const programs = "apptainer squashfuse squashfuse_ll fusermount3 carme-hold ldconfig"
-	root(t, node1, "sh", "-c", "cd /scratch/mallory && rm -f trace && for f in "+programs+"; do cp "+trap+" $f; done; chown mallory *").ok(t)
+	root(t, node1, "sh", "-c", "cd /scratch/mallory && rm -f trace && for f in "+programs+"; do cp "+trap+" $f; done; chown mallory "+programs).ok(t)
 	t.Cleanup(func() { cleanUp(node1, "cd /scratch/mallory && rm -f trace "+programs) })
 	env := []string{
 		"LD_PRELOAD=/scratch/mallory/evil.so", "LD_LIBRARY_PATH=/scratch/mallory", "LD_AUDIT=/scratch/mallory/evil.so", "GODEBUG=gctrace=1",
