@@ -79,6 +79,8 @@ func TestFault_J14_A9_A15_W7_nodes_reboot_under_their_jobs(t *testing.T) {
 			for _, id := range append(jobs[node], app.job) {
 				awaitState(t, id, time.Minute, "NODE_FAIL")
 			}
+			// The agent looks every ten seconds.
+			recovers(t, 30*time.Second, "an end of what survived", func() bool { return root(t, node, "ls", "-A", "/run/carme/jobs").ok(t) == "" })
 			nothingLeft(t, node)
 			var told string
 			recovers(t, time.Minute, "the end in words on the session's page", func() bool {
