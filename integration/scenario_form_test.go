@@ -256,7 +256,7 @@ func TestScenario_W4_a_wrong_value_is_refused_at_its_field_and_nothing_typed_is_
 	undo(t, ctl, "scontrol update partitionname=low State=UP")
 	sh(t, ctl, "scontrol update partitionname=low State=DRAIN") // sooner than the portal can know
 	r := v.send("POST", "/jobs", formOf(csrf, newID(t), "partition", "low", "name", "kept"), formType, "Accept-Language: de")
-	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat den Job abgelehnt: ") || !strings.Contains(r.body, `value="kept"`) {
+	if r.code != http.StatusUnprocessableEntity || !strings.Contains(words(r.body), "Slurm hat den Job abgelehnt: Required partition not available") || !strings.Contains(r.body, `value="kept"`) {
 		t.Errorf("a partition that takes no jobs: %d %s", r.code, words(r.body))
 	}
 }

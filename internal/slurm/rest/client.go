@@ -236,7 +236,8 @@ func judge(status int, list *v0042.V0042OpenapiErrors) error {
 			case number == errInvalidJob:
 				return ErrNotFound
 			case number >= errSlurm:
-				return RefusedError{text}
+				// The description says what was tried, the error why not.
+				return RefusedError{first(val(e.Error), text)}
 			case text != "":
 				return fmt.Errorf("%w: %s", ErrUnavailable, text)
 			}

@@ -133,6 +133,7 @@ func TestSubmit_tells_apart_what_happened(t *testing.T) {
 		"accepted":              {`{"job_id":12}`, func(id uint32, err error) bool { return id == 12 && err == nil }},
 		"held, with an error":   {`{"job_id":13,"errors":[{"error_number":2050,"error":"over a limit"}]}`, func(id uint32, err error) bool { return id == 13 && err == nil }},
 		"refused":               {`500 {"errors":[{"error_number":2014,"error":"Requested node configuration is not available"}]}`, refusedWith("Requested node")},
+		"refused, described":    {`500 {"errors":[{"description":"Batch job submission failed","error_number":2014,"error":"Requested node configuration is not available"}]}`, refusedWith("Requested node")},
 		"refused by lua":        {`500 {"job_submit_user_msg":"carme: no","errors":[{"error_number":9999,"error":"x"}]}`, refusedWith("carme: no")},
 		"slurmctld not reached": {`500 {"errors":[{"error_number":1800,"error":"Unable to contact slurm controller"}]}`, unknown},
 		"cut off":               {"cut", unknown},
