@@ -283,6 +283,11 @@ func (c *Client) Jobs(ctx context.Context, token string) (api.Jobs, error) {
 	return get[api.Jobs](ctx, c, token, "/v1/jobs")
 }
 
+// LiveJobs are those of them that have an app and are not over.
+func (c *Client) LiveJobs(ctx context.Context, token string) (api.Jobs, error) {
+	return get[api.Jobs](ctx, c, token, "/v1/jobs?live=yes")
+}
+
 // Job is one job by Slurm's id or by the UUID it was started with.
 func (c *Client) Job(ctx context.Context, token, id string) (api.Job, error) {
 	return get[api.Job](ctx, c, token, "/v1/jobs/"+url.PathEscape(id))

@@ -78,7 +78,7 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 		all             sync.WaitGroup
 	)
 	all.Go(func() { data.Offer, offerErr = s.backend.Offer(ctx, own) })
-	all.Go(func() { jobs, jobsE = s.backend.Jobs(ctx, own) })
+	all.Go(func() { jobs, jobsE = s.backend.LiveJobs(ctx, own) })
 	all.Go(func() { data.Home, homeErr = s.backend.Home(ctx, own) })
 	all.Go(func() { cluster, cluErr = s.backend.Cluster(ctx, own) })
 	all.Wait()

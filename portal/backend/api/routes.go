@@ -228,7 +228,11 @@ func (r *request) version() string {
 
 func listJobs(r *request) error {
 	before := r.version()
-	out, err := r.server.Jobs.List(r.Context(), r.session.UserName, r.session.User().UID)
+	list := r.server.Jobs.List
+	if r.URL.Query().Get("live") != "" {
+		list = r.server.Jobs.Live
+	}
+	out, err := list(r.Context(), r.session.UserName, r.session.User().UID)
 	if err != nil {
 		return err
 	}

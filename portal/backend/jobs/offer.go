@@ -116,7 +116,7 @@ func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
 
 // used counts what the user has waiting or running.
 func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error) {
-	all, err := s.list(ctx, sess.UserName, sess.User().UID)
+	all, err := s.list(ctx, sess.UserName, sess.User().UID, false)
 	if err != nil {
 		return api.Used{}, err
 	}

@@ -384,6 +384,9 @@ func (s *Service) refreshDetails(ctx context.Context) {
 		s.details = map[uint32]detail{}
 	}
 	var ids []uint32
+	// Why a job waits changes while its row does not. Of all that wait one is
+	// asked for again in each poll: there may be thousands.
+	waits, waitsSince := uint32(0), now.Add(-pendingRefresh)
 	for id, row := range s.pic.rows {
 		_, viewed := s.viewers[row.UID]
 		_, sealed := s.reported[id]
@@ -391,8 +394,11 @@ func (s *Service) refreshDetails(ctx context.Context) {
 			continue
 		}
 		d, ok := s.details[id]
-		if !ok || d.state != row.State || row.State == statePending && now.Sub(d.at) > pendingRefresh {
+		switch {
+		case !ok || d.state != row.State:
 			ids = append(ids, id)
+		case row.State == statePending && d.at.Before(waitsSince):
+			waits, waitsSince = id, d.at
 		}
 	}
 	for id, d := range s.details {
@@ -405,6 +411,9 @@ func (s *Service) refreshDetails(ctx context.Context) {
 	slices.Reverse(ids) // the newest first
 	if len(ids) > detailsMax {
 		ids = ids[:detailsMax]
+	}
+	if waits != 0 {
+		ids = append(ids, waits)
 	}
 	s.ask(ctx, ids)
 }

@@ -142,10 +142,23 @@ func (i *intent) asJob(at time.Time) api.Job {
 // List is the user's jobs, the newest first.
 func (s *Service) List(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
 	s.Look(ctx, uid)
-	return s.list(ctx, user, uid)
+	return s.list(ctx, user, uid, false)
 }
 
-func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
+// Live are those of the user's jobs that have an app and are not over: what a
+// dashboard shows of what may be thousands.
+func (s *Service) Live(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
+	s.Look(ctx, uid)
+	all, err := s.list(ctx, user, uid, true)
+	all.Jobs = slices.DeleteFunc(all.Jobs, func(j api.Job) bool {
+		return !j.Carme || j.App == "" || j.Stage == api.StageEnded || j.Stage == api.StageFailed
+	})
+	return all, err
+}
+
+// list leaves out, if asked to, jobs of which neither a submission of the portal's
+// nor a node tells: they have no session.
+func (s *Service) list(ctx context.Context, user string, uid uint32, sessions bool) (api.Jobs, error) {
 	hosts, err := s.Routes.Hosts(ctx, user)
 	if err != nil {
 		return api.Jobs{}, err
@@ -169,6 +182,9 @@ func (s *Service) list(ctx context.Context, user string, uid uint32) (api.Jobs, 
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[uid] {
 		there[id] = true
+		if _, reported := s.reported[id]; sessions && !reported && by[id] == nil {
+			continue
+		}
 		out.Jobs = append(out.Jobs, s.assemble(s.pic.rows[id], s.details[id].job, user, by[id], hosts[id]))
 	}
 	for _, i := range intents {
@@ -340,7 +356,7 @@ func (s *Service) publish(ctx context.Context) {
 		return
 	}
 	for _, u := range users {
-		now, err := s.list(ctx, u.Name, uint32(u.UID)) //nolint:gosec // it came from a uint32
+		now, err := s.list(ctx, u.Name, uint32(u.UID), false) //nolint:gosec // it came from a uint32
 		if err != nil {
 			s.Log.ErrorContext(ctx, "jobs could not be read", "err", err.Error())
 			continue
