@@ -178,7 +178,7 @@ func mode(name string, m os.FileMode) func(*testing.T, *patient) {
 	}
 }
 
-func says(name, text string) func(*testing.T, *patient) {
+func says(name, text string) func(*testing.T, *patient) { //nolint:unparam // beside silent, which takes others
 	return func(_ *testing.T, p *patient) { p.answers[name] = text }
 }
 
