@@ -91,7 +91,7 @@ func awaitState(t *testing.T, id string, limit time.Duration, states ...string) 
 }
 
 // output waits for the end of a batch job and returns what it printed.
-func output(t *testing.T, user, id string) string { //nolint:unparam // reads better with the user beside the job
+func output(t *testing.T, user, id string) string {
 	t.Helper()
 	awaitState(t, id, 60*time.Second, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT")
 	return homeFile(t, user, "it-"+id+".out")

@@ -110,7 +110,7 @@ func openImage(path string) (fd int, format string, err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = unix.Close(fd) // nothing was written
+			unix.Close(fd)
 		}
 	}()
 	var st unix.Stat_t

@@ -178,8 +178,8 @@ func mode(name string, m os.FileMode) func(*testing.T, *patient) {
 	}
 }
 
-func scontrolSays(text string) func(*testing.T, *patient) {
-	return func(_ *testing.T, p *patient) { p.answers["scontrol"] = text }
+func says(name, text string) func(*testing.T, *patient) { //nolint:unparam // beside silent, which takes others
+	return func(_ *testing.T, p *patient) { p.answers[name] = text }
 }
 
 func silent(name string) func(*testing.T, *patient) {
@@ -210,7 +210,7 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 		"folder for all":        {mode("usr/lib/carme", 0o777), "/usr/lib/carme", "can be written by others (mode 0777)", "chmod go-w /usr/lib/carme"},
 		"folder for root alone": {mode("usr/libexec/carme", 0o700), "/usr/libexec/carme", "is closed to users (mode 0700)", "chmod a+rx /usr/libexec/carme"},
 		"switch for all":        {mode("etc/carme/plugstack.d/carme.conf", 0o666), "/etc/carme/plugstack.d/carme.conf", "can be written by others", "chmod go-w"},
-		"no such Prolog":        {scontrolSays("SLURM_CONF = /etc/slurm/slurm.conf\nProlog[0] = /etc/slurm/carme_prolog\nPrologFlags = Contain\n"), "Prolog", "names /etc/slurm/carme_prolog, which does not exist", "contrib/slurm/prolog"},
+		"no such Prolog":        {says("scontrol", "SLURM_CONF = /etc/slurm/slurm.conf\nProlog[0] = /etc/slurm/carme_prolog\nPrologFlags = Contain\n"), "Prolog", "names /etc/slurm/carme_prolog, which does not exist", "contrib/slurm/prolog"},
 		"Prolog not executable": {mode("etc/slurm/prolog.d/10-site", 0o644), "Prolog", "/etc/slurm/prolog.d/10-site cannot be executed", "chmod a+x /etc/slurm/prolog.d/10-site"},
 		"missing callback":      {change(func(p *patient) { p.plugin.Exports = p.plugin.Exports[1:] }), "plugin's symbols", "missing: plugin_name", "repair"},
 		"costly callback":       {change(func(p *patient) { p.plugin.Exports = append(p.plugin.Exports, "slurm_spank_zz") }), "plugin's symbols", "should not be exported: slurm_spank_zz", "repair"},
@@ -224,7 +224,7 @@ func TestAilmentIsNamedWithItsRemedy(t *testing.T) {
 		"switched on, required": {file("etc/carme/plugstack.d/carme.conf", "required /usr/lib/carme/spank_carme.so\n"), "plugin switched on", "slurmd stops", "optional"},
 		"switch leads nowhere":  {file("etc/carme/plugstack.d/carme.conf", "optional /opt/spank_carme.so\n"), "plugin switched on", "does not exist", "/usr/lib/carme"},
 		"switch is empty":       {file("etc/carme/plugstack.d/carme.conf", "# off\n"), "plugin switched on", "does not name the plugin", "optional /usr/lib/carme/spank_carme.so"},
-		"no Contain":            {scontrolSays("SLURM_CONF = /etc/slurm/slurm.conf\nPrologFlags = Alloc\n"), "PrologFlags", "no Contain", "PrologFlags=Contain"},
+		"no Contain":            {says("scontrol", "SLURM_CONF = /etc/slurm/slurm.conf\nPrologFlags = Alloc\n"), "PrologFlags", "no Contain", "PrologFlags=Contain"},
 		"no adoption":           {change(func(p *patient) { p.library.Exports = p.library.Exports[1:] }), "adoption into the extern step", "lacks", "22.05"},
 		"no library":            {gone("usr/lib/x86_64-linux-gnu"), "adoption into the extern step", "no library", "install"},
 		"no cgroups":            {gone("sys"), "cgroups", "neither version", "mount"},
@@ -293,9 +293,9 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 		"broken include":    {file("etc/slurm/cgroup.conf", "ConstrainDevices=yes\nInclude /nowhere\n"), "cgroups", OK, "v2, Slurm constrains"},
 		"configless":        {both(gone("etc/slurm/plugstack.conf"), file("var/spool/node1/conf-cache/plugstack.conf", "include /etc/carme/plugstack.d/*.conf")), "plugstack line", OK, "conf-cache"},
 		"direct line":       {file("etc/slurm/plugstack.conf", "optional ../../usr/lib/carme/spank_carme.so"), "plugstack line", OK, "optional"},
-		"own plugstack":     {both(scontrolSays("PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},
+		"own plugstack":     {both(says("scontrol", "PlugStackConfig = /opt/p.conf\nPrologFlags=x11"), file("opt/p.conf", "include /etc/carme/plugstack.d/carme.conf")), "plugstack line", OK, "/opt/p.conf"},
 		"no Prolog":         {gone("etc/slurm/prolog.d/20-carme"), "Prolog", Note, "a step from outside of a sealed job"},
-		"one Prolog":        {both(scontrolSays("Prolog = /etc/slurm/carme_prolog\nPrologFlags=x11"), both(file("etc/slurm/carme_prolog", "carme-prolog"), mode("etc/slurm/carme_prolog", 0o755))), "Prolog", OK, "/etc/slurm/carme_prolog runs carme-prolog"},
+		"one Prolog":        {both(says("scontrol", "Prolog = /etc/slurm/carme_prolog\nPrologFlags=x11"), both(file("etc/slurm/carme_prolog", "carme-prolog"), mode("etc/slurm/carme_prolog", 0o755))), "Prolog", OK, "/etc/slurm/carme_prolog runs carme-prolog"},
 		"detected GPUs":     {file("etc/slurm/gres.conf", "AutoDetect=nvml\n"), "gres.conf", OK, "slurmd finds"},
 		"no driver's files": {gone("proc/driver"), "GPU map", Note, "NVML is asked"},
 		"no GPUs": {
