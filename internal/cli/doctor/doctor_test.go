@@ -306,6 +306,7 @@ func TestWhatWorksOtherwiseIsNoAilment(t *testing.T) {
 		"leftover without notes": {file("run/carme/jobs/6/x", ""), "leftovers", Note, "of ended jobs: 6"},
 		"leftover, process gone": {file("run/carme/jobs/6/extern", "78 1\n"), "leftovers", Note, "of ended jobs: 6"},
 		"leftover, broken notes": {file("run/carme/jobs/6/extern", "x"), "leftovers", Note, "of ended jobs: 6"},
+		"one image is missing":   {file("etc/carme/images.d/other.yaml", "name: other\npath: /images/other.sif\n"), "images", Note, "other: "},
 		"no images":              {both(silent("/usr/bin/apptainer"), both(gone("etc/carme/images.d"), gone("etc/carme/spank.yaml"))), "Apptainer", Note, "no image is configured"},
 		"no jobs":                {gone("run"), "leftovers", OK, "none; 0 jobs"},
 		"new job":                {both(file("run/carme/jobs/6/x", ""), change(func(p *patient) { p.now = time.Now() })), "leftovers", OK, "none; 2 jobs"},

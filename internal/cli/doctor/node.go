@@ -131,11 +131,7 @@ func (d Doctor) config(ctx context.Context) []Finding {
 	for _, line := range config.Problems(err) { // of that app alone: others start
 		findings = append(findings, note("apps", line, "correct the file; spank.yaml(5) describes it"))
 	}
-	for _, img := range cfg.Images {
-		if _, err := os.Stat(d.path(img.Path)); err != nil {
-			findings = append(findings, fail(images, "put the image there, or correct /"+config.ImagesDir, "%s: %v", img.Name, err))
-		}
-	}
+	findings = append(findings, d.missing(images, cfg.Images)...)
 	out, err := d.run(ctx, cfg.Spank.Apptainer.Path, "--version")
 	if err != nil {
 		mend := "install Apptainer, or set apptainer: {path: ...} in /" + config.SpankFile
@@ -145,6 +141,23 @@ func (d Doctor) config(ctx context.Context) []Finding {
 		return append(findings, fail(runner, mend, "%v", err))
 	}
 	return append(findings, ok(runner, "%s", strings.TrimSpace(string(out))))
+}
+
+// missing tells of images that are not there. One concerns those alone who want it;
+// without any, as where their file system is not mounted, the node is of no use.
+func (d Doctor) missing(name string, images []config.Image) []Finding {
+	var findings []Finding
+	for _, img := range images {
+		if _, err := os.Stat(d.path(img.Path)); err != nil {
+			findings = append(findings, note(name, fmt.Sprintf("%s: %v", img.Name, err), "put the image there, or correct /"+config.ImagesDir))
+		}
+	}
+	if len(findings) == len(images) {
+		for i := range findings {
+			findings[i].Status = Fail
+		}
+	}
+	return findings
 }
 
 // gpuFile is the device node of a GPU.
