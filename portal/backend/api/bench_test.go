@@ -105,3 +105,42 @@ func TestLive_jobs_are_those_with_an_app_that_are_not_over(t *testing.T) {
 		t.Errorf("%d live jobs beside them", len(live.Jobs))
 	}
 }
+
+func TestOffer_counts_what_the_list_shows_as_not_over(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	var started, over wire.Job
+	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &started)
+	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &over)
+	w.must(w.portal, http.MethodDelete, "/v1/jobs/"+over.ID, tok, nil, nil)
+	w.slurm.mu.Lock()
+	for i, state := range []string{"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "COMPLETED", "FAILED", "REQUEUED"} {
+		id := uint32(1000 + i) //nolint:gosec // few
+		w.slurm.jobs[id] = rest.Job{ID: id, Name: "mine", User: "alice", UID: 10001, State: state, Partition: "debug", Submitted: time.Now(), TRES: "cpu=1,node=1,gres/gpu=2"}
+	}
+	w.slurm.mu.Unlock()
+	var all wire.Jobs
+	w.eventually("all in the list", func() bool {
+		w.clock.add(6 * time.Second)
+		w.must(w.portal, http.MethodGet, "/v1/jobs", tok, nil, &all)
+		known := 0
+		for _, j := range all.Jobs {
+			if len(j.GPUs) > 0 {
+				known++
+			}
+		}
+		return known == 9
+	})
+	want := wire.Used{}
+	for _, j := range all.Jobs {
+		if j.Stage != wire.StageEnded && j.Stage != wire.StageFailed {
+			want.Running++
+			want.GPUs += j.GPUs[0].Count
+		}
+	}
+	var offer wire.Offer
+	w.must(w.portal, http.MethodGet, "/v1/offer", tok, nil, &offer)
+	if offer.Used != want || want.Running != 5 {
+		t.Errorf("used is %+v, the list has %+v", offer.Used, want)
+	}
+}

@@ -114,20 +114,43 @@ func (s *Service) defaults(c *config.Config, o *api.Offer) api.Start {
 	return d
 }
 
-// used counts what the user has waiting or running.
+// used counts what the user has waiting or running: what list has and is not over,
+// without making that for what may be thousands.
 func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error) {
-	all, err := s.list(ctx, sess.UserName, sess.User().UID, false)
+	intents, err := s.submitted(ctx, sess.UserName)
 	if err != nil {
 		return api.Used{}, err
 	}
 	var u api.Used
-	for _, j := range all.Jobs {
-		if j.Stage == api.StageEnded || j.Stage == api.StageFailed {
-			continue
-		}
+	count := func(gpus []api.JobGPUs) {
 		u.Running++
-		for _, g := range j.GPUs {
+		for _, g := range gpus {
 			u.GPUs += g.Count
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	there := map[uint32]bool{}
+	for _, id := range s.pic.byUID[sess.User().UID] {
+		there[id] = true
+		if state := s.pic.rows[id].State; !over(state) && state != stateCompleting {
+			count(gpusOf(s.details[id].job.TRES))
+		}
+	}
+	for i := range intents {
+		in := &intents[i]
+		id := uint32(in.Job) //nolint:gosec // Slurm's are 32 bits
+		d, remembered := s.details[id]
+		switch {
+		case in.Job > 0 && there[id]:
+		case in.Job > 0 && remembered && in.Final == "":
+			if !over(d.state) && d.state != stateCompleting {
+				count(gpusOf(d.job.TRES))
+			}
+		default:
+			if j := in.asJob(s.pic.at); j.Stage != api.StageEnded && j.Stage != api.StageFailed {
+				count(j.GPUs)
+			}
 		}
 	}
 	return u, nil

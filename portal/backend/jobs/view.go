@@ -163,10 +163,9 @@ func (s *Service) list(ctx context.Context, user string, uid uint32, sessions bo
 	if err != nil {
 		return api.Jobs{}, err
 	}
-	var intents []intent
-	if err := store.One(ctx, s.DB.Read(), &intents, "SELECT "+intentColumns+" FROM intents WHERE user_name = ? AND created > ? ORDER BY created DESC LIMIT ?",
-		user, s.Now().Add(-historyFor).UnixMicro(), historyMax); err != nil {
-		return api.Jobs{}, fmt.Errorf("read submissions: %w", err)
+	intents, err := s.submitted(ctx, user)
+	if err != nil {
+		return api.Jobs{}, err
 	}
 	by := map[uint32]*intent{}
 	for i := range intents {
@@ -203,6 +202,16 @@ func (s *Service) list(ctx context.Context, user string, uid uint32, sessions bo
 	s.nameImages(out.Jobs)
 	sort.SliceStable(out.Jobs, func(a, b int) bool { return newer(out.Jobs[a], out.Jobs[b]) })
 	return out, nil
+}
+
+// submitted is what the user has lately started in the portal, the newest first.
+func (s *Service) submitted(ctx context.Context, user string) ([]intent, error) {
+	var intents []intent
+	if err := store.One(ctx, s.DB.Read(), &intents, "SELECT "+intentColumns+" FROM intents WHERE user_name = ? AND created > ? ORDER BY created DESC LIMIT ?",
+		user, s.Now().Add(-historyFor).UnixMicro(), historyMax); err != nil {
+		return nil, fmt.Errorf("read submissions: %w", err)
+	}
+	return intents, nil
 }
 
 // nameImages gives images their names in the catalogue: nodes know files. Of
