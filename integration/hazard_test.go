@@ -79,7 +79,7 @@ func programs(t *testing.T, args ...string) map[string][2]string {
 	found := map[string][2]string{
 		"srun":   {login, pidOf(t, login, "srun", mark)},
 		"sbatch": {login, pidOf(t, login, "sbatch", mark)},
-		"slurmd": {node1, sh(t, node1, "pgrep -x 'slurmd(-wlm)?'")},
+		"slurmd": {node1, sh(t, node1, "pgrep -o -x 'slurmd(-wlm)?'")},
 	}
 	for _, id := range lines(root(t, ctl, "squeue", "-h", "-n", mark, "-o", "%A").ok(t)) {
 		kind := "batch"
