@@ -178,16 +178,15 @@ func TestScenario_J2_ctrl_c_ends_a_step(t *testing.T) {
 }
 
 func TestScenario_J7_J14_scancel_while_the_container_starts(t *testing.T) {
-	// A runtime that opens a pipe waits for a writer, for ever.
-	as(t, "alice", login, "sh", "-c", "rm -f slow.sif; mkfifo slow.sif").ok(t)
+	const file, slow = "/etc/carme/spank.yaml", "/opt/carme/slow-apptainer"
+	place(t, node1, slow, []byte("#!/bin/sh\n[ \"$1\" != --version ] || exec apptainer --version\nsleep 120\n"))
+	undo(t, node1, "mv "+file+".kept "+file)
+	sh(t, node1, "chmod 755 "+slow+"; cp -p "+file+" "+file+".kept && echo 'apptainer: {path: "+slow+"}' >>"+file)
 	for name, args := range map[string][]string{
-		"batch": {"--wrap", "echo ran"},
-		"step":  {"--carme=none", "--wrap", "srun --carme=/home/alice/slow.sif echo ran"},
+		"batch": {"--carme=base", "--wrap", "echo ran"},
+		"step":  {"--carme=none", "--wrap", "srun --carme=base echo ran"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "batch" {
-				args = append([]string{"--carme=/home/alice/slow.sif"}, args...)
-			}
 			id := sbatch(t, "alice", append([]string{"-w", node1}, args...)...)
 			eventually(t, 30*time.Second, "the container's runtime", func() bool {
 				return root(t, node1, "pgrep", "-f", "image.sif /run/carme/hold").code == 0
