@@ -67,7 +67,9 @@ func TestAttack_A4_W4_limits_of_a_role_hold_in_the_form_and_against_made_up_requ
 	// A job that is cancelled before it is set up leaves what its Prolog noted.
 	for _, id := range jobs() {
 		eventually(t, 60*time.Second, "set-up of job "+id, func() bool {
-			return slices.ContainsFunc([]string{node1, node2}, func(node string) bool { return root(t, node, "test", "-S", "/run/carme/jobs/"+id+"/anchor.sock").code == 0 })
+			return slices.ContainsFunc([]string{node1, node2}, func(node string) bool {
+				return root(t, node, "test", "-S", "/run/carme/jobs/"+id+"/anchor.sock").code == 0
+			})
 		})
 	}
 	root(t, ctl, "scancel", "-u", "alice").ok(t)

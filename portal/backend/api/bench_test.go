@@ -115,7 +115,7 @@ func TestOffer_counts_what_the_list_shows_as_not_over(t *testing.T) {
 	w.must(w.portal, http.MethodDelete, "/v1/jobs/"+over.ID, tok, nil, nil)
 	w.slurm.mu.Lock()
 	for i, state := range []string{"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "COMPLETED", "FAILED", "REQUEUED"} {
-		id := uint32(1000 + i) //nolint:gosec // few
+		id := uint32(1000 + i)
 		w.slurm.jobs[id] = rest.Job{ID: id, Name: "mine", User: "alice", UID: 10001, State: state, Partition: "debug", Submitted: time.Now(), TRES: "cpu=1,node=1,gres/gpu=2"}
 	}
 	w.slurm.mu.Unlock()
