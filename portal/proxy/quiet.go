@@ -31,7 +31,7 @@ type quietConn struct {
 	waited         bool
 
 	// Of the goroutine that reads while it is not quiet.
-	full  int // reads in a row that took less than there was, or all of it
+	full  int // large reads in a row that filled what they were given
 	ahead []byte
 	store *[aheadSize]byte // of ahead
 

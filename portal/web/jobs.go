@@ -2,6 +2,7 @@ package web
 
 import (
 	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -345,9 +346,10 @@ type jobsData struct {
 	Stale    string
 }
 
-// listed is all of the user's jobs, nil if an error was answered.
-func (s *Server) listed(c *gin.Context) *jobsData {
-	jobs, err := s.backend.Jobs(c.Request.Context(), token(c))
+// listed are the user's jobs that the backend is asked for, nil if an error was
+// answered.
+func (s *Server) listed(c *gin.Context, ask func(ctx context.Context, token string) (api.Jobs, error)) *jobsData {
+	jobs, err := ask(c.Request.Context(), token(c))
 	if err != nil {
 		s.fail(c, err)
 		return nil
@@ -356,19 +358,19 @@ func (s *Server) listed(c *gin.Context) *jobsData {
 }
 
 func (s *Server) jobs(c *gin.Context) {
-	if data := s.listed(c); data != nil {
+	if data := s.listed(c, s.backend.Jobs); data != nil {
 		s.page(c, http.StatusOK, "jobs", view{Title: s.text(c, "jobs.title"), Nav: "jobs", Me: me(c), Data: *data})
 	}
 }
 
 func (s *Server) jobsFragment(c *gin.Context) {
-	if data := s.listed(c); data != nil {
+	if data := s.listed(c, s.backend.Jobs); data != nil {
 		s.fragment(c, "jobs", "jobtable", view{Data: *data})
 	}
 }
 
 func (s *Server) sessionsFragment(c *gin.Context) {
-	if data := s.listed(c); data != nil {
+	if data := s.listed(c, s.backend.LiveJobs); data != nil {
 		s.fragment(c, "dashboard", "sessions", view{Data: *data})
 	}
 }

@@ -74,13 +74,20 @@ func TestWaiting_jobs_are_asked_for_again_one_at_a_time(t *testing.T) {
 	}
 }
 
-func TestLive_jobs_are_those_with_an_app_that_are_not_over(t *testing.T) {
-	w := newWorld(t)
-	tok, _ := w.login("alice")
-	var started, over wire.Job
+// startTwo starts two sessions, stops the second, and returns the first.
+func (w *world) startTwo(tok string) (started wire.Job) {
+	w.t.Helper()
+	var over wire.Job
 	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &started)
 	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &over)
 	w.must(w.portal, http.MethodDelete, "/v1/jobs/"+over.ID, tok, nil, nil)
+	return started
+}
+
+func TestLive_jobs_are_those_with_an_app_that_are_not_over(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	started := w.startTwo(tok)
 	w.slurm.mu.Lock()
 	for id, state := range map[uint32]string{1000: "PENDING", 1001: "RUNNING", 1002: "FAILED"} {
 		w.slurm.jobs[id] = rest.Job{ID: id, Name: "mine", User: "alice", UID: 10001, State: state, Partition: "debug", Submitted: time.Now()}
@@ -109,10 +116,7 @@ func TestLive_jobs_are_those_with_an_app_that_are_not_over(t *testing.T) {
 func TestOffer_counts_what_the_list_shows_as_not_over(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	var started, over wire.Job
-	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &started)
-	w.must(w.portal, http.MethodPost, "/v1/jobs", tok, newStart(), &over)
-	w.must(w.portal, http.MethodDelete, "/v1/jobs/"+over.ID, tok, nil, nil)
+	w.startTwo(tok)
 	w.slurm.mu.Lock()
 	for i, state := range []string{"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "COMPLETED", "FAILED", "REQUEUED"} {
 		id := uint32(1000 + i)
