@@ -20,15 +20,15 @@ func (r *runner) progress(s stage, res result) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if res.name == "" {
-		if s.suite == "" && res.outcome != skipped {
+		if s.on.suite == "" && res.outcome != skipped {
 			fmt.Fprintf(r.out, "   %-4s %7s  %s\n", res.outcome, round(res.elapsed), res.pkg)
 		}
 		return
 	}
-	if s.suite == "" && res.outcome != failed {
+	if s.on.suite == "" && res.outcome != failed {
 		return
 	}
-	fmt.Fprintf(r.out, "   %-4s %7s  %s", res.outcome, round(res.elapsed), res.name)
+	fmt.Fprintf(r.out, "   %-4s %7s  %s%s", res.outcome, round(res.elapsed), s.label(), res.name)
 	if res.outcome == skipped {
 		fmt.Fprintf(r.out, ": %s", res.reason)
 	}

@@ -46,7 +46,9 @@ type runner struct {
 	results []result
 	// unsteady are the tests that failed and then passed (secondTry).
 	unsteady []string
-	mu       sync.Mutex // guards out while tests run
+	// blocked has, by cluster, or none for all, the vital stage that failed.
+	blocked map[cluster]string
+	mu      sync.Mutex // guards out while tests run
 }
 
 // run does everything and returns the exit status.
@@ -99,12 +101,12 @@ func run(ctx context.Context, o options, out io.Writer, now func() time.Time) (i
 // carryOut runs the stages in order. A failed stage does not stop those that
 // can do without it: one run should tell as much as possible.
 func (r *runner) carryOut(ctx context.Context, stages []stage) {
-	blocked := map[string]string{} // suite, or "" for all, to the stage that failed
+	r.blocked = map[cluster]string{}
 	for i, s := range stages {
 		fmt.Fprintf(r.out, "\n== %d/%d %s\n", i+1, len(stages), s.name)
-		by := blocked[""]
+		by := r.blocked[cluster{}]
 		if by == "" {
-			by = blocked[s.suite]
+			by = r.blocked[s.on]
 		}
 		if ctx.Err() != nil {
 			r.fail(s, fmt.Sprintf("not run: %v\n", ctx.Err()))
@@ -115,7 +117,7 @@ func (r *runner) carryOut(ctx context.Context, stages []stage) {
 			continue
 		}
 		if !r.one(ctx, s) && s.vital {
-			blocked[s.suite] = s.name
+			r.blocked[s.on] = s.name
 		}
 	}
 }
@@ -144,10 +146,17 @@ func (r *runner) one(ctx context.Context, s stage) bool {
 			fmt.Fprintf(r.out, "\n--- FAIL: %s\n%s", res.where(), ensureNewline(res.output))
 		}
 	}
-	if s.suite != "" && !errors.Is(ctx.Err(), context.Canceled) {
+	if s.on.suite != "" && !errors.Is(ctx.Err(), context.Canceled) {
 		r.showLogs(context.WithoutCancel(ctx), s)
 	}
 	return false
+}
+
+// say prints a line while tests run.
+func (r *runner) say(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	fmt.Fprintf(r.out, format, args...)
 }
 
 // fail records a stage that has no finer result.
@@ -162,15 +171,17 @@ func (r *runner) showLogs(ctx context.Context, s stage) {
 	const shown = 300
 	limited, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	logs, err := child.Command(limited, "make", "--no-print-directory", "testbed-logs", "SLURM_SUITE="+s.suite).CombinedOutput()
+	cmd := child.Command(limited, "make", "--no-print-directory", "testbed-logs")
+	cmd.Env = append(os.Environ(), s.on.env()...)
+	logs, err := cmd.CombinedOutput()
 	if err != nil {
 		logs = append(logs, fmt.Sprintf("make testbed-logs: %v\n", err)...)
 	}
-	name := filepath.Join(outputDir, "logs-"+s.file()+".txt")
+	name := filepath.Join(outputDir, "logs-"+strings.ReplaceAll(s.on.String(), " ", "-")+".txt")
 	if err := os.WriteFile(name, logs, 0o600); err != nil {
 		fmt.Fprintf(r.out, "   keep the containers' logs: %v\n", err)
 	}
 	lines := strings.SplitAfter(string(logs), "\n")
-	fmt.Fprintf(r.out, "\n--- logs of the containers (all %d lines in %s)\n", len(lines), name)
+	fmt.Fprintf(r.out, "\n--- logs of the containers of %s (all %d lines in %s)\n", s.on, len(lines), name)
 	fmt.Fprint(r.out, ensureNewline(strings.Join(lines[max(0, len(lines)-shown):], "")))
 }

@@ -15,7 +15,7 @@ import (
 
 func fake(name, suite string, vital bool, ran *[]string, results []result, err error) stage {
 	return stage{
-		name: name, suite: suite, vital: vital, limit: time.Minute,
+		name: name, on: cluster{suite: suite}, vital: vital, limit: time.Minute,
 		run: func(context.Context, *runner, stage) ([]result, error) {
 			*ran = append(*ran, name)
 			return results, err
@@ -86,7 +86,7 @@ func TestPlanIsSaidWithItsNeeds(t *testing.T) {
 	}
 	var screen strings.Builder
 	printPlan(&screen, stages)
-	for _, want := range []string{"prepare", "lint", "unit", "test-c", "govulncheck", "integration trixie", "integration forky", "rows J2, J3, J4, J5, J6, J7, J8, J13, J15, J16, J20", "needs Docker"} {
+	for _, want := range []string{"prepare", "lint", "unit", "test-c", "govulncheck", "testbed trixie helper", "testbed forky", "every scenario, attack, fault and hazard on trixie", "rows J2, J3, J4, J5, J6, J7, J8, J13, J15, J16, J20", "needs Docker"} {
 		if !strings.Contains(screen.String(), want) {
 			t.Errorf("%q is missing in the plan:\n%s", want, screen.String())
 		}
@@ -122,7 +122,7 @@ func TestUnitPlanNeedsNoDocker(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range stages {
-		if s.suite != "" || strings.Contains(s.needs, "Docker") {
+		if s.on.suite != "" || strings.Contains(s.needs, "Docker") {
 			t.Errorf("stage %s is in the unit plan", s.name)
 		}
 	}

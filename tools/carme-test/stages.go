@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -48,12 +47,14 @@ type stage struct {
 	does  string // for the plan
 	needs string // for the plan
 	limit time.Duration
-	// suite is set for stages on a cluster, whose logs are shown on failure.
-	suite string
-	// vital: when it fails, the stages that follow cannot run; with a suite,
-	// only those of that suite.
+	// on is set for stages on a cluster, whose logs are shown on failure.
+	on cluster
+	// vital: when it fails, the stages that follow cannot run; with a cluster,
+	// only those on that cluster.
 	vital bool
-	run   func(ctx context.Context, r *runner, s stage) ([]result, error)
+	// labelled: its lines name the cluster, because stages run side by side.
+	labelled bool
+	run      func(ctx context.Context, r *runner, s stage) ([]result, error)
 }
 
 // plan lists the stages of a mode.
@@ -65,19 +66,19 @@ func plan(o options) ([]stage, error) {
 			makeStage("lint", "golangci-lint, clang-format, shellcheck", "the linters", lintLimit),
 			unit(), cTests(), knownHoles("tools/vuln"),
 		}
-		stages = append(stages, onCluster(first, "every scenario, attack, fault and hazard", "")...)
-		return append(stages, onCluster(second, "rows "+strings.Join(secondRows, ", "), runPattern(secondRows...))...), nil
+		return append(stages, sideBySide(byHand(first))...), nil
 	case "unit":
 		return []stage{prepare("unit"), unit(), cTests()}, nil
 	case "integration":
-		does, pattern := "every scenario, attack, fault and hazard", ""
+		does, rows := "every scenario, attack, fault and hazard", []string(nil)
 		if o.only != "" {
 			if !rowID.MatchString(o.only) {
 				return nil, fmt.Errorf("ONLY=%s is no row: rows are named like J5 (see %s)", o.only, featuresFile)
 			}
-			does, pattern = "row "+o.only, runPattern(o.only)
+			does, rows = "row "+o.only, []string{o.only}
 		}
-		return append([]stage{prepare("testbed")}, onCluster(o.suite, does, pattern)...), nil
+		on := byHand(o.suite)
+		return []stage{prepare("testbed"), bringUp(on), integration(on, does, rows)}, nil
 	default:
 		return nil, fmt.Errorf("mode %q is unknown: use all, unit or integration", o.mode)
 	}
@@ -161,87 +162,17 @@ func cTests() stage {
 	}
 }
 
-// onCluster is the bringing up of one release's cluster and the integration
-// tests on it; an empty pattern runs them all.
-func onCluster(suite, does, pattern string) []stage {
-	up := stage{
-		name: "testbed " + suite, does: "build and bring up the cluster, install Carme on it", needs: "Docker",
-		limit: testbedLimit, suite: suite, vital: true,
-		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
-			_, err := r.stream(ctx, s, "make", "--no-print-directory", "testbed", "SLURM_SUITE="+suite)
-			return nil, err
-		},
-	}
-	test := stage{
-		name: "integration " + suite, does: does, needs: "the cluster",
-		limit: integrationLimit, suite: suite,
-		run: func(ctx context.Context, r *runner, s stage) ([]result, error) {
-			// One at a time: the tests share the cluster.
-			args := []string{"-tags", "integration", "-count=1", "-p=1", "-timeout", s.limit.String()}
-			if pattern != "" {
-				args = append(args, "-run", pattern)
-			}
-			results, err := r.goTest(ctx, s, append(args, "./integration/...")...)
-			if err == nil && len(results) == 0 {
-				err = errors.New("no integration test ran")
-			}
-			if err != nil {
-				return results, err
-			}
-			return r.secondTry(ctx, s, results)
-		},
-	}
-	return []stage{up, test}
-}
-
-// triesMax is how many tests may get a second try: where more fail, something is
-// broken that another try does not mend.
-const triesMax = 10
-
-// secondTry runs the tests that failed once more, alone: a real cluster with its
-// daemons, timers and a busy machine now and then fails a test that is sound.
-// One that passes then counts as passed and is named as unsteady, in the stage
-// and in the summary; a broken one fails twice.
-func (r *runner) secondTry(ctx context.Context, s stage, results []result) ([]result, error) {
-	again := failedTests(results)
-	if len(again) == 0 || len(again) > triesMax {
-		return results, nil
-	}
-	r.mu.Lock()
-	fmt.Fprintf(r.out, "   a second try for %d that failed\n", len(again))
-	r.mu.Unlock()
-	s.name += " again"
-	repeated, err := r.goTest(ctx, s, "-tags", "integration", "-count=1", "-p=1", "-timeout", s.limit.String(),
-		"-run", "^("+strings.Join(again, "|")+")$", "./integration/...")
-	if err != nil || len(repeated) == 0 {
-		return results, err
-	}
-	kept := slices.DeleteFunc(slices.Clone(results), func(res result) bool { return slices.Contains(again, res.top()) })
-	for _, res := range repeated {
-		if res.outcome == passed && res.name == res.top() {
-			r.unsteady = append(r.unsteady, res.where())
-		}
-	}
-	return append(kept, repeated...), nil
-}
-
-// failedTests are the test functions of which something failed.
-func failedTests(results []result) []string {
-	var names []string
-	for _, res := range results {
-		if top := res.top(); res.outcome == failed && top != "" && !slices.Contains(names, top) {
-			names = append(names, top)
-		}
-	}
-	return names
-}
-
 // goTest runs `go test -json` and reports each test as it ends. An error means
 // that the command failed in a way that no result tells of.
 func (r *runner) goTest(ctx context.Context, s stage, args ...string) ([]result, error) {
 	cmd := child.Command(ctx, "go", append([]string{"test", "-json"}, args...)...)
-	cmd.Env = append(os.Environ(), "SLURM_SUITE="+s.suite)
-	log, err := os.Create(filepath.Join(outputDir, s.file()+".jsonl"))
+	return r.testEvents(s, cmd)
+}
+
+// testEvents runs a command that prints the events of `go test -json`.
+func (r *runner) testEvents(s stage, cmd *exec.Cmd) ([]result, error) {
+	cmd.Env = append(os.Environ(), s.on.env()...)
+	log, err := os.OpenFile(filepath.Join(outputDir, s.file()+".jsonl"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("create log: %w", err)
 	}
@@ -252,11 +183,11 @@ func (r *runner) goTest(ctx context.Context, s stage, args ...string) ([]result,
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 
-	collected := newCollector(s.suite, r.now, func(res result) { r.progress(s, res) })
+	collected := newCollector(s.on.suite, r.now, func(res result) { r.progress(s, res) })
 	done := make(chan error, 1)
 	go func() { done <- collected.read(read) }()
 	stop := make(chan struct{})
-	go r.heartbeat(collected, stop)
+	go r.heartbeat(s, collected, stop)
 	runErr := cmd.Run()
 	close(stop)
 	write.Close() //nolint:errcheck // never fails on a pipe
@@ -265,13 +196,13 @@ func (r *runner) goTest(ctx context.Context, s stage, args ...string) ([]result,
 	}
 	results := collected.results()
 	if runErr != nil && !anyFailed(results) {
-		return results, fmt.Errorf("go test: %w\n%s%s", runErr, stderr.String(), collected.noise.String())
+		return results, fmt.Errorf("run tests: %w\n%s%s", runErr, stderr.String(), collected.noise.String())
 	}
 	return results, nil
 }
 
 // heartbeat names the test that runs, now and then, until stop is closed.
-func (r *runner) heartbeat(c *collector, stop <-chan struct{}) {
+func (r *runner) heartbeat(s stage, c *collector, stop <-chan struct{}) {
 	const often = 30 * time.Second
 	tick := time.NewTicker(often)
 	defer tick.Stop()
@@ -282,9 +213,7 @@ func (r *runner) heartbeat(c *collector, stop <-chan struct{}) {
 		case <-tick.C:
 			name, since := c.running()
 			if took := r.now().Sub(since); name != "" && took >= often {
-				r.mu.Lock()
-				fmt.Fprintf(r.out, "   ...  %7s  %s still runs\n", took.Round(time.Second), name)
-				r.mu.Unlock()
+				r.say("   ...  %7s  %s%s still runs\n", took.Round(time.Second), s.label(), name)
 			}
 		}
 	}
@@ -308,6 +237,7 @@ func (r *runner) stream(ctx context.Context, s stage, name string, args ...strin
 		return "", fmt.Errorf("open log: %w", err)
 	}
 	defer log.Close() //nolint:errcheck // a copy for people; what counts is returned
+	cmd.Env = append(os.Environ(), s.on.env()...)
 	var all strings.Builder
 	screen := &child.Indenter{W: r.out, Prefix: "   | "}
 	cmd.Stdout = io.MultiWriter(&all, log, screen)
@@ -318,6 +248,14 @@ func (r *runner) stream(ctx context.Context, s stage, name string, args ...strin
 		return all.String(), fmt.Errorf("%s %s: %w", name, strings.Join(args, " "), err)
 	}
 	return all.String(), nil
+}
+
+// label begins the lines of a stage that runs beside another.
+func (s stage) label() string {
+	if !s.labelled {
+		return ""
+	}
+	return fmt.Sprintf("%-14s ", s.on)
 }
 
 func (s stage) file() string { return strings.ReplaceAll(s.name, " ", "-") }
