@@ -198,6 +198,14 @@ func (b *backend) saw(is func(api.Report) bool) func() bool {
 	}
 }
 
+// ways are the requests for certificates; one that was sent again, because on a
+// busy machine the answer came too late, counts once.
+func (b *backend) ways() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return strings.Join(slices.Compact(slices.Clone(b.asked)), " ")
+}
+
 // rig is an agent with its surroundings.
 type rig struct {
 	node    sessiontest.Node
@@ -341,7 +349,7 @@ func TestAgent_from_its_first_start_to_a_stream(t *testing.T) {
 	if _, err := io.ReadAll(c); err == nil {
 		t.Log("the stream ended with a farewell")
 	}
-	if asked := strings.Join(r.backend.asked, " "); asked != "/v1/agent/enrol" {
+	if asked := r.backend.ways(); asked != "/v1/agent/enrol" {
 		t.Errorf("asked for certificates by %s", asked)
 	}
 }
@@ -356,7 +364,7 @@ func TestAgent_restart_keeps_jobs_and_tells_ends_of_between(t *testing.T) {
 	stop()
 	other.Kill()
 	// The backend is not there when the agent comes back: streams work still.
-	r.backend.set(func() { r.backend.down = true })
+	r.backend.set(func() { r.backend.down, r.backend.asked = true, nil })
 	r.start(t)
 	c, status := r.stream(t, r.backend.ca.Open(t, mtls.RolePortal, "p1"))
 	if status != relay.OK {
@@ -367,8 +375,8 @@ func TestAgent_restart_keeps_jobs_and_tells_ends_of_between(t *testing.T) {
 	r.reported(t, "end of job 8", hasEnd(8))
 	r.backend.set(func() { r.backend.reports = nil })
 	r.reported(t, "told once", func(rep api.Report) bool { return len(rep.Ended) == 0 && len(rep.Jobs) == 1 })
-	if len(r.backend.asked) != 1 {
-		t.Errorf("asked for certificates by %s", r.backend.asked)
+	if again := r.backend.ways(); again != "" {
+		t.Errorf("asked for certificates again, by %s", again)
 	}
 }
 
@@ -401,7 +409,7 @@ func TestAgent_joins_by_token_and_falls_back_to_MUNGE(t *testing.T) {
 			}
 			r.start(t)
 			r.reported(t, "any", func(api.Report) bool { return true })
-			if asked := strings.Join(r.backend.asked, " "); asked != c.want {
+			if asked := r.backend.ways(); asked != c.want {
 				t.Errorf("asked %s, want %s", asked, c.want)
 			}
 		})
@@ -458,9 +466,7 @@ func TestFault_agent_whose_certificate_is_of_a_time_to_come_enrols_anew(t *testi
 	r.backend.set(func() { r.backend.asked, r.backend.reports = nil, nil })
 	r.start(t)
 	r.reported(t, "any", func(api.Report) bool { return true })
-	r.backend.mu.Lock()
-	defer r.backend.mu.Unlock()
-	if asked := strings.Join(r.backend.asked, " "); asked != "/v1/agent/enrol" {
+	if asked := r.backend.ways(); asked != "/v1/agent/enrol" {
 		t.Errorf("asked %s", asked)
 	}
 }
