@@ -243,8 +243,8 @@ static int write_identity(int dir, const struct extern_step *e)
 	return rc;
 }
 
-/* The anchor says hello with its pid; it goes on when it is adopted. *anchor
- * becomes a pidfd of it. */
+/* The anchor says hello with its pid; it goes on when it is in the extern step.
+ * *anchor becomes a pidfd of it. */
 static int adopt(const struct step *s, struct extern_step *e, int sock,
 		 int64_t deadline_ms, int *anchor)
 {
@@ -288,6 +288,22 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	return rc;
 }
 
+/* Where the anchor is to be born; it finds the record when it starts. */
+static int send_places(const struct extern_step *e, int sock)
+{
+	struct msg_fds fds;
+	struct record r;
+	int rc;
+
+	record_init(&r);
+	record_add(&r, "type", "places");
+	extern_places(e, &r, &fds);
+	rc = msg_send(sock, &r, &fds);
+	msg_fds_close(&fds);
+	record_free(&r);
+	return rc;
+}
+
 int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	      struct record *result)
 {
@@ -322,6 +338,10 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
 		fail("create sockets: %s", strerror(errno));
+		goto done;
+	}
+	if (send_places(&e, plugin[0])) {
+		fail("send to the anchor: %s", strerror(errno));
 		goto done;
 	}
 	launcher = spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
