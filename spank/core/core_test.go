@@ -322,3 +322,15 @@ func TestRequestOfThePluginMustNameTheJobAndItsUser(t *testing.T) {
 		})
 	}
 }
+
+func TestGPUsAreKnownByTheirNames(t *testing.T) {
+	for name, want := range map[string]int{
+		"nvidia0": 0, "nvidia15": 15, "nvidia": -1, "nvidiactl": -1, "nvidia-uvm": -1, "nvidia1a": -1, "nvidia+1": -1,
+		"nvidia 1": -1, "xnvidia1": -1, "nvidia99999999999999999999": -1,
+	} {
+		n, ok := numberOf(name, "nvidia")
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("%s is number %d, %v; want %d", name, n, ok, want)
+		}
+	}
+}
