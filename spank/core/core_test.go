@@ -334,3 +334,20 @@ func TestGPUsAreKnownByTheirNames(t *testing.T) {
 		}
 	}
 }
+
+func TestEachGroupIsLookedUpOnce(t *testing.T) {
+	now, err := lookUp(0, 0, []uint32{0, 0})
+	if err != nil {
+		t.Skip(err) // a machine without a root of that number
+	}
+	if len(now.Groups) != 1 || len(now.named) != 1 || now.named[0] != (namedGroup{0, now.Groups[0]}) {
+		t.Errorf("root is in %q, %v", now.Groups, now.named)
+	}
+	later, err := startLookUp(0, 0, []uint32{0, 0})()
+	if err != nil || !reflect.DeepEqual(now, later) {
+		t.Errorf("later it is %+v, %v, not %+v", later, err, now)
+	}
+	if _, err := startLookUp(4294967294, 0, nil)(); err == nil {
+		t.Error("nobody is somebody")
+	}
+}

@@ -22,7 +22,8 @@ import (
 type job struct {
 	id       uint32
 	step     string // "0", "batch", "interactive"
-	person   person
+	whose    func() (person, error)
+	person   person // once whose() has been asked
 	slurm    string
 	node     string
 	spool    string // SlurmdSpoolDir
@@ -148,9 +149,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if j.person, err = lookUp(uid, gid, gids); err != nil {
-		return nil, err
-	}
+	j.whose = startLookUp(uid, gid, gids)
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")
