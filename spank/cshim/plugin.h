@@ -137,11 +137,17 @@ void step_ready(spank_t sp);
 void step_finish(void);
 void step_end(void);
 
-/* Spawn the anchor and the core. 0, or -1 after fail(). */
+/* Spawn the anchor and the core. 0, or -1 after fail(). *asks: the core will
+ * want to know what slurmctld gave to the job. */
 int setup_begin(const struct step *s, struct record *request,
-		int64_t deadline_ms);
-/* Wait until they are done. The lease, or -1 after fail(). */
-int setup_finish(struct record *result);
+		int64_t deadline_ms, int *asks);
+/* Wait until they are done. The lease, or -1 after fail(). Without may_ask
+ * slurmctld cannot be asked any more, and is not. */
+int setup_finish(struct record *result, int may_ask);
+/* probe.c: will it? constrain is as given_append_constrain() says it, dir is
+ * where the GPUs are. */
+int probe_core_asks(int anchor, const char *constrain, const char *dir,
+		    int timeout_ms);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */

@@ -111,7 +111,13 @@ static int answer_given(int sock, uint32_t job, const struct extern_step *e)
 	struct record r;
 	int rc;
 
-	given_answer(job, e ? e->node : "", &r);
+	if (e) {
+		given_answer(job, e->node, &r);
+	} else {
+		record_init(&r);
+		record_add(&r, "type", "given");
+		record_add(&r, "unknown", "it was asked for too late");
+	}
 	rc = msg_send(sock, &r, NULL);
 	record_free(&r);
 	return rc;
@@ -187,8 +193,8 @@ static void core_end(struct core *c, int timeout_ms)
 	c->pid = -1;
 }
 
-/* Wait for the core's answer and its end. e is NULL for a later step. 0, or -1
- * after fail(). */
+/* Wait for the core's answer and its end. e is NULL where slurmctld is not to
+ * be asked. 0, or -1 after fail(). */
 static int core_finish(struct core *c, uint32_t job,
 		       const struct extern_step *e, struct record *result,
 		       int64_t deadline_ms)
@@ -375,7 +381,7 @@ done:
 }
 
 int setup_begin(const struct step *s, struct record *request,
-		int64_t deadline_ms)
+		int64_t deadline_ms, int *asks)
 {
 	const char *why = "";
 	int ns, rc;
@@ -405,13 +411,17 @@ int setup_begin(const struct step *s, struct record *request,
 		record_add(request, "slurmns", "1");
 	rc = start_both(s, request, ns);
 	sys_close(&ns);
-	return rc ? end_setup(-1) : 0;
+	if (rc)
+		return end_setup(-1);
+	*asks = probe_core_asks(going.plugin, record_get(request, "constrain"),
+				"/dev", time_left(going.deadline));
+	return 0;
 }
 
-int setup_finish(struct record *result)
+int setup_finish(struct record *result, int may_ask)
 {
-	int rc = core_finish(&going.core, going.job, &going.e, result,
-			     going.deadline);
+	int rc = core_finish(&going.core, going.job, may_ask ? &going.e : NULL,
+			     result, going.deadline);
 	int lease;
 
 	if (end_setup(rc))

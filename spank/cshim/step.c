@@ -310,6 +310,14 @@ static int read_asked(struct step *s)
 	return 0;
 }
 
+/* What was begun. 0, or -1 after fail(). */
+static int finish(struct step *s, int may_ask)
+{
+	s->pending = 0;
+	s->lease = setup_finish(&s->result, may_ask);
+	return s->lease < 0 ? -1 : join(s);
+}
+
 /* Slurm's PMIx looks for its place before there are tasks. Where this does not
  * work, the core says so. */
 static void place_pmix(spank_t sp, const struct step *s)
@@ -328,6 +336,7 @@ static int begin(spank_t sp, struct step *s)
 {
 	int64_t deadline = sys_now_ms() + SETUP_MS;
 	struct record request;
+	int asks = 0;
 
 	s->owner = job_ends_with(sp, s);
 	s->dir = job_open_locked(s->job, options_asked(), deadline);
@@ -370,11 +379,14 @@ static int begin(spank_t sp, struct step *s)
 		return -1;
 	}
 	build_request(sp, s, "first", &request);
-	s->pending = !setup_begin(s, &request, deadline);
+	s->pending = !setup_begin(s, &request, deadline, &asks);
 	record_free(&request);
-	if (s->pending)
-		place_pmix(sp, s);
-	return s->pending ? 0 : -1;
+	if (!s->pending)
+		return -1;
+	if (asks)
+		return finish(s, 1);
+	place_pmix(sp, s);
+	return 0;
 }
 
 /* ---- environment ------------------------------------------------------ */
@@ -455,15 +467,13 @@ void step_finish(void)
 
 	if (!s->pending)
 		return;
-	s->pending = 0;
 	s->late = 1;
 	if (syscall(SYS_setresuid, -1, 0, -1)) {
 		fail("become root again for the set-up: %s", strerror(errno));
+		s->pending = 0;
 		return;
 	}
-	s->lease = setup_finish(&s->result);
-	if (s->lease >= 0)
-		join(s);
+	finish(s, 0);
 	job_unlock(s->dir);
 	if (syscall(SYS_setresuid, -1, user, -1))
 		fail("become the user again: %s", strerror(errno));
