@@ -22,7 +22,7 @@ GO_LINK_STATIC = -s -w -X github.com/carme-hpc/carme/internal/version.version=$(
 GO_SOURCES = $(shell git ls-files -co --exclude-standard -- '*.go' go.mod go.sum 2>/dev/null || find . -name '*.go')
 
 .PHONY: build install
-build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal ## Compile the product into OUT
+build: $(OUT)/spank_carme.so $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/carme-filter $(OUT)/libcarme.so $(OUT)/carme $(OUT)/carme-session $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal ## Compile the product into OUT
 
 # Symbols are resolved when the plugin is loaded, not when a job needs them, and
 # none but SPANK's are exported into Slurm's programs.
@@ -67,6 +67,10 @@ $(OUT)/carme-session: $(GO_SOURCES) $(TERMINAL_ASSETS)/dist/xterm.js
 	@mkdir -p $(@D)
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK_STATIC)' -o $@ ./cmd/carme-session
 
+$(OUT)/carme-filter: $(GO_SOURCES)
+	@mkdir -p $(@D)
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(GO_LINK_STATIC)' -o $@ ./cmd/carme-filter
+
 # It does not start without what "make assets" makes.
 $(OUT)/carme-portal: $(GO_SOURCES) $(WEB_DIST)
 	@mkdir -p $(@D)
@@ -84,7 +88,7 @@ $(OUT)/carme-agent: $(GO_SOURCES)
 install: build ## Install what was built into OUT below DESTDIR
 	install -d $(DESTDIR)/usr/lib/carme $(DESTDIR)/usr/libexec/carme $(DESTDIR)/usr/bin $(DESTDIR)/etc/carme/plugstack.d $(DESTDIR)/etc/carme/images.d
 	install -m 755 $(OUT)/spank_carme.so $(OUT)/libcarme.so $(DESTDIR)/usr/lib/carme/
-	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
+	install -m 755 $(OUT)/carme-anchor $(OUT)/carme-hold $(OUT)/carme-enter $(OUT)/carme-slurm $(OUT)/carme-prolog $(OUT)/carme-host $(OUT)/carme-filter $(OUT)/carme-session $(DESTDIR)/usr/libexec/carme/
 	install -m 755 $(OUT)/carme $(DESTDIR)/usr/bin/
 	install -d $(DESTDIR)/usr/sbin $(DESTDIR)/usr/lib/sysusers.d $(DESTDIR)/usr/lib/systemd/system $(DESTDIR)/etc/carme/apps.d
 	install -m 755 $(OUT)/carme-agent $(OUT)/carme-backend $(OUT)/carme-portal $(DESTDIR)/usr/sbin/

@@ -80,7 +80,7 @@ func LoadApps(src Source) ([]App, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.root.Close() //nolint:errcheck // nothing was written
+	defer l.close()
 	var apps []App
 	for _, name := range l.files(AppsDir) {
 		data, ok := l.read(name)

@@ -28,7 +28,7 @@ func (d Daemon) Read(v any, check func(fail Fail)) error {
 	if err != nil {
 		return err
 	}
-	defer l.root.Close() //nolint:errcheck // nothing was written
+	defer l.close()
 	l.manual = d.Manual
 	name := strings.TrimPrefix(filepath.Clean("/"+d.File), "/")
 	data, ok := l.read(name)

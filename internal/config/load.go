@@ -38,7 +38,7 @@ func Load(src Source) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer l.root.Close() //nolint:errcheck // nothing was written
+	defer l.close()
 	cfg := &Config{Spank: Default()}
 	var spank *file
 	if data, ok := l.read(SpankFile); ok {
@@ -68,6 +68,8 @@ type loader struct {
 	trustOwner bool
 	manual     string // where its settings are explained
 	problems   ProblemsError
+	safeDir    map[string]bool     // what safeDirs has found out
+	dirs       map[string]*os.Root // directories that are open
 }
 
 func newLoader(src Source) (*loader, error) {
@@ -75,7 +77,31 @@ func newLoader(src Source) (*loader, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	return &loader{root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)"}, nil
+	return &loader{
+		root: root, trustOwner: src.TrustOwner, manual: "spank.yaml(5)",
+		safeDir: map[string]bool{}, dirs: map[string]*os.Root{},
+	}, nil
+}
+
+func (l *loader) close() {
+	for _, d := range l.dirs {
+		_ = d.Close() // nothing was written
+	}
+	_ = l.root.Close() // nothing was written
+}
+
+// dir opens a directory that safeDirs has found safe. It stays open, because
+// os.Root takes each step of the way to a file by itself.
+func (l *loader) dir(name string) (*os.Root, error) {
+	if d, ok := l.dirs[name]; ok {
+		return d, nil
+	}
+	d, err := l.root.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	l.dirs[name] = d
+	return d, nil
 }
 
 func (l *loader) fail(name string, line int, text string) {
@@ -97,7 +123,11 @@ func (l *loader) files(in string) []string {
 	if !l.safeDirs(in) {
 		return nil
 	}
-	dir, err := l.root.Open(in)
+	root, err := l.dir(in)
+	var dir *os.File
+	if err == nil {
+		dir, err = root.Open(".")
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -140,7 +170,7 @@ func (l *loader) image(name string, data []byte, known []Image) (Image, bool) {
 
 // decode decodes the YAML of the file into v, strictly, nil if it cannot be.
 func (l *loader) decode(name string, data []byte, v any) *file {
-	f := &file{loader: l, name: name}
+	f := &file{loader: l, name: name, data: data}
 	dec := yaml.NewDecoder(bytes.NewReader(data))
 	dec.KnownFields(true)
 	if err := dec.Decode(v); err != nil && !errors.Is(err, io.EOF) {
@@ -150,10 +180,6 @@ func (l *loader) decode(name string, data []byte, v any) *file {
 	var more yaml.Node
 	if err := dec.Decode(&more); err == nil {
 		l.fail(name, more.Line, "a second document; put everything into one")
-		return nil
-	}
-	if err := yaml.Unmarshal(data, &f.node); err != nil {
-		f.failDecode(err)
 		return nil
 	}
 	return f
@@ -166,7 +192,12 @@ func (l *loader) read(name string) ([]byte, bool) {
 	}
 	// No link is followed and nothing but a file opened: only root can change
 	// what is in these directories between the two calls.
-	before, err := l.root.Lstat(name)
+	base := path.Base(name)
+	dir, err := l.dir(path.Dir(name))
+	var before fs.FileInfo
+	if err == nil {
+		before, err = dir.Lstat(base)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, false
 	}
@@ -181,7 +212,7 @@ func (l *loader) read(name string) ([]byte, bool) {
 		l.fail(name, 0, "is not a regular file")
 		return nil, false
 	}
-	in, err := l.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	in, err := dir.OpenFile(base, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		l.fail(name, 0, reason(err))
 		return nil, false
@@ -217,6 +248,11 @@ func (l *loader) safeDirs(dir string) bool {
 	at := ""
 	for part := range strings.SplitSeq(dir, "/") {
 		at = path.Join(at, part)
+		if known, ok := l.safeDir[at]; ok && known {
+			continue
+		} else if ok {
+			return false
+		}
 		info, err := l.root.Lstat(at)
 		if errors.Is(err, fs.ErrNotExist) {
 			return true
@@ -224,11 +260,12 @@ func (l *loader) safeDirs(dir string) bool {
 		switch {
 		case err != nil:
 			l.failOnce(at, reason(err))
-			return false
 		case !info.IsDir():
 			l.failOnce(at, "is not a directory, but must be one, not a link to one")
-			return false
-		case !l.safe(at, info):
+		default:
+			l.safeDir[at] = l.safe(at, info)
+		}
+		if !l.safeDir[at] {
 			return false
 		}
 	}
@@ -265,17 +302,30 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// file is one file with its nodes, which know their lines.
+// file is one file that has been decoded.
 type file struct {
 	loader *loader
 	name   string
-	node   yaml.Node
+	data   []byte
+	node   *yaml.Node // it knows its lines; made when they are asked for
+}
+
+// nodes reads the file once more: each srun and each set-up reads all files,
+// and few of them have mistakes.
+func (f *file) nodes() *yaml.Node {
+	if f.node == nil {
+		f.node = new(yaml.Node)
+		if yaml.Unmarshal(f.data, f.node) != nil {
+			f.node = new(yaml.Node) // it could be decoded; then without lines
+		}
+	}
+	return f.node
 }
 
 // fail records a problem at the value that the keys and indexes lead to, or at
 // the nearest one above it that the file has.
 func (f *file) fail(text string, at ...any) {
-	f.loader.fail(f.name, line(&f.node, at), text)
+	f.loader.fail(f.name, line(f.nodes(), at), text)
 }
 
 func line(n *yaml.Node, at []any) int {

@@ -42,13 +42,13 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		_, err := io.WriteString(stdout, request.Help())
 		return checkDone, err
 	}
+	whoAmI := startLookUp(ownIDs())
 	cfg, err := loadConfig(req.App)
 	if err != nil {
 		return checkFailed, err
 	}
 	p := policy.New(cfg)
-	uid, gid, gids := ownIDs()
-	person, err := lookUp(uid, gid, gids)
+	person, err := whoAmI()
 	if err != nil {
 		return checkFailed, err
 	}

@@ -322,3 +322,32 @@ func TestRequestOfThePluginMustNameTheJobAndItsUser(t *testing.T) {
 		})
 	}
 }
+
+func TestGPUsAreKnownByTheirNames(t *testing.T) {
+	for name, want := range map[string]int{
+		"nvidia0": 0, "nvidia15": 15, "nvidia": -1, "nvidiactl": -1, "nvidia-uvm": -1, "nvidia1a": -1, "nvidia+1": -1,
+		"nvidia 1": -1, "xnvidia1": -1, "nvidia99999999999999999999": -1,
+	} {
+		n, ok := numberOf(name, "nvidia")
+		if ok != (want >= 0) || ok && n != want {
+			t.Errorf("%s is number %d, %v; want %d", name, n, ok, want)
+		}
+	}
+}
+
+func TestEachGroupIsLookedUpOnce(t *testing.T) {
+	now, err := lookUp(0, 0, []uint32{0, 0})
+	if err != nil {
+		t.Skip(err) // a machine without a root of that number
+	}
+	if len(now.Groups) != 1 || len(now.named) != 1 || now.named[0] != (namedGroup{0, now.Groups[0]}) {
+		t.Errorf("root is in %q, %v", now.Groups, now.named)
+	}
+	later, err := startLookUp(0, 0, []uint32{0, 0})()
+	if err != nil || !reflect.DeepEqual(now, later) {
+		t.Errorf("later it is %+v, %v, not %+v", later, err, now)
+	}
+	if _, err := startLookUp(4294967294, 0, nil)(); err == nil {
+		t.Error("nobody is somebody")
+	}
+}

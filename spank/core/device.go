@@ -5,9 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -30,8 +30,6 @@ func (d *device) major() uint32 { return unix.Major(d.Stat.Rdev) }
 func (d *device) minor() uint32 { return unix.Minor(d.Stat.Rdev) }
 
 var (
-	gpuName  = regexp.MustCompile(`^nvidia([0-9]+)$`)
-	capsName = regexp.MustCompile(`^nvidia-cap([0-9]+)$`)
 	// controlNames are shared by all GPUs of a node and needed with any.
 	controlNames = []string{"nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-modeset"}
 	// basicNames are harmless and belong into every /dev.
@@ -71,8 +69,18 @@ func (d *device) close() {
 	}
 }
 
-// numbered returns the devices of dir whose names match, by their number.
-func numbered(dir string, name *regexp.Regexp, kind string, above int) ([]*device, error) {
+// numberOf is the number behind prefix in a name that has nothing else.
+func numberOf(name, prefix string) (int, bool) {
+	digits, ok := strings.CutPrefix(name, prefix)
+	if !ok || strings.Trim(digits, "0123456789") != "" {
+		return 0, false
+	}
+	n, err := strconv.Atoi(digits)
+	return n, err == nil
+}
+
+// numbered returns the devices of dir that prefix and a number name, by number.
+func numbered(dir, prefix, kind string, above int) ([]*device, error) {
 	entries, err := os.ReadDir(dir)
 	if os.IsNotExist(err) {
 		return nil, nil
@@ -86,12 +94,8 @@ func numbered(dir string, name *regexp.Regexp, kind string, above int) ([]*devic
 	}
 	var all []found
 	for _, e := range entries {
-		m := name.FindStringSubmatch(e.Name())
-		if m == nil {
-			continue
-		}
-		n, err := strconv.Atoi(m[1])
-		if err != nil || n <= above {
+		n, ok := numberOf(e.Name(), prefix)
+		if !ok || n <= above {
 			continue
 		}
 		d, err := openDevice(filepath.Join(dir, e.Name()), kind)
@@ -110,11 +114,11 @@ func numbered(dir string, name *regexp.Regexp, kind string, above int) ([]*devic
 
 // hostGPUs returns every GPU node of the host and every MIG capability file.
 func hostGPUs() (gpus, caps []*device, err error) {
-	gpus, err = numbered("/dev", gpuName, wire.DeviceGPU, -1)
+	gpus, err = numbered("/dev", "nvidia", wire.DeviceGPU, -1)
 	if err != nil {
 		return nil, nil, err
 	}
-	caps, err = numbered("/dev/nvidia-caps", capsName, wire.DeviceCaps, capsForbidden)
+	caps, err = numbered("/dev/nvidia-caps", "nvidia-cap", wire.DeviceCaps, capsForbidden)
 	return gpus, caps, err
 }
 

@@ -3,14 +3,12 @@ package core
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
-	"github.com/containerd/cgroups/v3/cgroup1"
-	"github.com/containerd/cgroups/v3/cgroup2"
-	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,45 +16,78 @@ import (
 // (spank/cshim/filter.c).
 const filterDir = "carme"
 
-// rules close the devices and leave everything else as it is.
-func rules(foreign []*device) []specs.LinuxDeviceCgroup {
-	number := func(n int64) *int64 { return &n }
-	var list []specs.LinuxDeviceCgroup
+// filterProgram makes the filter (spank/filter).
+const filterProgram = "/usr/libexec/carme/carme-filter"
+
+// devicesController is the name of the hierarchy of version 1.
+const devicesController = "devices"
+
+// runFilter lets the program do what verb says, with dir as its directory if it
+// is not nil.
+func runFilter(dir *os.File, foreign []*device, verb ...string) error {
+	argv := append([]string{filterProgram}, verb...)
 	for _, d := range foreign {
-		list = append(list, specs.LinuxDeviceCgroup{
-			Allow: false, Type: "c", Access: "rwm",
-			Major: number(int64(d.major())), Minor: number(int64(d.minor())),
-		})
+		argv = append(argv, fmt.Sprintf("%d:%d", d.major(), d.minor()))
 	}
-	return list
+	return runProgram(dir, argv)
+}
+
+// runProgram runs a program of root's, without an environment. What it prints on
+// standard error when it fails is the error.
+func runProgram(dir *os.File, argv []string) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make a pipe: %w", err)
+	}
+	defer read.Close() //nolint:errcheck // nothing was written
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		write.Close() //nolint:errcheck,gosec // nothing was written
+		return fmt.Errorf("run %s: %w", argv[0], err)
+	}
+	defer null.Close() //nolint:errcheck // nothing was written
+	files := []*os.File{null, null, write}
+	if dir != nil {
+		files = append(files, dir)
+	}
+	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Dir: "/", Env: []string{}, Files: files})
+	write.Close() //nolint:errcheck,gosec // the program's end is its own
+	if err != nil {
+		return fmt.Errorf("run %s: %w; ask the admin to reinstall Carme on this node", argv[0], err)
+	}
+	text, readErr := io.ReadAll(io.LimitReader(read, 4096))
+	state, err := p.Wait()
+	if err != nil {
+		return fmt.Errorf("wait for %s: %w", argv[0], err)
+	}
+	if state.Success() && readErr == nil {
+		return nil
+	}
+	if why := strings.TrimSpace(string(text)); why != "" {
+		return errors.New(why)
+	}
+	return fmt.Errorf("%s: %s", argv[0], state)
 }
 
 // attachFilter closes devices to the job by a filter of Carme's own. It is for
 // nodes on which Slurm has none: where it has, ours would replace it (v2).
 func (j *job) attachFilter(anchor anchorConn, lines []string, foreign []*device) error {
 	if j.cgroupV == 2 {
-		return j.attachProgram(rules(foreign))
+		return j.attachProgram(foreign)
 	}
-	return j.enterDevices(anchor, lines, rules(foreign))
+	return j.enterDevices(anchor, lines, foreign)
 }
 
-// attachProgram puts one program on the job's directory. It holds for all that
-// is and will be below it, and goes with the directory.
-func (j *job) attachProgram(closed []specs.LinuxDeviceCgroup) error {
-	any64 := int64(-1)
-	everything := specs.LinuxDeviceCgroup{Allow: true, Type: "a", Access: "rwm", Major: &any64, Minor: &any64}
-	// The last rule that matches decides.
-	program, licence, err := cgroup2.DeviceFilter(append([]specs.LinuxDeviceCgroup{everything}, closed...))
-	if err != nil {
-		return fmt.Errorf("make the job's device filter: %w", err)
-	}
+// attachProgram puts one program on the job's directory.
+func (j *job) attachProgram(foreign []*device) error {
 	path := j.cgroups[0].Mount + j.cgroups[0].Path
-	dir, err := unix.Open(path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(path, unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the job's cgroup %s: %w", path, err)
 	}
-	defer unix.Close(dir)
-	if _, err := cgroup2.LoadAttachCgroupDeviceFilter(program, licence, dir); err != nil {
+	dir := os.NewFile(uintptr(fd), path)
+	defer dir.Close() //nolint:errcheck // nothing was written
+	if err := runFilter(dir, foreign, "attach"); err != nil {
 		return fmt.Errorf("attach the job's device filter: %w; the admin may set ConstrainDevices=yes in cgroup.conf instead", err)
 	}
 	return nil
@@ -64,27 +95,22 @@ func (j *job) attachProgram(closed []specs.LinuxDeviceCgroup) error {
 
 // enterDevices makes a device cgroup for the job, since Slurm has made none,
 // and sends the anchor into it; tasks follow (spank/cshim/filter.c).
-func (j *job) enterDevices(anchor anchorConn, lines []string, closed []specs.LinuxDeviceCgroup) error {
+func (j *job) enterDevices(anchor anchorConn, lines []string, foreign []*device) error {
 	above, ok := devicesCgroup(lines)
 	if !ok {
 		return errors.New("this node has no device cgroup; the admin must mount the devices controller and set ConstrainDevices=yes in cgroup.conf")
 	}
 	parent := filepath.Join(above, filterDir)
-	sweepFilters(filepath.Join(cgroupRoot, string(cgroup1.Devices), parent), jobsDir)
+	sweepFilters(filepath.Join(cgroupRoot, devicesController, parent), jobsDir)
 	name := "job_" + strconv.FormatUint(uint64(j.id), 10)
 	// One of an earlier job with this id would still deny what that one had not.
-	if err := unix.Rmdir(filepath.Join(cgroupRoot, string(cgroup1.Devices), parent, name)); err != nil && !errors.Is(err, unix.ENOENT) {
+	if err := unix.Rmdir(filepath.Join(cgroupRoot, devicesController, parent, name)); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("remove the device cgroup that an earlier job has left: %w", err)
 	}
-	controller := func() ([]cgroup1.Subsystem, error) {
-		return []cgroup1.Subsystem{cgroup1.NewDevices(cgroupRoot)}, nil
-	}
-	_, err := cgroup1.New(cgroup1.StaticPath(filepath.Join(parent, name)),
-		&specs.LinuxResources{Devices: closed}, cgroup1.WithHierarchy(controller))
-	if err != nil {
+	if err := runFilter(nil, foreign, "create", filepath.Join(parent, name)); err != nil {
 		return fmt.Errorf("make the job's device cgroup: %w", err)
 	}
-	dir, err := unix.Open(filepath.Join(cgroupRoot, string(cgroup1.Devices), parent), unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	dir, err := unix.Open(filepath.Join(cgroupRoot, devicesController, parent), unix.O_DIRECTORY|unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open the device cgroups: %w", err)
 	}
@@ -109,7 +135,7 @@ func devicesCgroup(lines []string) (string, bool) {
 			continue
 		}
 		for controller := range strings.SplitSeq(parts[1], ",") {
-			if controller == string(cgroup1.Devices) {
+			if controller == devicesController {
 				return parts[2], true
 			}
 		}

@@ -5,19 +5,32 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-
-	"github.com/containerd/cgroups/v3/cgroup2"
-	"golang.org/x/sys/unix"
 )
 
-func TestRulesCloseNothingButTheDevices(t *testing.T) {
-	d := &device{Path: "/dev/nvidia3", Stat: unix.Stat_t{Rdev: unix.Mkdev(195, 3)}}
-	list := rules([]*device{d})
-	if len(list) != 1 || list[0].Allow || list[0].Access != "rwm" || *list[0].Major != 195 || *list[0].Minor != 3 {
-		t.Fatalf("rules are %+v", list)
+func TestTheFiltersProgramSaysWhatWentWrong(t *testing.T) {
+	cases := map[string]struct{ script, want string }{
+		"it went well":       {"exit 0", ""},
+		"it says why":        {"echo no such cgroup >&2; exit 1", "no such cgroup"},
+		"it says nothing":    {"exit 3", "exit status 3"},
+		"it is killed":       {"kill -9 $$", "killed"},
+		"no environment":     {`[ -z "$HOME$USER" ]`, ""},
+		"the directory is 3": {"[ -d /proc/self/fd/3 ]", ""},
 	}
-	if _, _, err := cgroup2.DeviceFilter(list); err != nil {
-		t.Fatal(err)
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			dir, err := os.Open(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer dir.Close() //nolint:errcheck // nothing was written
+			err = runProgram(dir, []string{"/bin/sh", "-c", c.script})
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("it gives %v, want %q", err, c.want)
+			}
+		})
+	}
+	if err := runProgram(nil, []string{"/nowhere/carme-filter"}); err == nil || !strings.Contains(err.Error(), "reinstall") {
+		t.Errorf("a missing program gives %v", err)
 	}
 }
 

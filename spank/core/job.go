@@ -1,7 +1,6 @@
 package core
 
 import (
-	"crypto/rand"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -23,7 +22,8 @@ import (
 type job struct {
 	id       uint32
 	step     string // "0", "batch", "interactive"
-	person   person
+	whose    func() (person, error)
+	person   person // once whose() has been asked
 	slurm    string
 	node     string
 	spool    string // SlurmdSpoolDir
@@ -70,10 +70,13 @@ type hostCap struct {
 // stepNumbers are Slurm's ids of steps that have names (slurm/slurm.h).
 var stepNumbers = map[string]uint32{"batch": 0xfffffffb, "interactive": 0xfffffffa}
 
+// newInstance draws random bits from the kernel (getrandom(2)), as crypto/rand
+// does, whose packages take longer to load and start than all of the core.
 func newInstance() (string, error) {
 	var b [16]byte
-	if _, err := rand.Read(b[:]); err != nil {
-		return "", fmt.Errorf("draw a random instance: %w", err)
+	// So few bytes come whole or not at all.
+	if n, err := unix.Getrandom(b[:], 0); err != nil || n != len(b) {
+		return "", fmt.Errorf("draw a random instance: %d bytes: %w", n, err)
 	}
 	return hex.EncodeToString(b[:]), nil
 }
@@ -146,9 +149,7 @@ func newJob(rec *wire.Record) (*job, error) {
 	if err != nil {
 		return nil, err
 	}
-	if j.person, err = lookUp(uid, gid, gids); err != nil {
-		return nil, err
-	}
+	j.whose = startLookUp(uid, gid, gids)
 	j.step, _ = rec.Get("step")
 	j.slurm, _ = rec.Get("slurm")
 	j.spool, _ = rec.Get("spool")

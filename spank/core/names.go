@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/user"
 	"strconv"
 	"strings"
 )
@@ -26,10 +25,8 @@ func (s *sandbox) names() error {
 		return err
 	}
 	lines = nil
-	for _, gid := range append([]uint32{p.GID}, p.GIDs...) {
-		if g, err := user.LookupGroupId(id(gid)); err == nil {
-			lines = append(lines, strings.Join([]string{g.Name, "x", id(gid), p.Name}, ":"))
-		}
+	for _, g := range p.named {
+		lines = append(lines, strings.Join([]string{g.name, "x", id(g.gid), p.Name}, ":"))
 	}
 	return withLocal("/etc/group", groupView, lines)
 }

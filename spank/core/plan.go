@@ -51,6 +51,9 @@ func (j *job) decide() error {
 	if err != nil {
 		return err
 	}
+	if j.person, err = j.whose(); err != nil {
+		return err
+	}
 	j.policy = policy.New(cfg)
 	j.owner = policy.User{Name: j.person.Name, UID: j.person.UID, GID: j.person.GID, Groups: j.person.Groups}
 	resolved, err := j.policy.Resolve(j.request, j.owner)

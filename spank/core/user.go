@@ -17,10 +17,18 @@ type person struct {
 	Name     string
 	Home     string
 	Groups   []string // names of GID and GIDs, for the catalogue
+	named    []namedGroup
+}
+
+// namedGroup is a group of the user that has a name on the node.
+type namedGroup struct {
+	gid  uint32
+	name string
 }
 
 // lookUp asks the node's name services (nsswitch.conf(5)) for the user. A
-// group without a name is left out of Groups.
+// group without a name is left out of Groups. Each question may go over the
+// network, so none is asked twice.
 func lookUp(uid, gid uint32, gids []uint32) (person, error) {
 	p := person{UID: uid, GID: gid, GIDs: gids}
 	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
@@ -28,12 +36,33 @@ func lookUp(uid, gid uint32, gids []uint32) (person, error) {
 		return p, fmt.Errorf("user %d is unknown on this node: %w", uid, err)
 	}
 	p.Name, p.Home = u.Username, u.HomeDir
+	asked := map[uint32]bool{}
 	for _, g := range append([]uint32{gid}, gids...) {
+		if asked[g] {
+			continue
+		}
+		asked[g] = true
 		if group, err := user.LookupGroupId(strconv.FormatUint(uint64(g), 10)); err == nil {
 			p.Groups = append(p.Groups, group.Name)
+			p.named = append(p.named, namedGroup{g, group.Name})
 		}
 	}
 	return p, nil
+}
+
+// startLookUp is lookUp while other things are done; the function waits for it.
+func startLookUp(uid, gid uint32, gids []uint32) func() (person, error) {
+	var p person
+	var err error
+	done := make(chan struct{})
+	go func() {
+		p, err = lookUp(uid, gid, gids)
+		close(done)
+	}()
+	return func() (person, error) {
+		<-done
+		return p, err
+	}
 }
 
 // owns reports whether an open file belongs to the user.

@@ -55,10 +55,12 @@ int slurm_spank_init_post_opt(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 	return 0;
 }
 
-int slurm_spank_user_init(spank_t sp UNUSED, int ac UNUSED, char *av[] UNUSED)
+int slurm_spank_user_init(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 {
-	if (the_step.sealed)
+	if (the_step.sealed) {
+		step_ready(sp);
 		forkhook_arm();
+	}
 	return 0;
 }
 

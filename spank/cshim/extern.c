@@ -143,14 +143,6 @@ static int read_cgroups(pid_t pid, char *text, size_t len)
 	return n > 0 ? 0 : -1;
 }
 
-static int in_extern(pid_t pid)
-{
-	char text[8192];
-
-	return !read_cgroups(pid, text, sizeof(text)) &&
-	       strstr(text, "/step_extern") != NULL;
-}
-
 /* proc(5): the child of the main thread, which forked it; or -1. */
 static pid_t sleeper(const struct extern_step *e)
 {
@@ -169,9 +161,9 @@ static pid_t sleeper(const struct extern_step *e)
 	return (pid_t) strtol(text, NULL, 10);
 }
 
-/* "4:memory:/slurm/…/step_extern/task_0", or "0::/…" for version 2: the file
- * that takes processes. 0, or -1 where the line is not the extern step's. */
-static int procs_file(const char *line, char *path, size_t len)
+/* "4:memory:/slurm/…/step_extern/task_0", or "0::/…" for version 2: the
+ * directory. 0, or -1 where the line is not the extern step's. */
+static int cgroup_dir(const char *line, char *path, size_t len)
 {
 	const char *list = strchr(line, ':');
 	const char *rel = list ? strchr(list + 1, ':') : NULL;
@@ -180,9 +172,90 @@ static int procs_file(const char *line, char *path, size_t len)
 	if (!rel || !strstr(rel, "/step_extern"))
 		return -1;
 	list++;
-	n = snprintf(path, len, "/sys/fs/cgroup%s%.*s%s/cgroup.procs",
+	n = snprintf(path, len, "/sys/fs/cgroup%s%.*s%s",
 		     list == rel ? "" : "/", (int) (rel - list), list, rel + 1);
 	return (n > 0 && (size_t) n < len) ? 0 : -1;
+}
+
+/* Version 1 has a list of threads in each of its directories, version 2 takes
+ * the directory itself (anchor/places.c). */
+static int open_place(const char *line, struct record *kinds)
+{
+	int v1 = strncmp(line, "0::", 3) != 0;
+	char path[4096], tasks[sizeof(path) + 8];
+
+	if (cgroup_dir(line, path, sizeof(path)))
+		return -1;
+	snprintf(tasks, sizeof(tasks), "%s/tasks", path);
+	record_add(kinds, "place", v1 ? "tasks" : "directory");
+	return v1 ? open(tasks, O_WRONLY | O_CLOEXEC)
+		  : open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+}
+
+void extern_places(const struct extern_step *e, struct record *kinds,
+		   struct msg_fds *fds)
+{
+	pid_t other = sleeper(e);
+	char *save = NULL;
+	char text[8192];
+
+	msg_fds_init(fds);
+	if (other <= 0 || read_cgroups(other, text, sizeof(text)))
+		return;
+	for (char *line = strtok_r(text, "\n", &save); line;
+	     line = strtok_r(NULL, "\n", &save)) {
+		int fd;
+
+		if (!strstr(line, "/step_extern"))
+			continue;
+		fd = open_place(line, kinds);
+		if (fd < 0) {
+			/* Some are as bad as none: extern_adopt() mends it. */
+			msg_fds_close(fds);
+			return;
+		}
+		msg_fds_add(fds, fd);
+	}
+}
+
+/* Is the line among those of text? */
+static int has_line(const char *text, const char *line)
+{
+	size_t n = strlen(line);
+
+	for (const char *at = text; (at = strstr(at, line)); at++)
+		if ((at == text || at[-1] == '\n') && (at[n] == '\n' || !at[n]))
+			return 1;
+	return 0;
+}
+
+/* Is pid in the extern step wherever other is? */
+static int beside(pid_t other, pid_t pid)
+{
+	char theirs[8192], its[8192];
+	char *save = NULL;
+	int found = 0;
+
+	if (other <= 0 || read_cgroups(other, theirs, sizeof(theirs)) ||
+	    read_cgroups(pid, its, sizeof(its)))
+		return 0;
+	for (char *line = strtok_r(theirs, "\n", &save); line;
+	     line = strtok_r(NULL, "\n", &save)) {
+		if (!strstr(line, "/step_extern"))
+			continue;
+		if (!has_line(its, line))
+			return 0;
+		found = 1;
+	}
+	return found;
+}
+
+static int in_extern(pid_t pid)
+{
+	char text[8192];
+
+	return !read_cgroups(pid, text, sizeof(text)) &&
+	       strstr(text, "/step_extern") != NULL;
 }
 
 /*
@@ -194,7 +267,7 @@ static int procs_file(const char *line, char *path, size_t len)
  */
 static int join_cgroups(pid_t other, pid_t pid)
 {
-	char text[8192], path[4096], number[16];
+	char text[8192], path[4096], procs[sizeof(path) + 16], number[16];
 	char *save = NULL;
 	int joined = 0;
 
@@ -206,9 +279,10 @@ static int join_cgroups(pid_t other, pid_t pid)
 		int fd;
 		ssize_t n;
 
-		if (procs_file(line, path, sizeof(path)))
+		if (cgroup_dir(line, path, sizeof(path)))
 			continue;
-		fd = open(path, O_WRONLY | O_CLOEXEC);
+		snprintf(procs, sizeof(procs), "%s/cgroup.procs", path);
+		fd = open(procs, O_WRONLY | O_CLOEXEC);
 		n = fd < 0 ? -1 : write(fd, number, strlen(number));
 		sys_close(&fd);
 		if (n < 0)
@@ -220,9 +294,12 @@ static int join_cgroups(pid_t other, pid_t pid)
 
 int extern_adopt(struct extern_step *e, pid_t pid)
 {
+	pid_t other = sleeper(e);
 	add_pid_f *add_pid;
 
-	if (!join_cgroups(sleeper(e), pid) && in_extern(pid))
+	if (beside(other, pid))
+		return 0;
+	if (!join_cgroups(other, pid) && in_extern(pid))
 		return 0;
 	*(void **) &add_pid = dlsym(RTLD_DEFAULT, "slurm_stepd_add_extern_pid");
 	if (!add_pid || add_pid(e->sock, e->protocol, pid))

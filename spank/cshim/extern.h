@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "common/msg.h"
+
 struct extern_step {
 	int sock;	   /* to its slurmstepd */
 	uint16_t protocol; /* of that connection */
@@ -22,7 +24,16 @@ struct extern_step {
 
 /* 0, or -1 with *why set to what is missing and how to mend it. */
 int extern_open(uint32_t job, struct extern_step *e, const char **why);
-/* Put pid, which has no children yet, into the extern step. 0 or -1. */
+/*
+ * The extern step's cgroups, opened for a process that is to be born there or
+ * to go there by itself, with one "place" each; none where that cannot be. To
+ * be moved by somebody else costs 5 to 10 ms, in which no process of the node
+ * can fork: the kernel waits until nobody looks at the old place any more.
+ */
+void extern_places(const struct extern_step *e, struct record *kinds,
+		   struct msg_fds *fds);
+/* Make sure that pid, which has no children yet, is in the extern step: move it
+ * where it has not gone by itself. 0 or -1. */
 int extern_adopt(struct extern_step *e, pid_t pid);
 /* Slurm's own mount namespace of the job (job_container/tmpfs,
  * namespace/tmpfs), to build upon; -1 if it has none. *why is set if it has

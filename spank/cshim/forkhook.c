@@ -62,6 +62,7 @@ static void before_fork(void)
 {
 	if (!hook.armed || (pid_t) syscall(SYS_gettid) != hook.thread)
 		return;
+	step_finish();
 	if (failed()) {
 		hook.inside = 1;
 		return;

@@ -94,6 +94,8 @@ struct xauthority {
 
 struct step {
 	int sealed;
+	int pending; /* the set-up goes on */
+	pid_t pid;   /* slurmstepd */
 	uint32_t job, id;
 	char name[STEP_NAME_MAX]; /* "0", "batch", "interactive" */
 	uid_t uid;
@@ -111,6 +113,8 @@ struct step {
 	int own_options;      /* result, not plan, tells of this step */
 	struct record
 	    asked;	 /* the job's submission, if carme-prolog noted it */
+	int owner;	 /* the job ends with this step */
+	int late;	 /* the environment is not set yet */
 	int wanted;	 /* by this step's options or the job's */
 	int enter;	 /* a task's own connection to the anchor */
 	int32_t keyring; /* slurmd's, which is not for tasks */
@@ -125,11 +129,25 @@ const struct record *step_record(const struct step *s);
  * environment has been laid over. */
 void step_set_environment(spank_t sp, const struct step *s);
 void step_start(spank_t sp);
+/* In user_init: what step_start() has begun must be done before there are
+ * tasks. */
+void step_ready(spank_t sp);
+/* The same where user_init runs in a process of its own (contain_spank), which
+ * has other descriptors: the environment is each task's business then. */
+void step_finish(void);
 void step_end(void);
 
-/* Spawn the anchor and the core. The lease, or -1 after fail(). */
-int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
-	      struct record *result);
+/* Spawn the anchor and the core. 0, or -1 after fail(). *asks: the core will
+ * want to know what slurmctld gave to the job. */
+int setup_begin(const struct step *s, struct record *request,
+		int64_t deadline_ms, int *asks);
+/* Wait until they are done. The lease, or -1 after fail(). Without may_ask
+ * slurmctld cannot be asked any more, and is not. */
+int setup_finish(struct record *result, int may_ask);
+/* probe.c: will it? constrain is as given_append_constrain() says it, dir is
+ * where the GPUs are. */
+int probe_core_asks(int anchor, const char *constrain, const char *dir,
+		    int timeout_ms);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */

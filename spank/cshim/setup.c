@@ -1,9 +1,9 @@
 /*
  * The first Carme step of a job on a node. Two processes are spawned, and
  * neither is forked from here: slurmstepd has a dozen threads, and only
- * posix_spawn() is legal between them and an exec. The anchor is adopted into
- * the extern step while the core loads; then they settle the rest between
- * them, and the anchor's socket becomes this step's lease.
+ * posix_spawn() is legal between them and an exec. The anchor goes to the
+ * extern step while the core loads; then they settle the rest between them,
+ * while slurmstepd goes on, and the anchor's socket becomes this step's lease.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -111,7 +111,13 @@ static int answer_given(int sock, uint32_t job, const struct extern_step *e)
 	struct record r;
 	int rc;
 
-	given_answer(job, e ? e->node : "", &r);
+	if (e) {
+		given_answer(job, e->node, &r);
+	} else {
+		record_init(&r);
+		record_add(&r, "type", "given");
+		record_add(&r, "unknown", "it was asked for too late");
+	}
 	rc = msg_send(sock, &r, NULL);
 	record_free(&r);
 	return rc;
@@ -187,8 +193,8 @@ static void core_end(struct core *c, int timeout_ms)
 	c->pid = -1;
 }
 
-/* Wait for the core's answer and its end. e is NULL for a later step. 0, or -1
- * after fail(). */
+/* Wait for the core's answer and its end. e is NULL where slurmctld is not to
+ * be asked. 0, or -1 after fail(). */
 static int core_finish(struct core *c, uint32_t job,
 		       const struct extern_step *e, struct record *result,
 		       int64_t deadline_ms)
@@ -243,8 +249,8 @@ static int write_identity(int dir, const struct extern_step *e)
 	return rc;
 }
 
-/* The anchor says hello with its pid; it goes on when it is adopted. *anchor
- * becomes a pidfd of it. */
+/* The anchor says hello with its pid; it goes on when it is in the extern step.
+ * *anchor becomes a pidfd of it. */
 static int adopt(const struct step *s, struct extern_step *e, int sock,
 		 int64_t deadline_ms, int *anchor)
 {
@@ -288,44 +294,75 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 	return rc;
 }
 
-int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
-	      struct record *result)
+/* Where the anchor is to be born; it finds the record when it starts. */
+static int send_places(const struct extern_step *e, int sock)
 {
+	struct msg_fds fds;
+	struct record r;
+	int rc;
+
+	record_init(&r);
+	record_add(&r, "type", "places");
+	extern_places(e, &r, &fds);
+	rc = msg_send(sock, &r, &fds);
+	msg_fds_close(&fds);
+	record_free(&r);
+	return rc;
+}
+
+/* A set-up that goes on while slurmstepd makes cgroups and pipes for the tasks,
+ * which takes it as long. */
+static struct {
+	uint32_t job;
 	struct extern_step e;
-	const char *why = "";
-	struct core core = {.pid = -1, .result = -1};
+	struct core core;
+	int plugin; /* our end of the anchor's socket, the step's lease */
+	int anchor; /* a pidfd */
+	pid_t launcher;
+	int64_t deadline;
+} going = {.e = {.sock = -1},
+	   .core = {.pid = -1, .result = -1},
+	   .plugin = -1,
+	   .anchor = -1,
+	   .launcher = -1};
+
+/* 0, or -1 where it failed: then everything is taken back. */
+static int end_setup(int rc)
+{
+	extern_close(&going.e);
+	core_kill(&going.core);
+	if (going.launcher > 0)
+		waitpid(going.launcher, NULL, 0);
+	going.launcher = -1;
+	if (rc) {
+		/* The anchor ends with its peers, and clears the directory: it
+		 * must be done before another step finds that unlocked. */
+		sys_close(&going.plugin);
+		if (going.anchor >= 0)
+			await(going.anchor, KILL_MS);
+	}
+	sys_close(&going.anchor);
+	return rc;
+}
+
+/* Both processes, and the anchor in the extern step. */
+static int start_both(const struct step *s, struct record *request, int ns)
+{
 	int plugin[2] = {-1, -1}, host[2] = {-1, -1};
-	pid_t launcher = -1;
-	int ns = -1, anchor = -1;
 	int rc = -1;
 
-	extern_sweep(s->job);
-	if (extern_open(s->job, &e, &why)) {
-		fail("%s", why);
-		/* There will be no extern step's end to do it. What the job
-		 * was submitted with stays as long as there may be steps, until
-		 * extern_sweep() finds it. */
-		if (!record_ok(&s->asked))
-			job_remove(s->job, deadline_ms);
-		return -1;
-	}
-	record_add(request, "spool", e.spool);
-	given_append_constrain(request);
-	why = NULL;
-	ns = extern_namespace(&e, &why);
-	if (why) {
-		fail("%s", why);
-		goto done;
-	}
-	if (ns >= 0)
-		record_add(request, "slurmns", "1");
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
-	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host)) {
-		fail("create sockets: %s", strerror(errno));
+	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host) ||
+	    send_places(&going.e, plugin[0])) {
+		fail("reach the anchor: %s", strerror(errno));
 		goto done;
 	}
-	launcher = spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
-	if (launcher < 0 || core_start(&core, request, host[0], ns)) {
+	going.plugin = plugin[0];
+	plugin[0] = -1;
+	going.launcher =
+	    spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
+	if (going.launcher < 0 ||
+	    core_start(&going.core, request, host[0], ns)) {
 		fail("start the set-up in " CARME_LIBEXEC ": %s; ask the admin "
 		     "to reinstall Carme on this node",
 		     strerror(errno));
@@ -334,27 +371,64 @@ int setup_job(const struct step *s, struct record *request, int64_t deadline_ms,
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);
-	if (adopt(s, &e, plugin[0], deadline_ms, &anchor))
-		goto done;
-	rc = core_finish(&core, s->job, &e, result, deadline_ms);
+	rc = adopt(s, &going.e, going.plugin, going.deadline, &going.anchor);
 done:
-	sys_close(&ns);
-	extern_close(&e);
-	core_kill(&core);
-	if (launcher > 0)
-		waitpid(launcher, NULL, 0);
+	sys_close(&plugin[0]);
 	sys_close(&plugin[1]);
 	sys_close(&host[0]);
 	sys_close(&host[1]);
-	if (rc) {
-		/* The anchor ends with its peers, and clears the directory: it
-		 * must be done before another step finds that unlocked. */
-		sys_close(&plugin[0]);
-		if (anchor >= 0)
-			await(anchor, KILL_MS);
+	return rc;
+}
+
+int setup_begin(const struct step *s, struct record *request,
+		int64_t deadline_ms, int *asks)
+{
+	const char *why = "";
+	int ns, rc;
+
+	extern_sweep(s->job);
+	if (extern_open(s->job, &going.e, &why)) {
+		fail("%s", why);
+		/* There will be no extern step's end to do it. What the job
+		 * was submitted with stays as long as there may be steps, until
+		 * extern_sweep() finds it. */
+		if (!record_ok(&s->asked))
+			job_remove(s->job, deadline_ms);
+		return -1;
 	}
-	sys_close(&anchor);
-	return rc ? -1 : plugin[0];
+	going.job = s->job;
+	going.deadline = deadline_ms;
+	record_add(request, "spool", going.e.spool);
+	given_append_constrain(request);
+	why = NULL;
+	ns = extern_namespace(&going.e, &why);
+	if (why) {
+		fail("%s", why);
+		sys_close(&ns);
+		return end_setup(-1);
+	}
+	if (ns >= 0)
+		record_add(request, "slurmns", "1");
+	rc = start_both(s, request, ns);
+	sys_close(&ns);
+	if (rc)
+		return end_setup(-1);
+	*asks = probe_core_asks(going.plugin, record_get(request, "constrain"),
+				"/dev", time_left(going.deadline));
+	return 0;
+}
+
+int setup_finish(struct record *result, int may_ask)
+{
+	int rc = core_finish(&going.core, going.job, may_ask ? &going.e : NULL,
+			     result, going.deadline);
+	int lease;
+
+	if (end_setup(rc))
+		return -1;
+	lease = going.plugin;
+	going.plugin = -1;
+	return lease;
 }
 
 int setup_later(int lease, const struct record *request, int64_t deadline_ms,

@@ -10,6 +10,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <slurm/slurm.h>
@@ -168,7 +170,7 @@ static int job_ends_with(spank_t sp, const struct step *s)
 	       !strcmp(scope, "srun");
 }
 
-static int join(spank_t sp, struct step *s)
+static int join(struct step *s)
 {
 	struct msg_fds fds;
 	struct record r;
@@ -179,7 +181,7 @@ static int join(spank_t sp, struct step *s)
 	record_add(&r, "type", "join");
 	record_add(&r, "step", s->name);
 	record_add(&r, "lease", "1");
-	if (job_ends_with(sp, s))
+	if (s->owner)
 		record_add(&r, "owner", "1");
 	rc = msg_send(s->lease, &r, NULL);
 	record_free(&r);
@@ -248,7 +250,7 @@ static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 	struct record request;
 	int rc = 0;
 
-	if (join(sp, s))
+	if (join(s))
 		return -1;
 	if (!s->wanted && step_is_plain(s))
 		return 0;
@@ -308,11 +310,35 @@ static int read_asked(struct step *s)
 	return 0;
 }
 
+/* What was begun. 0, or -1 after fail(). */
+static int finish(struct step *s, int may_ask)
+{
+	s->pending = 0;
+	s->lease = setup_finish(&s->result, may_ask);
+	return s->lease < 0 ? -1 : join(s);
+}
+
+/* Slurm's PMIx looks for its place before there are tasks. Where this does not
+ * work, the core says so. */
+static void place_pmix(spank_t sp, const struct step *s)
+{
+	char path[64];
+
+	if ((mkdirat(s->dir, JOB_PMIX, 0711) && errno != EEXIST) ||
+	    fchmodat(s->dir, JOB_PMIX, 0711, 0)) /* whatever the umask is */
+		return;
+	snprintf(path, sizeof(path), CARME_JOBS "/%u/" JOB_PMIX,
+		 (unsigned int) s->job);
+	spank_setenv(sp, "SLURM_PMIX_TMPDIR", path, 1);
+}
+
 static int begin(spank_t sp, struct step *s)
 {
 	int64_t deadline = sys_now_ms() + SETUP_MS;
 	struct record request;
+	int asks = 0;
 
+	s->owner = job_ends_with(sp, s);
 	s->dir = job_open_locked(s->job, options_asked(), deadline);
 	if (s->dir < 0 && errno == ENOENT) {
 		/* It has ended, or was there a moment ago. It may have been a
@@ -353,9 +379,14 @@ static int begin(spank_t sp, struct step *s)
 		return -1;
 	}
 	build_request(sp, s, "first", &request);
-	s->lease = setup_job(s, &request, deadline, &s->result);
+	s->pending = !setup_begin(s, &request, deadline, &asks);
 	record_free(&request);
-	return s->lease < 0 ? -1 : join(sp, s);
+	if (!s->pending)
+		return -1;
+	if (asks)
+		return finish(s, 1);
+	place_pmix(sp, s);
+	return 0;
 }
 
 /* ---- environment ------------------------------------------------------ */
@@ -404,6 +435,7 @@ void step_start(spank_t sp)
 	if (is_plain(sp, s))
 		return;
 	s->sealed = 1;
+	s->pid = getpid();
 	/* Before PAM and other plugins make one for the job. */
 	s->keyring = keyring_session();
 	/* The hook stands in any case: it holds back the epilogs of a step that
@@ -415,14 +447,48 @@ void step_start(spank_t sp)
 	if (read_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
-		step_set_environment(sp, s);
+		if (!s->pending)
+			step_set_environment(sp, s);
 		remember_xauthority(sp, s);
 	}
 	/* The directory stays open for the tasks' own connections. */
-	if (s->dir >= 0)
+	if (s->dir >= 0 && !s->pending)
 		job_unlock(s->dir);
 	if (s->sealed && forkhook_install(s))
 		fail("watch the forks of this step: %s", strerror(errno));
+}
+
+/* Slurm has taken the user's effective uid by now. This thread alone goes back
+ * for a moment, by the system call: glibc would ask all threads to. */
+void step_finish(void)
+{
+	struct step *s = &the_step;
+	uid_t user = geteuid();
+
+	if (!s->pending)
+		return;
+	s->late = 1;
+	if (syscall(SYS_setresuid, -1, 0, -1)) {
+		fail("become root again for the set-up: %s", strerror(errno));
+		s->pending = 0;
+		return;
+	}
+	finish(s, 0);
+	job_unlock(s->dir);
+	if (syscall(SYS_setresuid, -1, user, -1))
+		fail("become the user again: %s", strerror(errno));
+}
+
+void step_ready(spank_t sp)
+{
+	struct step *s = &the_step;
+
+	if (!s->pending || s->pid != getpid())
+		return;
+	step_finish();
+	if (!failed())
+		step_set_environment(sp, s);
+	s->late = 0;
 }
 
 void step_end(void)
@@ -430,6 +496,8 @@ void step_end(void)
 	struct step *s = &the_step;
 	struct record r;
 
+	/* Where there were never any tasks. */
+	step_finish();
 	if (s->lease < 0)
 		return;
 	record_init(&r);

@@ -319,6 +319,8 @@ void task_start(spank_t sp)
 	    proof_devices(s, share(sp, s, list, sizeof(list)), uuids,
 			  sizeof(uuids)))
 		fail_exit();
+	if (s->late)
+		step_set_environment(sp, s);
 	if (start_app(sp, s))
 		fail_exit();
 	if (s->image && s->image[0]) {

@@ -67,11 +67,13 @@ func Map(lib Library, root string) ([]GPU, error) {
 		return nil, fmt.Errorf("start NVML: %w", ret)
 	}
 	defer lib.Shutdown() //nolint:errcheck // there is nothing to do about it
-	dir, err := os.OpenRoot(root)
+	dir, err := driverFiles(root)
 	if err != nil {
-		return nil, fmt.Errorf("open root: %w", err)
+		return nil, err
 	}
-	defer dir.Close() //nolint:errcheck // nothing was written
+	if dir != nil {
+		defer dir.Close() //nolint:errcheck // nothing was written
+	}
 	count, ret := lib.DeviceGetCount()
 	if ret != nvml.SUCCESS {
 		return nil, fmt.Errorf("count GPUs: %w", ret)
@@ -88,7 +90,9 @@ func Map(lib Library, root string) ([]GPU, error) {
 		}
 		for j := range g.MIG {
 			m := &g.MIG[j]
-			m.CapMinors = capMinors(dir, g.Minor, m.GI, m.CI)
+			if dir != nil {
+				m.CapMinors = capMinors(dir, g.Minor, m.GI, m.CI)
+			}
 		}
 		gpus = append(gpus, g)
 	}
@@ -170,22 +174,41 @@ func linuxPCI(address string) string {
 	return address
 }
 
+// driverFiles opens /proc/driver/nvidia below root, once: from there on it is a
+// few steps to each of its files, which os.Root takes one by one. It is nil
+// without a driver.
+func driverFiles(root string) (*os.Root, error) {
+	top, err := os.OpenRoot(root)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	defer top.Close() //nolint:errcheck // nothing was written
+	dir, err := top.OpenRoot("proc/driver/nvidia")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("open the driver's files: %w", err)
+	}
+	return dir, nil
+}
+
 // FromProc reads /proc/driver/nvidia below root and lists the GPUs in the order
 // of their PCI addresses. A GPU whose file does not name its minor number is
 // left out. No driver there is an empty list. Errors are those of reading.
 func FromProc(root string) ([]GPU, error) {
-	dir, err := os.OpenRoot(root)
-	if err != nil {
-		return nil, fmt.Errorf("open root: %w", err)
+	dir, err := driverFiles(root)
+	if dir == nil {
+		return nil, err
 	}
 	defer dir.Close() //nolint:errcheck // nothing was written
-	names, err := list(dir, "proc/driver/nvidia/gpus")
+	names, err := list(dir, "gpus")
 	if err != nil {
 		return nil, fmt.Errorf("list GPUs of the driver: %w", err)
 	}
 	var gpus []GPU
 	for _, name := range names {
-		data, err := dir.ReadFile(path.Join("proc/driver/nvidia/gpus", name, "information"))
+		data, err := dir.ReadFile(path.Join("gpus", name, "information"))
 		if err != nil {
 			return nil, fmt.Errorf("read GPU of the driver: %w", err)
 		}
@@ -264,7 +287,7 @@ func idIn(name, prefix string) (int, bool) {
 // migDir is where the driver describes the partitions of a GPU, by its minor
 // number.
 func migDir(minor uint32) string {
-	return fmt.Sprintf("proc/driver/nvidia/capabilities/gpu%d/mig", minor)
+	return fmt.Sprintf("capabilities/gpu%d/mig", minor)
 }
 
 // capMinors returns the minor numbers of the capability files of a GPU instance

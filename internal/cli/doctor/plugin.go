@@ -29,7 +29,7 @@ func installed() []string {
 	return []string{
 		pluginPath, "usr/lib/carme/libcarme.so",
 		"usr/libexec/carme/carme-host", "usr/libexec/carme/carme-anchor", "usr/libexec/carme/carme-hold", "usr/libexec/carme/carme-enter",
-		"usr/libexec/carme/carme-slurm", "usr/libexec/carme/carme-prolog",
+		"usr/libexec/carme/carme-slurm", "usr/libexec/carme/carme-prolog", "usr/libexec/carme/carme-filter",
 	}
 }
 

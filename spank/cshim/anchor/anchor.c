@@ -2,10 +2,11 @@
  * carme-anchor: started by the plugin for the first Carme step of a job on a
  * node, adopted into the job's extern step, and alive as long as the job.
  *
- * Descriptor 3: a socket to the plugin; descriptor 4: a socket to carme-host,
- * whose Go core prepares the namespaces. Later peers come through anchor.sock
- * in the job's directory, which only root can reach. Every peer may send any
- * of these records ("type"):
+ * Descriptor 3: a socket to the plugin, in which the cgroups of the extern step
+ * lie already (places.c); descriptor 4: a socket to carme-host, whose Go core
+ * prepares the namespaces. Later peers come through anchor.sock in the job's
+ * directory, which only root can reach. Every peer may send any of these
+ * records ("type"):
  *
  *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device, and
  *                                      "cgroup" lines of the anchor
@@ -682,8 +683,14 @@ static void ignore_signals(void)
 int main(void)
 {
 	static struct anchor a;
-	pid_t pid = fork();
+	struct msg_fds fds;
+	struct record places;
+	pid_t pid;
 
+	if (msg_recv(PLUGIN_FD, &places, &fds, NULL, SETUP_MS) != 1)
+		return 1;
+	pid = places_fork(&places, &fds);
+	record_free(&places);
 	/* Twice, so that slurmstepd, which waits for any child, never sees
 	 * this one. */
 	if (pid)

@@ -8,7 +8,10 @@
  *   carme-host check   request on fd 3; errors and lists on the terminal
  */
 #include <dlfcn.h>
+#include <malloc.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #ifndef CARME_CORE
 #define CARME_CORE "/usr/lib/carme/libcarme.so"
@@ -25,6 +28,11 @@ int main(int argc, char **argv)
 		return 2;
 	}
 	name = argv[1][0] == 's' ? "carme_setup" : "carme_check";
+	/* It lives for some milliseconds: no memory of its own for each thread,
+	 * and no more of Go's processors than it has things to do at once,
+	 * however many the node has. */
+	mallopt(M_ARENA_MAX, 1);
+	setenv("GOMAXPROCS", "2", 1);
 	/* Lazily: go-nvml refers to functions that are there only when a driver
 	 * is, and looks them up itself. */
 	core = dlopen(CARME_CORE, RTLD_LAZY);
@@ -37,5 +45,5 @@ int main(int argc, char **argv)
 		fprintf(stderr, "carme: %s\n", dlerror());
 		return 3;
 	}
-	return call();
+	_exit(call()); /* nothing is buffered */
 }

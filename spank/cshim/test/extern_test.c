@@ -69,36 +69,52 @@ static unsigned long long own_start(void)
 	return t;
 }
 
-static int file_is(const char *line, const char *want)
+static int dir_is(const char *line, const char *want)
 {
 	char path[256] = "";
 
-	return procs_file(line, path, sizeof(path))
+	return cgroup_dir(line, path, sizeof(path))
 		   ? !want
 		   : want && !strcmp(path, want);
 }
 
 static void cgroups(void)
 {
+	struct extern_step e = {.pid = getpid()};
+	struct msg_fds fds;
+	struct record r;
 	char line[512];
 
-	ok(file_is("4:memory:/slurm/job_2/step_extern/task_0",
-		   "/sys/fs/cgroup/memory/slurm/job_2/step_extern/task_0/"
-		   "cgroup.procs"),
+	ok(dir_is("4:memory:/slurm/job_2/step_extern/task_0",
+		  "/sys/fs/cgroup/memory/slurm/job_2/step_extern/task_0"),
 	   "a cgroup of version 1");
-	ok(file_is("0::/s/job_2/step_extern/user/task_special",
-		   "/sys/fs/cgroup/s/job_2/step_extern/user/task_special/"
-		   "cgroup.procs"),
+	ok(dir_is("0::/s/job_2/step_extern/user/task_special",
+		  "/sys/fs/cgroup/s/job_2/step_extern/user/task_special"),
 	   "a cgroup of version 2");
-	ok(file_is("4:memory:/slurm/job_2/step_0", NULL) && file_is("", NULL) &&
-	       file_is("4:memory", NULL),
+	ok(dir_is("4:memory:/slurm/job_2/step_0", NULL) && dir_is("", NULL) &&
+	       dir_is("4:memory", NULL),
 	   "no cgroup of an extern step");
 	memset(line, 'x', sizeof(line));
 	memcpy(line, "0::/step_extern/", 16);
 	line[sizeof(line) - 1] = '\0';
-	ok(file_is(line, NULL), "a path that is too long is refused");
+	ok(dir_is(line, NULL), "a path that is too long is refused");
 	ok(join_cgroups(getpid(), getpid()) == -1,
 	   "beside a process of no extern step there is nothing to join");
+	ok(!beside(getpid(), getpid()) && !beside(-1, getpid()),
+	   "and nobody is beside it");
+	record_init(&r);
+	extern_places(&e, &r, &fds);
+	ok(fds.n == 0 && !record_get(&r, "place"),
+	   "an extern step without a process has no places");
+	record_free(&r);
+	ok(has_line("1:a:/x\n2:b:/y\n", "2:b:/y") &&
+	       has_line("1:a:/x\n2:b:/y", "2:b:/y") &&
+	       has_line("1:a:/x\n", "1:a:/x"),
+	   "a line is found wherever it stands");
+	ok(!has_line("12:b:/y\n", "2:b:/y") &&
+	       !has_line("2:b:/y/task_0\n", "2:b:/y") &&
+	       !has_line("", "2:b:/y"),
+	   "but not a part of one");
 }
 
 static void mark(int dir, const char *text)

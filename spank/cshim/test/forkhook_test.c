@@ -13,6 +13,13 @@
 #include "stub.h"
 #include "tap.h"
 
+static int finished;
+
+void step_finish(void)
+{
+	finished++;
+}
+
 static struct step step = {.tasks = 2, .pid1 = -1, .pidns = -1, .filter = -1};
 
 /* What ended the child: its exit status. */
@@ -148,16 +155,19 @@ static void inside(void)
 	pthread_t t;
 	int other = -1;
 
-	ok(fork_and(is_normal) == 0, "nothing happens before it is armed");
+	ok(fork_and(is_normal) == 0 && !finished,
+	   "nothing happens before it is armed");
 	forkhook_arm();
 	ok(fork_and(is_first) == 1, "a task is born in the PID namespace");
+	ok(finished == 1, "the set-up is waited for before");
 	ok(sys_path_inode("/proc/self/ns/pid_for_children") ==
 	       sys_path_inode("/proc/self/ns/pid"),
 	   "the parent is out of it again");
 	ok(!pthread_create(&t, NULL, thread_forks, &other) &&
 	       !pthread_join(t, NULL),
 	   "so that it can create threads");
-	ok(other == 0, "a fork by another thread is left alone");
+	ok(other == 0 && finished == 1,
+	   "a fork by another thread is left alone");
 	ok(fork_and(is_first) == 1, "so is the second task");
 	ok(!failed() && hook.forked == 2, "both are counted");
 }
