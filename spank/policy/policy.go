@@ -105,7 +105,7 @@ func (p *Policy) Images() []request.Image {
 	images := make([]request.Image, 0, len(p.cfg.Images))
 	for _, i := range p.cfg.Images {
 		images = append(images, request.Image{
-			Name: i.Name, Description: i.Description, Groups: i.Groups, Default: i.Name == p.cfg.Spank.DefaultImage,
+			Name: i.Name, Description: i.Description.String(), Groups: i.Groups, Default: i.Name == p.cfg.Spank.DefaultImage,
 		})
 	}
 	return images

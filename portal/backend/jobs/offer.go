@@ -50,10 +50,13 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 		out.Limits.Minutes = longest
 	}
 	for _, a := range c.Apps {
-		out.Apps = append(out.Apps, api.OfferApp{Name: a.Name, Title: a.Title, Description: a.Description, Icon: a.Icon, Sharing: a.Sharing})
+		out.Apps = append(out.Apps, api.OfferApp{
+			Name: a.Name, Title: a.Title, Description: a.Description.String(), Descriptions: a.Description.Languages(), Icon: a.Icon, Sharing: a.Sharing,
+		})
 	}
 	for _, name := range s.images(c, sess) {
-		img := api.OfferImage{Name: name, Description: c.Image(name).Description, Apps: []string{}}
+		text := c.Image(name).Description
+		img := api.OfferImage{Name: name, Description: text.String(), Descriptions: text.Languages(), Apps: []string{}}
 		for i := range c.Apps {
 			if c.Apps[i].RunsIn(name) {
 				img.Apps = append(img.Apps, c.Apps[i].Name)

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"reflect"
@@ -321,9 +322,6 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 
 // stage is how far a job has come; it fills in what its nodes say.
 func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
-	if over(row.State) {
-		return api.StageEnded
-	}
 	stage := api.StageQueued
 	switch row.State {
 	case statePending, "REQUEUED", "SPECIAL_EXIT", "REQUEUE_HOLD", "REQUEUE_FED":
@@ -331,7 +329,8 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		stage = api.StageAllocated
 	}
 	order := []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
-	for node, n := range s.Nodes.Find(row.ID) {
+	nodes, now := s.onNodes(row.ID)
+	for node, n := range nodes {
 		if n.UID != row.UID || !slices.Contains(j.Nodes, node) { // a node speaks of its own jobs only
 			continue
 		}
@@ -342,6 +341,9 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		if j.Image == "" {
 			j.Image = plain(n.Image)
 		}
+		if !now || over(row.State) {
+			continue
+		}
 		if n.App != "" && slices.Index(order, n.Stage) > slices.Index(order, stage) { // without an app there is nothing to wait for
 			stage = n.Stage
 		}
@@ -349,6 +351,9 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 			w := silent(node, since)
 			j.Problem, j.ProblemCode, j.ProblemArgs = w.text, w.code, w.args
 		}
+	}
+	if over(row.State) {
+		return api.StageEnded
 	}
 	return stage
 }
@@ -482,7 +487,11 @@ func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.J
 	if d, ok := s.known(ctx, n); ok {
 		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
 	}
-	for node, nj := range s.Nodes.Find(n) {
+	s.mu.Lock()
+	nodes, now := s.onNodes(n)
+	nodes = maps.Clone(nodes)
+	s.mu.Unlock()
+	for node, nj := range nodes {
 		if nj.UID != sess.User().UID || !slices.Contains(j.Nodes, node) {
 			continue
 		}
@@ -490,7 +499,7 @@ func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.J
 			dev.Node = node
 			j.Detail.Devices = append(j.Detail.Devices, dev)
 		}
-		if nj.Text != "" && nj.Stage != api.StageReady {
+		if now && nj.Text != "" && nj.Stage != api.StageReady {
 			j.Detail.Log = append(j.Detail.Log, api.Event{Time: s.Now().UTC(), Stage: nj.Stage, Text: nj.Text})
 		}
 	}
