@@ -238,7 +238,7 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 				Root: m.Root, Node: m.Node, Run: m.Run, NVML: m.NVML, Object: m.Object, Now: m.Now, TrustOwner: m.TrustOwner,
 			}
 			if clean {
-				removed, err := d.Clean()
+				removed, err := d.Clean(cmd.Context())
 				if err != nil {
 					return err
 				}

@@ -123,7 +123,12 @@ static int run_check(struct record *r)
 /* Nothing is queued yet, and a return code would be ignored. */
 static void __attribute__((noreturn)) leave(int rc)
 {
-	if (rc < 0)
+	if (rc < 0 && !access(CARME_JOB_OPTIONS, F_OK))
+		fputs("carme: this is inside an isolated job, in an image that "
+		      "cannot show it; ask outside of the job, with srun "
+		      "--carme=list or srun --carme=help\n",
+		      stderr);
+	else if (rc < 0)
 		fprintf(stderr,
 			"carme: run %s: %s; ask the admin to install Carme on "
 			"this host\n",

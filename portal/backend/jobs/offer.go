@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -136,7 +137,7 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[sess.User().UID] {
 		there[id] = true
-		if state := s.pic.rows[id].State; !over(state) && state != stateCompleting {
+		if state := s.pic.rows[id].State; !slurm.Over(state) && state != stateCompleting {
 			count(gpusOf(s.details[id].job.TRES))
 		}
 	}
@@ -147,7 +148,7 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 		switch {
 		case in.Job > 0 && there[id]:
 		case in.Job > 0 && remembered && in.Final == "":
-			if !over(d.state) && d.state != stateCompleting {
+			if !slurm.Over(d.state) && d.state != stateCompleting {
 				count(gpusOf(d.job.TRES))
 			}
 		default:

@@ -493,14 +493,14 @@ func (s *Service) reconcile(ctx context.Context) {
 	for _, id := range live {
 		row, ok := rows[id]
 		// A session may be younger than the picture.
-		if seen, known := sealed[id]; (!ok || over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
+		if seen, known := sealed[id]; (!ok || slurm.Over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
 			if err := s.Routes.End(ctx, id); err != nil {
 				s.Log.ErrorContext(ctx, "session could not be ended", "job", id, "err", err.Error())
 			}
 		}
 	}
 	for id := range sealed {
-		if row, ok := rows[id]; ok && !over(row.State) {
+		if row, ok := rows[id]; ok && !slurm.Over(row.State) {
 			for node, j := range s.Nodes.Find(id) {
 				if err := s.begin(ctx, node, j); err != nil {
 					s.Log.ErrorContext(ctx, "session could not be begun", "job", id, "err", err.Error())

@@ -35,15 +35,6 @@ const (
 	historyMax = 50
 )
 
-// over says whether a state is a last one (squeue(1), JOB STATE CODES).
-func over(state string) bool {
-	switch state {
-	case "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "LAUNCH_FAILED":
-		return true
-	}
-	return false
-}
-
 func joinPort(addr, port string) string { return net.JoinHostPort(addr, port) }
 
 // gpuTRES is gres/gpu:a100=2 or gres/gpu=2, in TRES strings.
@@ -307,7 +298,7 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 	}
 	j.Stage = s.stage(&j, row)
 	switch {
-	case over(row.State):
+	case slurm.Over(row.State):
 		j.Ended = d.Ended
 		s.reason(row.ID, row.State, d).end(&j)
 		return j
@@ -341,7 +332,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		if j.Image == "" {
 			j.Image = plain(n.Image)
 		}
-		if !now || over(row.State) {
+		if !now || slurm.Over(row.State) {
 			continue
 		}
 		if n.App != "" && slices.Index(order, n.Stage) > slices.Index(order, stage) { // without an app there is nothing to wait for
@@ -352,7 +343,7 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 			j.Problem, j.ProblemCode, j.ProblemArgs = w.text, w.code, w.args
 		}
 	}
-	if over(row.State) {
+	if slurm.Over(row.State) {
 		return api.StageEnded
 	}
 	return stage
@@ -392,7 +383,7 @@ func (s *Service) publish(ctx context.Context) {
 // finish stores how jobs of the portal ended: Slurm forgets it.
 func (s *Service) finish(ctx context.Context, list []api.Job) {
 	for _, j := range list {
-		if j.Intent == "" || !over(j.State) || j.Submitted.IsZero() {
+		if j.Intent == "" || !slurm.Over(j.State) || j.Submitted.IsZero() {
 			continue
 		}
 		text, err := json.Marshal(j)
@@ -543,7 +534,7 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 			log = append(log, one)
 		}
 	}
-	if over(j.State) {
+	if slurm.Over(j.State) {
 		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End, Code: j.EndCode, Args: j.EndArgs})
 	}
 	return log, nil
