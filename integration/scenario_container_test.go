@@ -136,6 +136,34 @@ func TestScenario_J8_home_work_directory_and_overlay(t *testing.T) {
 	}
 }
 
+// Slurm says "couldn't chdir to …: going to /tmp instead" where a node has no such
+// directory, and runs the task.
+func TestScenario_J8_J14_who_starts_where_the_image_shows_nothing_is_told(t *testing.T) {
+	const dir = "/scratch/alice/it-start"
+	root(t, node1, "install", "-d", "-o", "alice", "-g", "alice", dir).ok(t)
+	line := "carme: couldn't chdir to " + dir + " in the container: No such file or directory: going to / instead; show the directory with --carme-bind=" + dir +
+		", or choose another one with --carme-workdir=DIR"
+	told := func(r result) int {
+		t.Helper()
+		return strings.Count(r.ok(t)+"\n"+r.err, line)
+	}
+	at := []string{"-w", node1, "--carme=base", "--chdir=" + dir}
+	step := func(args ...string) result { return srun(t, "alice", append(args, "pwd")...) }
+	if r := step(append(at, "-n3")...); told(r) != 1 || r.out != "/\n/\n/" {
+		t.Errorf("in %q, told %d times:\n%s", r.out, told(r), r.err)
+	}
+	for name, way := range map[string]string{"shown": "--carme-bind=" + dir, "elsewhere": "--carme-workdir=/var"} {
+		want := map[string]string{"shown": dir, "elsewhere": "/var"}[name]
+		if r := step(append(at, way)...); told(r) != 0 || r.out != want {
+			t.Errorf("%s: in %q, told %d times:\n%s", name, r.out, told(r), r.err)
+		}
+	}
+	id := sbatch(t, "alice", append(at, "-n2", "-o", "/home/alice/it-%j.out", "--wrap", "pwd; srun pwd")...)
+	if out := output(t, "alice", id); strings.Count(out, line) != 1 || !strings.HasSuffix(out, "\n/\n/\n/") {
+		t.Errorf("a batch job prints\n%s", out)
+	}
+}
+
 func TestScenario_J7_J8_the_environment_of_an_image(t *testing.T) {
 	run := []string{"timeout", "80", "srun", "--time=2", "-w", node1}
 	look := []string{"sh", "-c", `echo "$MINE|$LD_PRELOAD|$PYTHONPATH|$HOME|$USER|$APPTAINERENV_EVIL|$EVIL"`}

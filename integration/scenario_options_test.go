@@ -122,6 +122,47 @@ func TestScenario_J1_J14_defaults_of_every_option_come_from_the_environment(t *t
 	eventually(t, 40*time.Second, "the app's socket", func() bool { return homeFile(t, "alice", "it-"+id+".out") == want })
 }
 
+// What is about the cluster or the node is not to be had inside of a job.
+func TestScenario_J1_A2_inside_a_job_one_is_told_where_to_ask(t *testing.T) {
+	const ask = `for c in "carme images" "srun --carme=list" "srun --carme=help" "carme doctor"; do $c 2>&1; echo "status $?"; done`
+	out := lines(srun(t, "alice", "-w", node1, "--carme=base", "sh", "-c", ask).ok(t))
+	if len(out) != 8 {
+		t.Fatalf("not one line each:\n%s", strings.Join(out, "\n"))
+	}
+	for i, words := range []string{"ask outside of the job", "ask outside of the job", "ask outside of the job", "carme proof examines the job"} {
+		if line := out[2*i]; !strings.HasPrefix(line, "carme: this is inside isolated job ") && !strings.HasPrefix(line, "carme: this is inside an isolated job") ||
+			!strings.Contains(line, words) || out[2*i+1] != "status 1" {
+			t.Errorf("%s, %s", line, out[2*i+1])
+		}
+	}
+	out = lines(srun(t, "alice", "-w", node1, "--carme=none", "sh", "-c", ask).ok(t))
+	if got := strings.Join(out, "\n"); !strings.Contains(got, "base-dir") || !strings.Contains(got, "--carme-bind") || strings.Count(got, "status 0") != 3 || !strings.Contains(out[len(out)-2], "carme proof examines the job") {
+		t.Errorf("with the node's files:\n%s", got)
+	}
+}
+
+// Who has CARME_NET in ~/.bashrc knows no --carme-net.
+func TestScenario_J1_J14_a_bad_default_is_refused_by_the_name_of_its_variable(t *testing.T) {
+	for _, bad := range []string{
+		"CARME=x y", "CARME=nosuch", "CARME=/etc/passwd", "CARME=list", "CARME_NET=public", "CARME_BIND=/usr/share", "CARME_BIND=/proc/x:/y", "CARME_WORKDIR=here",
+		"CARME_HOME=maybe", "CARME_OVERLAY=ram", "CARME_CONDA=a b", "CARME_APP=nosuch", "CARME_DEBUG=bad",
+		// These are seen on the node.
+		"CARME_WORKDIR=/nowhere", "CARME_CONDA=nosuch", "CARME_BIND=/scratch/alice/nothing",
+	} {
+		name, _, _ := strings.Cut(bad, "=")
+		r := as(t, "alice", login, prefix([]string{"timeout", "80", "srun", "--time=2", "true"}, "CARME=base", bad)...)
+		r.fails(t, name)
+		if !strings.HasPrefix(r.err, "carme: "+name) || strings.Contains(r.err, strings.ReplaceAll(strings.ToLower("--"+name), "_", "-")+"=\"") {
+			t.Errorf("%s: %s", bad, r.err)
+		}
+	}
+	// What is typed is called by its own name.
+	r := as(t, "alice", login, prefix([]string{"srun", "--carme-net=public", "true"}, "CARME=base", "CARME_NET=host")...)
+	if r.fails(t, "--carme-net="); strings.Contains(r.err, "CARME_NET") {
+		t.Error(r.err)
+	}
+}
+
 // A site may say which image --carme alone means.
 func TestScenario_J1_A4_carme_alone_takes_the_sites_default_image(t *testing.T) {
 	const file = "/etc/carme/spank.yaml"

@@ -302,6 +302,24 @@ func leftover(t *testing.T, node string) (dir string) {
 	return dir
 }
 
+// It never has an extern step, whose end would clear its directory; the agent asks
+// Slurm.
+func TestFault_J14_J18_a_job_cancelled_in_its_prolog_leaves_nothing(t *testing.T) {
+	const prolog = "/etc/slurm/carme_prolog"
+	undo(t, node1, "mv "+prolog+".kept "+prolog)
+	sh(t, node1, "cp -p "+prolog+" "+prolog+".kept && cp -p "+prolog+" "+prolog+".slow && sed -i 's/^exit 0/sleep 5/' "+prolog+".slow && mv "+prolog+".slow "+prolog)
+	id := sbatch(t, "alice", "-w", node1, "--carme=none", "--mem=10", "--wrap", "echo ran")
+	dir := "/run/carme/jobs/" + id
+	eventually(t, 30*time.Second, "what its Prolog notes", func() bool { return exists(t, node1, dir+"/asked") })
+	root(t, ctl, "scancel", id).ok(t)
+	awaitState(t, id, 60*time.Second, "CANCELLED")
+	eventually(t, 40*time.Second, "the end of "+dir, func() bool { return !exists(t, node1, dir) })
+	if exists(t, node1, dir+"/extern") || homeFile(t, "alice", "it-"+id+".out") != "" {
+		t.Error("it ran")
+	}
+	idle(t)
+}
+
 func exists(t *testing.T, node, path string) bool {
 	t.Helper()
 	return root(t, node, "test", "-e", path).code == 0

@@ -17,6 +17,7 @@ import (
 	"github.com/carme-hpc/carme/internal/daemon"
 	"github.com/carme-hpc/carme/internal/logx"
 	"github.com/carme-hpc/carme/internal/mtls"
+	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/nodeagent/control"
 	"github.com/carme-hpc/carme/nodeagent/enrol"
@@ -77,8 +78,10 @@ type Machine struct {
 	IsAnchor func(pid int) bool
 	// Self is this program.
 	Self string
-	Now  func() time.Time
-	Log  io.Writer
+	// Run runs Slurm's commands; nil where there are none.
+	Run slurm.Runner
+	Now func() time.Time
+	Log io.Writer
 	// Listening is told where connections are taken; may be nil.
 	Listening func(net.Addr)
 }
@@ -86,7 +89,7 @@ type Machine struct {
 // Real is the machine itself.
 func Real() Machine {
 	return Machine{
-		Root: "/", JobsDir: jobsDir, Socket: socket, IsAnchor: session.IsAnchor, Self: itself, Now: time.Now, Log: os.Stderr,
+		Root: "/", JobsDir: jobsDir, Socket: socket, IsAnchor: session.IsAnchor, Self: itself, Run: slurm.Exec, Now: time.Now, Log: os.Stderr,
 	}
 }
 
@@ -263,7 +266,7 @@ func (a *agent) server() *server {
 }
 
 func (a *agent) doctor() doctor.Doctor {
-	return doctor.Doctor{Root: a.Root, Node: a.Node, Now: a.Now}
+	return doctor.Doctor{Root: a.Root, Node: a.Node, Now: a.Now, Run: a.Run}
 }
 
 func (a *agent) sources() metrics.Sources {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/user"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -182,6 +183,20 @@ func (m Machine) report(ctx context.Context, ids []string) (proof.Report, error)
 	return proof.New(record, live, gpus), nil
 }
 
+// inside is the record of the sealed job around this process, nil if there is none.
+func (m Machine) inside() (*wire.Proof, error) {
+	record, err := proof.Inside(m.Root)
+	if errors.Is(err, proof.ErrNoJob) {
+		return nil, nil
+	}
+	return record, err
+}
+
+func (m Machine) has(name string) bool {
+	_, err := os.Stat(filepath.Join(m.Root, name))
+	return err == nil
+}
+
 // printable is a report in both forms.
 type printable interface {
 	WriteText(io.Writer) error
@@ -212,11 +227,18 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 			"Changes nothing, except with --clean and --feature. Exit status 1 if a check failed.",
 		Args: args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			record, err := m.inside()
+			if err != nil {
+				return err
+			}
+			if record != nil {
+				return fmt.Errorf("this is inside isolated job %d, where the node is not to be seen; carme proof examines the job, and carme doctor the node, outside of jobs, as root", record.JobID)
+			}
 			d := doctor.Doctor{
 				Root: m.Root, Node: m.Node, Run: m.Run, NVML: m.NVML, Object: m.Object, Now: m.Now, TrustOwner: m.TrustOwner,
 			}
 			if clean {
-				removed, err := d.Clean()
+				removed, err := d.Clean(cmd.Context())
 				if err != nil {
 					return err
 				}
@@ -247,6 +269,13 @@ func (m Machine) images(out io.Writer) *cobra.Command {
 		Long:  "Lists the images of the catalogue that you may use, as srun --carme=list does.",
 		Args:  args(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
+			record, err := m.inside()
+			if err != nil {
+				return err
+			}
+			if record != nil && !m.has(config.SpankFile) && !m.has(config.ImagesDir) {
+				return fmt.Errorf("this is inside isolated job %d, in an image that does not show the site's catalogue; ask outside of the job, with carme images or srun --carme=list", record.JobID)
+			}
 			cfg, err := config.Load(config.Source{Root: m.Root, TrustOwner: m.TrustOwner})
 			if err != nil {
 				return fmt.Errorf("read configuration: %w", err)

@@ -154,6 +154,21 @@ func TestImagesAreThoseOfTheCaller(t *testing.T) {
 	}
 }
 
+func TestInsideAJobOneIsToldWhereToAsk(t *testing.T) {
+	inside := map[string]string{"run/carme/job/proof.json": record(t, true)}
+	m := machine(t, inside)
+	if status, out, errs := run(t, m, "doctor"); status != 1 || out != "" || !strings.HasPrefix(errs, "carme: this is inside isolated job 7, ") || !strings.Contains(errs, "carme proof examines the job") {
+		t.Errorf("doctor ends with %d\n%s%s", status, out, errs)
+	}
+	if status, out, errs := run(t, m, "images"); status != 1 || out != "" || !strings.HasPrefix(errs, "carme: this is inside isolated job 7, in an image ") || !strings.Contains(errs, "srun --carme=list") {
+		t.Errorf("images, in an image, ends with %d\n%s%s", status, out, errs)
+	}
+	inside["etc/carme/images.d/a.yaml"] = "{name: base, path: /a}"
+	if status, out, errs := run(t, machine(t, inside), "images"); status != 0 || !strings.Contains(out, "base") {
+		t.Errorf("images, in a job with the node's files, ends with %d\n%s%s", status, out, errs)
+	}
+}
+
 func TestVersionAndHelpAreShown(t *testing.T) {
 	if status, out, _ := run(t, machine(t, nil), "version"); status != 0 || !strings.HasPrefix(out, "carme 0.") {
 		t.Errorf("status %d, %q", status, out)

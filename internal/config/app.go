@@ -26,7 +26,7 @@ const SessionDir = "/run/carme/sess"
 type App struct {
 	Name        string `yaml:"name"`
 	Title       string `yaml:"title"`
-	Description string `yaml:"description"`
+	Description Text   `yaml:"description"`
 	// Icon is the name of one of the portal's icons.
 	Icon string `yaml:"icon"`
 	// Command and its arguments; {{socket}}, {{dir}}, {{home}}, {{user}},
@@ -130,11 +130,12 @@ func (f *file) checkApp(a *App) {
 	if a.Title == "" {
 		a.Title = a.Name
 	}
-	for key, text := range map[string]string{"title": a.Title, "description": a.Description, "icon": a.Icon} {
+	for key, text := range map[string]string{"title": a.Title, "icon": a.Icon} {
 		if !printable(text) {
 			f.fail("must be one line of characters that can be printed", key)
 		}
 	}
+	f.checkText(a.Description, "description")
 	f.checkCommand(a.Command)
 	if !socketName().MatchString(a.Socket) {
 		f.fail("is no name of a socket; use up to 32 letters, digits and ._-", "socket")

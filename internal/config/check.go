@@ -75,9 +75,7 @@ func (f *file) checkImage(img *Image) {
 	} else {
 		f.checkPath(img.Path, "path")
 	}
-	if !printable(img.Description) {
-		f.fail("must be one line of characters that can be printed", "description")
-	}
+	f.checkText(img.Description, "description")
 	for i, g := range img.Groups {
 		if !groupName().MatchString(g) || !printable(g) {
 			f.fail("is no name of a group", "groups", i)

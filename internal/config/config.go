@@ -152,7 +152,7 @@ type Env struct {
 type Image struct {
 	Name        string `yaml:"name"`
 	Path        string `yaml:"path"`
-	Description string `yaml:"description"`
+	Description Text   `yaml:"description"`
 	// Groups that may use it; everyone if empty.
 	Groups []string `yaml:"groups"`
 	// Binds are shown in every job in this image.

@@ -51,3 +51,37 @@ func Queue(ctx context.Context, run Runner) ([]QueueRow, error) {
 	}
 	return rows, nil
 }
+
+// Over says whether a state is a last one (squeue(1), JOB STATE CODES).
+func Over(state string) bool {
+	switch state {
+	case "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "LAUNCH_FAILED":
+		return true
+	}
+	return false
+}
+
+// Ended tells which of some jobs slurmctld knows to be over, or does not know.
+// One that it cleans up after is not over yet.
+func Ended(ctx context.Context, run Runner, ids ...string) ([]string, error) {
+	out, err := run(ctx, "squeue", "--noheader", "--all", "--states=all", "--format=%A|%T", "--jobs="+strings.Join(ids, ","))
+	// Of several it leaves out those that it does not know.
+	if err != nil && (len(ids) != 1 || !strings.Contains(err.Error(), "Invalid job id")) {
+		return nil, err
+	}
+	live := map[string]bool{}
+	for line := range strings.Lines(string(out)) {
+		id, state, found := strings.Cut(strings.TrimSpace(line), "|")
+		if !found {
+			return nil, fmt.Errorf("squeue: %q is no job and its state", line)
+		}
+		live[id] = live[id] || !Over(state)
+	}
+	var ended []string
+	for _, id := range ids {
+		if !live[id] {
+			ended = append(ended, id)
+		}
+	}
+	return ended, nil
+}

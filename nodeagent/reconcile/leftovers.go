@@ -11,7 +11,7 @@ import (
 // plugin does so itself, unless it was killed.
 type Leftovers struct {
 	// Clean removes them and returns their names (doctor.Doctor.Clean).
-	Clean func() ([]string, error)
+	Clean func(ctx context.Context) ([]string, error)
 	Every time.Duration
 	Log   *slog.Logger
 
@@ -23,7 +23,7 @@ func (l *Leftovers) Run(ctx context.Context) {
 	tick := time.NewTicker(l.Every)
 	defer tick.Stop()
 	for {
-		l.once()
+		l.once(ctx)
 		select {
 		case <-ctx.Done():
 			return
@@ -32,8 +32,8 @@ func (l *Leftovers) Run(ctx context.Context) {
 	}
 }
 
-func (l *Leftovers) once() {
-	removed, err := l.Clean()
+func (l *Leftovers) once(ctx context.Context) {
+	removed, err := l.Clean(ctx)
 	if len(removed) > 0 {
 		l.Log.Info("removed what ended jobs had left", "jobs", strings.Join(removed, " "))
 	}

@@ -168,7 +168,7 @@ func TestLeftovers_are_removed_and_problems_told_once(t *testing.T) {
 	var calls atomic.Int32
 	l := &Leftovers{Every: time.Millisecond, Log: slog.New(slog.NewTextHandler(&out, nil))}
 	ctx, cancel := context.WithCancel(t.Context())
-	l.Clean = func() ([]string, error) {
+	l.Clean = func(context.Context) ([]string, error) {
 		if calls.Add(1) == 3 {
 			cancel()
 		}
@@ -204,7 +204,7 @@ func TestLeftovers_of_a_user_lead_nowhere(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	removed, err := doctor.Doctor{Root: root, Now: time.Now}.Clean()
+	removed, err := doctor.Doctor{Root: root, Now: time.Now}.Clean(t.Context())
 	if err != nil || len(removed) != 1 || removed[0] != strconv.Itoa(7) {
 		t.Errorf("removed %v, %v", removed, err)
 	}

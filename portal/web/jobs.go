@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -97,6 +98,7 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 		data.Cluster = &cluster
 	}
 	texts := s.texts[chooseLanguage(c.Request)]
+	speak(&data.Offer, chooseLanguage(c.Request))
 	data.Sessions, data.Stale = liveSessions(jobs.Jobs), stale(texts, jobs.Age, jobs.Problem, jobs.ProblemCode)
 	data.Problems = problems(texts, refusal)
 	data.fill(texts, form)
@@ -111,6 +113,19 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 	}
 	v.Data = data
 	s.page(c, status, "dashboard", v)
+}
+
+// speak leaves of the site's descriptions those in the page's language, where the
+// site has written any.
+func speak(offer *api.Offer, language string) {
+	for i := range offer.Images {
+		image := &offer.Images[i]
+		image.Description, image.Descriptions = cmp.Or(image.Descriptions[language], image.Description), nil
+	}
+	for i := range offer.Apps {
+		app := &offer.Apps[i]
+		app.Description, app.Descriptions = cmp.Or(app.Descriptions[language], app.Description), nil
+	}
 }
 
 // fill prepares the form's choices out of the offer.
@@ -262,14 +277,30 @@ func readForm(c *gin.Context) (api.Start, map[string]string) {
 	}, problems
 }
 
+// refuse is the refusal of a form with fields that hold no numbers, and with what
+// else is wrong with it: all is said at once. To ask for a script starts nothing.
+func (s *Server) refuse(c *gin.Context, in api.Start, wrong map[string]string) error {
+	what := api.Error{Code: client.CodeInvalid, Message: s.text(c, "start.nonumber"), Fields: map[string]string{}}
+	_, err := s.backend.Script(c.Request.Context(), token(c), in)
+	if known, ok := errors.AsType[*client.RefusedError](err); ok {
+		maps.Copy(what.Fields, known.What.Fields)
+		what.FieldCodes = maps.Clone(known.What.FieldCodes)
+	}
+	for name := range wrong {
+		field := name
+		if name == "memory" {
+			field = "memory_mb"
+		}
+		what.Fields[field] = s.text(c, "start.nonumber")
+		delete(what.FieldCodes, field)
+	}
+	return &client.RefusedError{What: what}
+}
+
 func (s *Server) start(c *gin.Context) {
 	in, wrong := readForm(c)
 	if len(wrong) > 0 {
-		fields := map[string]string{}
-		for name := range wrong {
-			fields[name] = s.text(c, "start.nonumber")
-		}
-		s.showHome(c, http.StatusUnprocessableEntity, &in, &client.RefusedError{What: api.Error{Code: client.CodeInvalid, Message: s.text(c, "start.nonumber"), Fields: fields}})
+		s.showHome(c, http.StatusUnprocessableEntity, &in, s.refuse(c, in, wrong))
 		return
 	}
 	job, err := s.backend.Start(c.Request.Context(), token(c), in)

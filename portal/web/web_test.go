@@ -497,12 +497,32 @@ func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 	}
 	form.Set("nodes", "many")
 	form.Set("name", "kept")
+	if _, page := b.post("/", "/jobs", form); !strings.Contains(page, "Enter a whole number.") || !strings.Contains(page, "at most 8 over all nodes") {
+		t.Error("not all that is wrong is said at once")
+	}
+	form.Set("gpus", "1")
 	if answer, page := b.post("/", "/jobs", form); answer.StatusCode != 422 || !strings.Contains(page, `id="nodes-problem">Enter a whole number.`) ||
 		!strings.Contains(page, `aria-invalid="true" aria-describedby="nodes-problem" autofocus`) || !strings.Contains(page, `value="many"`) || !strings.Contains(page, `value="kept"`) {
 		t.Errorf("no number: %d", answer.StatusCode)
 	}
 	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 {
 		t.Errorf("stop: %d", answer.StatusCode)
+	}
+}
+
+func TestDescriptions_of_the_site_are_in_the_language_of_the_page(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	for language, want := range map[string][]string{
+		"en": {"A shell in the job", "Notebooks, terminals and files", `"PyTorch 2.9, CUDA 12.8"`},
+		"de": {"Eine Shell im Job", "Notebooks, terminals and files", `"PyTorch 2.9 mit CUDA 12.8"`},
+	} {
+		_, page := b.get("/", "Accept-Language: "+language)
+		for _, text := range want {
+			if !strings.Contains(page, text) {
+				t.Errorf("the page in %s lacks %q", language, text)
+			}
+		}
 	}
 }
 

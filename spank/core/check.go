@@ -34,7 +34,8 @@ func Check(requestFile io.Reader, stdout, stderr io.Writer) int {
 }
 
 func check(rec *wire.Record, stdout io.Writer) (int, error) {
-	req, err := request.Parse(request.InputFromRecord(rec))
+	in := request.InputFromRecord(rec)
+	req, err := request.Parse(in)
 	if err != nil {
 		return checkFailed, err
 	}
@@ -60,7 +61,10 @@ func check(rec *wire.Record, stdout io.Writer) (int, error) {
 		return checkFailed, err
 	}
 	_, err = p.Resolve(req, policy.User{Name: person.Name, UID: person.UID, GID: person.GID, Groups: person.Groups})
-	return checkOK, err
+	if err != nil {
+		return checkFailed, in.Named(err)
+	}
+	return checkOK, nil
 }
 
 // ownIDs are those of this process; the kernel keeps ids in 32 bits.

@@ -31,7 +31,7 @@ func Setup(requestFile io.Reader, result io.Writer, anchor int) error {
 	answer, err := serve(rec, anchorConn{anchor}, c)
 	if err != nil {
 		answer = new(wire.Record)
-		answer.Add("error", oneLine(err))
+		answer.Add("error", oneLine(request.InputFromRecord(rec).Named(err)))
 	}
 	for _, line := range c.lines {
 		answer.Add("debug", line)

@@ -9,7 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -71,16 +71,18 @@ static void append_binds(struct record *r)
 	}
 }
 
-static int fd_of(const struct record *r)
+/* A write to a socket knows no ulimit -f, which ends who writes to a file. Who
+ * does not listen any more has said why. */
+static int send_all(int fd, const struct record *r)
 {
-	int fd = memfd_create("carme-request", 0);
+	for (size_t at = 0; at < r->len;) {
+		ssize_t n = send(fd, r->buf + at, r->len - at, MSG_NOSIGNAL);
 
-	if (fd >= 0 &&
-	    (!record_ok(r) || write(fd, r->buf, r->len) != (ssize_t) r->len))
-		sys_close(&fd);
-	if (fd >= 0)
-		lseek(fd, 0, SEEK_SET);
-	return fd;
+		if (n < 0 && errno != EINTR)
+			return -1;
+		at += n > 0 ? (size_t) n : 0;
+	}
+	return 0;
 }
 
 static void begin_request(struct record *r)
@@ -97,19 +99,26 @@ static int run_check(struct record *r)
 	char *argv[] = {(char *) CARME_HOST, (char *) "check", NULL};
 	char *envp[] = {NULL};
 	posix_spawn_file_actions_t fa;
+	int pair[2] = {-1, -1};
 	int status = 0;
-	int fd = fd_of(r);
 	pid_t pid;
-	int rc;
+	int rc = E2BIG;
 
+	if (record_ok(r))
+		rc = socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair)
+			 ? errno
+			 : 0;
+	if (!rc) {
+		posix_spawn_file_actions_init(&fa);
+		posix_spawn_file_actions_adddup2(&fa, pair[0], 3);
+		rc = posix_spawn(&pid, CARME_HOST, &fa, NULL, argv, envp);
+		posix_spawn_file_actions_destroy(&fa);
+	}
+	sys_close(&pair[0]);
+	if (!rc)
+		send_all(pair[1], r);
+	sys_close(&pair[1]);
 	record_free(r);
-	if (fd < 0)
-		return -1;
-	posix_spawn_file_actions_init(&fa);
-	posix_spawn_file_actions_adddup2(&fa, fd, 3);
-	rc = posix_spawn(&pid, CARME_HOST, &fa, NULL, argv, envp);
-	posix_spawn_file_actions_destroy(&fa);
-	close(fd);
 	if (rc) {
 		errno = rc;
 		return -1;
@@ -123,11 +132,19 @@ static int run_check(struct record *r)
 /* Nothing is queued yet, and a return code would be ignored. */
 static void __attribute__((noreturn)) leave(int rc)
 {
-	if (rc < 0)
-		fprintf(stderr,
-			"carme: run %s: %s; ask the admin to install Carme on "
-			"this host\n",
-			CARME_HOST, strerror(errno));
+	int why = errno;
+
+	if (rc < 0 && !access(CARME_JOB_OPTIONS, F_OK))
+		fputs("carme: this is inside an isolated job, in an image that "
+		      "cannot show it; ask outside of the job, with srun "
+		      "--carme=list or srun --carme=help\n",
+		      stderr);
+	else if (rc < 0)
+		fprintf(stderr, "carme: run %s: %s; %s\n", CARME_HOST,
+			strerror(why),
+			why == ENOENT || why == EACCES
+			    ? "ask the admin to install Carme on this host"
+			    : "look at your limits (ulimit -a), and try again");
 	exit(rc == CHECK_DONE ? 0 : 1);
 }
 

@@ -31,6 +31,7 @@ enum {
 struct seen {
 	int n;	      /* calls, all of them */
 	int from_env; /* the first call comes from the environment */
+	int from_var; /* and there from the option's own variable */
 	int words;    /* sbatch: occurrences on the command line */
 	char *value[OCCURRENCES];
 };
@@ -182,7 +183,8 @@ void options_from_environment(void)
 		char name[96];
 
 		inherited_name(name, sizeof(name), key[i]);
-		if (v && !getenv(name))
+		seen[i].from_var = v && !getenv(name);
+		if (seen[i].from_var)
 			setenv(name, v, 1);
 		seen[i].from_env = getenv(name) != NULL;
 	}
@@ -261,8 +263,10 @@ static int replaced(const struct seen *s)
 }
 
 /* In srun and sbatch the first value may stem from the environment; what was
- * typed replaces it. An option typed twice is passed on twice, for the core to
- * refuse. On the node Slurm hands over one value and no origin. */
+ * typed replaces it. "default." says that it was the option's variable there,
+ * by whose name its user knows it. An option typed twice is passed on twice,
+ * for the core to refuse. On the node Slurm hands over one value and no origin.
+ */
 void options_append(struct record *r)
 {
 	for (int i = 0; i < OPT_COUNT; i++) {
@@ -270,6 +274,10 @@ void options_append(struct record *r)
 		int kept = s->n > OCCURRENCES ? OCCURRENCES : s->n;
 		char name[64];
 
+		if (s->n && s->from_var) {
+			snprintf(name, sizeof(name), "default.%s", key[i]);
+			record_add(r, name, "");
+		}
 		for (int k = 0; k < kept; k++) {
 			if (replaced(s) && k < kept - 1)
 				continue;
@@ -282,6 +290,22 @@ void options_append(struct record *r)
 			snprintf(name, sizeof(name), "opt.%s", key[i]);
 			record_add(r, name, s->value[1]);
 		}
+	}
+}
+
+/* On the node all options arrive alike. One that says the same as its variable
+ * is taken for that, in what its user reads. */
+void options_append_defaults(spank_t sp, struct record *r)
+{
+	for (int i = 0; i < OPT_COUNT; i++) {
+		char value[4096], name[64];
+
+		if (!seen[i].n || !variable[i] ||
+		    spank_getenv(sp, variable[i], value, sizeof(value)) ||
+		    strcmp(value, last_value(&seen[i])) != 0)
+			continue;
+		snprintf(name, sizeof(name), "default.%s", key[i]);
+		record_add(r, name, "");
 	}
 }
 

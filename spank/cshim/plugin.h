@@ -49,6 +49,7 @@ int options_typed(void);
 int options_inherited(void);
 /* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
+void options_append_defaults(spank_t sp, struct record *r);
 /* A word of sbatch's command line, before options_append(). */
 void options_count_word(const char *word);
 /* srun parses again for each component of a heterogeneous job. */

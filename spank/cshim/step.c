@@ -151,6 +151,7 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 	append_slurm_library(r);
 	append_environment(sp, s, r);
 	options_append(r);
+	options_append_defaults(sp, r);
 	if (!strcmp(mode, "first"))
 		append_asked(s, r);
 }

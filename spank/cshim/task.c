@@ -6,6 +6,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sched.h>
 #include <stdio.h>
 #include <string.h>
@@ -219,6 +220,23 @@ static int start_app(spank_t sp, const struct step *s)
 	return -1;
 }
 
+static int go_to_workdir(spank_t sp, const struct step *s)
+{
+	const char *dir = record_get(step_record(s), "workdir");
+	char own[PATH_MAX];
+	int by_variable, rc;
+
+	if (!dir || !dir[0] || !chdir(dir))
+		return 0;
+	rc = errno;
+	by_variable = !spank_getenv(sp, "CARME_WORKDIR", own, sizeof(own)) &&
+		      !strcmp(own, dir);
+	fail("%s=%s: %s in the job; choose a directory that is there",
+	     by_variable ? "CARME_WORKDIR" : "--carme-workdir", dir,
+	     strerror(rc));
+	return -1;
+}
+
 /*
  * Where Slurm can put a command in front of the task's (23.02 and later), the
  * container is joined by that command, after TaskProlog: the script and, in
@@ -228,7 +246,9 @@ static int start_app(spank_t sp, const struct step *s)
 static int enter(spank_t sp, const struct step *s)
 {
 	const char *workdir = record_get(step_record(s), "workdir");
+	struct lost_directory lost = {.path = ""};
 	const char *what = "";
+	int local = 0;
 	char user[16], mnt[16];
 	int userns = -1, mntns = -1;
 	prepend_f *prepend = prepend_function();
@@ -236,8 +256,12 @@ static int enter(spank_t sp, const struct step *s)
 	if (await_container(sp, s, &userns, &mntns))
 		return -1;
 	if (!prepend) {
-		if (enter_container(userns, mntns, &what))
+		if (enter_container(userns, mntns, &lost, &what))
 			fail("%s: %s", what, strerror(errno));
+		else if (workdir && workdir[0])
+			go_to_workdir(sp, s);
+		else if (!spank_get_item(sp, S_TASK_ID, &local) && !local)
+			enter_tell_lost(2, &lost);
 		sys_close(&userns);
 		sys_close(&mntns);
 		return failed() ? -1 : 0;
@@ -253,18 +277,6 @@ static int enter(spank_t sp, const struct step *s)
 		return -1;
 	}
 	return 0;
-}
-
-static int go_to_workdir(const struct step *s)
-{
-	const char *dir = record_get(step_record(s), "workdir");
-
-	if (!dir || !dir[0] || !chdir(dir))
-		return 0;
-	fail("--carme-workdir=%s: %s in the job; choose a directory that is "
-	     "there",
-	     dir, strerror(errno));
-	return -1;
 }
 
 static void show_debug(const struct step *s)
@@ -326,7 +338,7 @@ void task_start(spank_t sp)
 	if (s->image && s->image[0]) {
 		if (enter(sp, s))
 			fail_exit();
-	} else if (go_to_workdir(s)) {
+	} else if (go_to_workdir(sp, s)) {
 		fail_exit();
 	}
 	sys_close(&s->enter);

@@ -70,7 +70,7 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	s := p.cfg.Spank
 	if r.App != "" {
 		out.App, err = p.app(r.App)
-		note(err)
+		note(about(request.OptApp, err))
 		if out.App != nil && out.App.NetPrivate && r.Net == "" {
 			r.Net = request.NetPrivate
 		}
@@ -80,7 +80,7 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	out.Request.Home, err = choose(request.OptHome, r.Home, s.Home)
 	note(err)
 	out.Image, err = p.image(r.Image, u)
-	note(err)
+	note(about(request.OptCarme, err))
 	if out.Image == nil {
 		out.Request.Image = request.ImageNone
 	} else if r.Image == "" {
@@ -89,10 +89,10 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	if err == nil {
 		out.Request.Overlay, err = p.overlay(r.Overlay, out.Image)
 		note(err)
-		out.Binds, err = p.binds(ownBinds(r, out.Image), out.Image, u)
+		out.Binds, err = p.binds(ownBinds(r, out.Image), r.Binds, out.Image, u)
 		note(err)
 	}
-	note(fits(out.App, out.Image, out.Request.Net))
+	note(about(request.OptApp, fits(out.App, out.Image, out.Request.Net)))
 	if len(errs) > 0 {
 		return Resolved{}, errs
 	}
@@ -100,12 +100,20 @@ func (p *Policy) Resolve(r request.Request, u User) (Resolved, error) {
 	return out, nil
 }
 
+// about says which option an error is about.
+func about(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &request.AboutError{Option: option, Err: err}
+}
+
 // Images are the entries of the catalogue for request.List.
 func (p *Policy) Images() []request.Image {
 	images := make([]request.Image, 0, len(p.cfg.Images))
 	for _, i := range p.cfg.Images {
 		images = append(images, request.Image{
-			Name: i.Name, Description: i.Description, Groups: i.Groups, Default: i.Name == p.cfg.Spank.DefaultImage,
+			Name: i.Name, Description: i.Description.String(), Groups: i.Groups, Default: i.Name == p.cfg.Spank.DefaultImage,
 		})
 	}
 	return images
@@ -278,8 +286,9 @@ func ownBinds(r request.Request, img *config.Image) []request.Bind {
 }
 
 // binds joins the binds of the site, the image and the user. Those of the image
-// replace those of the site at the same place.
-func (p *Policy) binds(own []request.Bind, img *config.Image, u User) ([]Bind, error) {
+// replace those of the site at the same place. asked are those of the user's that
+// an option names.
+func (p *Policy) binds(own, asked []request.Bind, img *config.Image, u User) ([]Bind, error) {
 	binds := given(p.cfg.Spank.Binds.Default)
 	if img != nil {
 		for _, b := range given(img.Binds) {
@@ -287,19 +296,22 @@ func (p *Policy) binds(own []request.Bind, img *config.Image, u User) ([]Bind, e
 			binds = append(binds, b)
 		}
 		if !img.AllowBinds && len(own) > 0 {
-			return nil, fmt.Errorf("image %s takes no binds; leave --carme-bind out", img.Name)
+			return nil, aboutBind(own[0], asked, fmt.Errorf("image %s takes no binds; leave --carme-bind out", img.Name))
 		}
 	}
 	var errs request.Errors
 	for _, b := range own {
 		allowed, readOnly := p.AllowsSource(b.Src, b.Dst, u)
+		refuse := func(format string, args ...any) {
+			errs = append(errs, aboutBind(b, asked, fmt.Errorf("bind %s"+format, append([]any{request.Quote(b.String())}, args...)...)))
+		}
 		switch {
 		case !allowed:
-			errs = append(errs, fmt.Errorf("bind %s: %s", request.Quote(b.String()), p.bindPlaces(u)))
+			refuse(": %s", p.bindPlaces(u))
 		case readOnly && !b.ReadOnly:
-			errs = append(errs, fmt.Errorf("bind %s is allowed read-only; write %s:%s:ro", request.Quote(b.String()), shown(b.Src), shown(b.Dst)))
+			refuse(" is allowed read-only; write %s:%s:ro", shown(b.Src), shown(b.Dst))
 		case slices.ContainsFunc(binds, func(a Bind) bool { return a.Dst == b.Dst }):
-			errs = append(errs, fmt.Errorf("bind %s: the site puts something else there; choose another place", request.Quote(b.String())))
+			refuse(": the site puts something else there; choose another place")
 		default:
 			binds = append(binds, Bind{Bind: b, Own: true})
 		}
@@ -308,6 +320,15 @@ func (p *Policy) binds(own []request.Bind, img *config.Image, u User) ([]Bind, e
 		return nil, errs
 	}
 	return binds, nil
+}
+
+// aboutBind says where a bind that is refused comes from.
+func aboutBind(b request.Bind, asked []request.Bind, err error) error {
+	if slices.Contains(asked, b) {
+		return about(request.OptBind, err)
+	}
+	name := request.ApptainerBinds()[0]
+	return fmt.Errorf("%s: %s", name, strings.ReplaceAll(err.Error(), "--"+request.OptBind, name))
 }
 
 func (p *Policy) bindPlaces(u User) string {

@@ -92,7 +92,7 @@ func TestRequestIsRefusedOrAllowedByThePolicy(t *testing.T) {
 		"bind over the site's":       {bind("/data/x", "/sw", true), alice(), "the site puts something else there"},
 		"bind in a strict image":     {request.Request{Image: "torch", Binds: bind("/data/x", "/mnt", true).Binds}, ml, "image torch takes no binds"},
 		"bind by Apptainer":          {request.Request{Image: "base", ImageBinds: bind("/data/x", "/mnt", true).Binds}, alice(), ""},
-		"secret by Apptainer":        {request.Request{Image: "base", ImageBinds: bind("/etc/shadow", "/mnt", true).Binds}, alice(), `bind "/etc/shadow:/mnt:ro": not allowed`},
+		"secret by Apptainer":        {request.Request{Image: "base", ImageBinds: bind("/etc/shadow", "/mnt", true).Binds}, alice(), `APPTAINER_BIND: bind "/etc/shadow:/mnt:ro": not allowed`},
 		"Apptainer without image":    {request.Request{ImageBinds: bind("/etc/shadow", "/mnt", true).Binds}, alice(), ""},
 		"option before Apptainer": {
 			request.Request{Image: "base", Binds: bind("/data/x", "/mnt", true).Binds, ImageBinds: bind("/data/y", "/mnt", false).Binds}, alice(), "",

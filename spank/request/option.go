@@ -77,3 +77,9 @@ func RecordKey(name string) string {
 func InheritedKey(name string) string {
 	return "inherited." + strings.ReplaceAll(name, "-", "_")
 }
+
+// DefaultKey is the key that says of an option that its value is that of its
+// variable.
+func DefaultKey(name string) string {
+	return "default." + strings.ReplaceAll(name, "-", "_")
+}

@@ -54,25 +54,49 @@ type Input struct {
 	// Env holds the defaults by the names in Option.Env, and the variables in
 	// ApptainerBinds. Others are ignored.
 	Env map[string]string
+	// Defaults are the options among Options whose value the plugin has found in
+	// their variable: on a node, where all arrive alike, those that say the same.
+	Defaults map[string]bool
+}
+
+// isDefault says whether what counts of an option stems from its variable.
+func (in Input) isDefault(name string) bool {
+	typed := in.Context != ContextRemote && slices.ContainsFunc(in.Options, func(g Given) bool { return g.Name == name && !g.Inherited })
+	return in.Defaults[name] && !typed
+}
+
+// label is the name under which the user knows the value of an option.
+func (in Input) label(g Given) string {
+	if o, ok := find(g.Name); ok && in.Defaults[g.Name] && (g.Inherited || in.Context == ContextRemote) {
+		return o.Env
+	}
+	return "--" + g.Name
 }
 
 // InputFromRecord reads an Input that the plugin sent: `mode`, which is "check"
 // in srun, sbatch and salloc and anything else on a node, then RecordKey(name) per option as typed, InheritedKey(name) per option found in
-// the job's environment, and `env.CARME...` per variable.
+// the job's environment, DefaultKey(name) per option whose value its variable has, and `env.CARME...` per variable.
 func InputFromRecord(rec *wire.Record) Input {
 	in := Input{Context: ContextRemote, Env: map[string]string{}}
 	if mode, _ := rec.Get("mode"); mode == modeCheck {
 		in.Context = ContextLocal
 	}
-	keys := map[string]Given{}
+	keys, defaults := map[string]Given{}, map[string]string{}
 	for _, o := range Options() {
 		keys[RecordKey(o.Name)] = Given{Name: o.Name}
 		keys[InheritedKey(o.Name)] = Given{Name: o.Name, Inherited: true}
+		defaults[DefaultKey(o.Name)] = o.Name
 	}
 	for _, f := range rec.Fields() {
 		if g, ok := keys[f.Key]; ok {
 			g.Value = f.Value
 			in.Options = append(in.Options, g)
+		}
+		if name, ok := defaults[f.Key]; ok {
+			if in.Defaults == nil {
+				in.Defaults = map[string]bool{}
+			}
+			in.Defaults[name] = true
 		}
 		if name, ok := strings.CutPrefix(f.Key, "env."); ok {
 			in.Env[name] = f.Value
@@ -87,7 +111,7 @@ func InputFromRecord(rec *wire.Record) Input {
 // wrong.
 func Parse(in Input) (Request, error) {
 	p := parser{}
-	typed, inherited := p.collect(in.Options)
+	typed, inherited := p.collect(in)
 	r := p.switches(in, typed, inherited)
 	if !r.Enabled {
 		return Request{}, p.err()
@@ -155,20 +179,20 @@ func (p *parser) err() error {
 
 // collect returns the options by name, those typed and those inherited, and
 // refuses what is unknown, typed twice, or has a value it cannot have.
-func (p *parser) collect(options []Given) (typed, inherited map[string]value) {
+func (p *parser) collect(in Input) (typed, inherited map[string]value) {
 	typed, inherited = map[string]value{}, map[string]value{}
 	count := map[string]int{}
-	for _, g := range options {
+	for _, g := range in.Options {
 		o, ok := find(g.Name)
 		if !ok {
 			p.failf("there is no option %s; see --carme=help", Quote(g.Name))
 			continue
 		}
-		v := value{label: "--" + g.Name, text: g.Value, given: true}
+		v := value{label: in.label(g), text: g.Value, given: true}
 		if v.text == null {
 			v.text = ""
 		}
-		if o.Arg == "" && v.text != "" {
+		if o.Arg == "" && v.text != "" && v.label != o.Env { // a variable has a value in any case
 			p.failf("%s takes no value; write it alone", v.label)
 		}
 		if g.Inherited {
@@ -407,7 +431,7 @@ func (p *parser) debug(v value) bool {
 		return v.given
 	}
 	switch v.text {
-	case Yes, "1":
+	case Yes, "1", "": // the plugin makes nothing of yes
 		return true
 	case No, "0":
 		return false

@@ -1,6 +1,7 @@
 package request
 
 import (
+	"errors"
 	"maps"
 	"os"
 	"reflect"
@@ -239,6 +240,7 @@ func TestRecordFromThePluginIsReadAsInput(t *testing.T) {
 		{Key: "opt.carme", Value: "(null)"},
 		{Key: "opt.carme_net", Value: "host"},
 		{Key: "inherited.carme_home", Value: "no"},
+		{Key: "default.carme_net"},
 		{Key: "env.CARME_NET", Value: "private"},
 		{Key: "job.id", Value: "7"},
 	} {
@@ -248,7 +250,7 @@ func TestRecordFromThePluginIsReadAsInput(t *testing.T) {
 	want := Input{
 		Context: ContextRemote,
 		Options: []Given{{Name: "carme", Value: "(null)"}, {Name: "carme-net", Value: "host"}, {Name: "carme-home", Value: "no", Inherited: true}},
-		Env:     map[string]string{"CARME_NET": "private"},
+		Env:     map[string]string{"CARME_NET": "private"}, Defaults: map[string]bool{"carme-net": true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, want %+v", got, want)
@@ -257,6 +259,47 @@ func TestRecordFromThePluginIsReadAsInput(t *testing.T) {
 	check.Add("mode", "check")
 	if got := InputFromRecord(check); got.Context != ContextLocal {
 		t.Errorf("check is made in context %q", got.Context)
+	}
+}
+
+// Who has set CARME_NET in ~/.profile has never heard of --carme-net.
+func TestRefusalOfADefaultNamesItsVariable(t *testing.T) {
+	bad := map[string]string{
+		OptCarme: "x y", OptNet: "x", OptBind: "/proc/x", OptWorkdir: "src", OptHome: "x", OptOverlay: "x", OptConda: "$(id)", OptApp: "a b", OptDebug: "x",
+	}
+	for _, o := range Options() {
+		if o.Env == "" {
+			continue
+		}
+		for _, context := range []Context{ContextLocal, ContextRemote} {
+			in := Input{Context: context, Defaults: map[string]bool{o.Name: true}}
+			if o.Name != OptCarme {
+				in.Options = given("--carme")
+			}
+			of := Given{Name: o.Name, Value: bad[o.Name], Inherited: context == ContextLocal}
+			in.Options = append(in.Options, of)
+			_, err := Parse(in)
+			if err == nil || !strings.HasPrefix(err.Error(), o.Env) || strings.Contains(err.Error(), "--"+o.Name+"=\"") {
+				t.Errorf("%s=%q in %s: %v", o.Env, of.Value, context, err)
+			}
+			refusals := Errors{errors.New("--" + o.Name + "=z is not allowed; use another"), &AboutError{Option: o.Name, Err: errors.New("there is none")}, errors.New("--other")}
+			if o.Name == OptCarme {
+				refusals = refusals[1:]
+			}
+			got := in.Named(refusals).Error()
+			if strings.Contains(got, "--"+o.Name+"=") || !strings.Contains(got, o.Env+": there is none") || !strings.HasSuffix(got, "; --other") {
+				t.Errorf("%s: refused as %q", o.Env, got)
+			}
+			if context == ContextLocal { // what is typed wins, and is what is refused
+				in.Options = append(in.Options, Given{Name: o.Name, Value: "z"})
+				if got := in.Named(refusals).Error(); strings.Contains(got, o.Env) {
+					t.Errorf("--%s: refused as %q", o.Name, got)
+				}
+			}
+		}
+	}
+	if r, err := Parse(Input{Options: []Given{{Name: "carme"}, {Name: "carme-debug", Inherited: true}}, Defaults: map[string]bool{"carme-debug": true}}); err != nil || !r.Debug {
+		t.Errorf("CARME_DEBUG=yes: %+v, %v", r, err)
 	}
 }
 

@@ -53,7 +53,7 @@ func (d Doctor) Examine(ctx context.Context) Report {
 	findings = append(findings, d.plugstack(cfg), d.switchFile(), d.prologFlags(cfg), d.prolog(cfg), d.adoption(), d.cgroup(cfg))
 	findings = append(findings, d.config(ctx)...)
 	findings = append(findings, d.gpus(ctx, cfg)...)
-	findings = append(findings, d.leftovers())
+	findings = append(findings, d.leftovers(ctx))
 	return newReport(d.Node, findings)
 }
 

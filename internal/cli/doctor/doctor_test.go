@@ -341,7 +341,7 @@ func TestCleanRemovesWhatEndedJobsLeft(t *testing.T) {
 	p.write(t, "run/carme/jobs/6/extern", "78 1")
 	p.write(t, "run/carme/jobs/8/extern", "78 1")
 	p.write(t, "proc/self/mountinfo", "1 2 0:1 / /run/carme/jobs/8/root rw - tmpfs x rw\n")
-	removed, err := p.doctor().Clean()
+	removed, err := p.doctor().Clean(t.Context())
 	if !slices.Equal(removed, []string{"6"}) || err == nil || !strings.Contains(err.Error(), "something is mounted in /run/carme/jobs/8; unmount it") {
 		t.Errorf("got %q, %v", removed, err)
 	}
@@ -351,7 +351,7 @@ func TestCleanRemovesWhatEndedJobsLeft(t *testing.T) {
 		}
 	}
 	must(t, os.RemoveAll(filepath.Join(p.root, "proc")))
-	if _, err := p.doctor().Clean(); err == nil {
+	if _, err := p.doctor().Clean(t.Context()); err == nil {
 		t.Error("mounts that cannot be read are no error")
 	}
 }
@@ -365,11 +365,11 @@ func TestCleanLeavesADirectoryInWhichAStepIsSetUp(t *testing.T) {
 	dir, err := os.Open(filepath.Join(p.root, jobsDir, "6"))
 	must(t, err)
 	must(t, unix.Flock(int(dir.Fd()), unix.LOCK_EX))
-	if removed, err := p.doctor().Clean(); err != nil || len(removed) > 0 {
+	if removed, err := p.doctor().Clean(t.Context()); err != nil || len(removed) > 0 {
 		t.Errorf("during a set-up: removed %q, %v", removed, err)
 	}
 	must(t, dir.Close())
-	if removed, err := p.doctor().Clean(); err != nil || !slices.Equal(removed, []string{"6"}) {
+	if removed, err := p.doctor().Clean(t.Context()); err != nil || !slices.Equal(removed, []string{"6"}) {
 		t.Errorf("without one: removed %q, %v", removed, err)
 	}
 }
@@ -401,7 +401,7 @@ func TestAttack_leftovers_of_any_depth_take_few_descriptors_and_little_time(t *t
 		looks++
 		return start.Add(time.Duration(looks) * removeTime / 100)
 	}
-	if removed, err := d.Clean(); len(removed) > 0 || !errors.Is(err, errLate) || looks > 200 {
+	if removed, err := d.Clean(t.Context()); len(removed) > 0 || !errors.Is(err, errLate) || looks > 200 {
 		t.Errorf("removed %q, %v, and looked at the time %d times", removed, err, looks)
 	}
 	if known, alive := d.extern("6"); !known || alive {
@@ -412,7 +412,7 @@ func TestAttack_leftovers_of_any_depth_take_few_descriptors_and_little_time(t *t
 	many := few
 	few.Cur = 1000
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &few))
-	removed, err := p.doctor().Clean()
+	removed, err := p.doctor().Clean(t.Context())
 	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &many))
 	if err != nil || !slices.Equal(removed, []string{"6"}) {
 		t.Errorf("removed %q, %v", removed, err)
@@ -439,9 +439,76 @@ func TestCleanLeavesJobsThatHaveNotRunYet(t *testing.T) {
 		p.write(t, "proc/4713/cmdline", "slurmstepd: [13.extern]\x00")
 		must(t, os.Chown(filepath.Join(p.root, "proc/4713"), 10001, 10001))
 	}
-	removed, err := d.Clean()
+	removed, err := d.Clean(t.Context())
 	if err != nil || !slices.Equal(removed, []string{"13"}) {
 		t.Errorf("removed %q, %v; only 13 has no extern step and waits for no Prolog", removed, err)
+	}
+}
+
+// One that is cancelled while its Prolog runs never has an extern step, and no
+// epilog of ours.
+func TestCleanRemovesWhatSlurmHasGivenUpBeforeItRan(t *testing.T) {
+	for name, c := range map[string]struct {
+		answer string
+		err    error
+		want   []string
+	}{
+		"slurmctld knows all":        {"21|RUNNING\n22|COMPLETING\n23|PENDING\n24|SUSPENDED\n", nil, nil},
+		"two are over":               {"21|CANCELLED\n22|RUNNING\n23|FAILED\n24|COMPLETING\n", nil, []string{"21", "23"}},
+		"one is forgotten":           {"21|RUNNING\n22|RUNNING\n24|RUNNING\n", nil, []string{"23"}},
+		"slurmctld does not answer":  {"", errors.New("Unable to contact slurm controller"), nil},
+		"it says what it should not": {"21 CANCELLED\n", nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := healthy(t)
+			for _, id := range []string{"21", "22", "23", "24"} {
+				p.write(t, "run/carme/jobs/"+id+"/asked", "x")
+				must(t, os.Chtimes(filepath.Join(p.root, jobsDir, id), p.now.Add(-10*time.Second), p.now.Add(-10*time.Second)))
+			}
+			// Those of which nobody need ask: one in the making, and one that runs.
+			p.write(t, "run/carme/jobs/25/asked", "x")
+			p.write(t, "run/carme/jobs/26/asked", "x")
+			must(t, os.Chtimes(filepath.Join(p.root, jobsDir, "25"), p.now, p.now))
+			must(t, os.Chtimes(filepath.Join(p.root, jobsDir, "26"), p.now.Add(-time.Minute), p.now.Add(-time.Minute)))
+			p.write(t, "proc/4711/cmdline", "slurmstepd: [26.extern]\x00")
+			p.write(t, "proc/self/mountinfo", "")
+			d := p.doctor()
+			d.Run = func(_ context.Context, name string, args ...string) ([]byte, error) {
+				ids := strings.Split(strings.TrimPrefix(args[len(args)-1], "--jobs="), ",")
+				if name != "squeue" || slices.Contains(ids, "25") || slices.Contains(ids, "26") {
+					t.Errorf("asked %s %q", name, args)
+				}
+				if len(ids) > 1 || c.err != nil {
+					return []byte(c.answer), c.err
+				}
+				if i := strings.Index(c.answer, ids[0]+"|"); i >= 0 { // before it is removed
+					line, _, _ := strings.Cut(c.answer[i:], "\n")
+					return []byte(line), nil
+				}
+				return nil, errors.New("slurm_load_jobs error: Invalid job id specified")
+			}
+			removed, err := d.Clean(t.Context())
+			if err != nil || !slices.Equal(removed, c.want) {
+				t.Errorf("removed %q, %v, not %q", removed, err, c.want)
+			}
+		})
+	}
+}
+
+// Between the question and the removal it may have been requeued.
+func TestCleanLeavesAJobThatIsBackByThen(t *testing.T) {
+	p := healthy(t)
+	p.write(t, "run/carme/jobs/21/asked", "x")
+	must(t, os.Chtimes(filepath.Join(p.root, jobsDir, "21"), p.now.Add(-time.Minute), p.now.Add(-time.Minute)))
+	p.write(t, "proc/self/mountinfo", "")
+	d := p.doctor()
+	asked := 0
+	d.Run = func(context.Context, string, ...string) ([]byte, error) {
+		asked++
+		return []byte([]string{"21|CANCELLED\n", "21|PENDING\n"}[asked-1]), nil
+	}
+	if removed, err := d.Clean(t.Context()); err != nil || len(removed) > 0 || asked != 2 {
+		t.Errorf("removed %q, %v, after %d questions", removed, err, asked)
 	}
 }
 

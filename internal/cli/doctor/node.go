@@ -286,9 +286,13 @@ const (
 	prologing = time.Hour
 )
 
-func (d Doctor) leftovers() Finding {
+// doubtful is the age from which on Slurm is asked about a job that its Prolog has
+// told of and that has no extern step: it may have been cancelled meanwhile.
+const doubtful = 5 * time.Second
+
+func (d Doctor) leftovers(ctx context.Context) Finding {
 	const name = "leftovers"
-	dead, live, err := d.jobs()
+	dead, live, err := d.jobs(ctx)
 	switch {
 	case err != nil:
 		return fail(name, "run carme doctor as root", "%v", err)
@@ -303,8 +307,8 @@ func (d Doctor) leftovers() Finding {
 // Clean removes the directories of jobs that have ended, and returns their
 // names. A directory in which something is still mounted is left, with an
 // error.
-func (d Doctor) Clean() ([]string, error) {
-	dead, _, err := d.jobs()
+func (d Doctor) Clean(ctx context.Context) ([]string, error) {
+	dead, _, err := d.jobs(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -320,7 +324,7 @@ func (d Doctor) Clean() ([]string, error) {
 			errs = append(errs, fmt.Errorf("something is mounted in /%s; unmount it (findmnt -R) and clean again", dir))
 			continue
 		}
-		gone, err := d.remove(id)
+		gone, err := d.remove(ctx, id)
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -331,9 +335,9 @@ func (d Doctor) Clean() ([]string, error) {
 	return removed, errors.Join(errs...)
 }
 
-// jobs lists the directories of jobs whose extern step has ended, and counts
-// the others.
-func (d Doctor) jobs() (dead []string, live int, err error) {
+// jobs lists the directories of jobs whose extern step has ended, or will never
+// be, and counts the others.
+func (d Doctor) jobs(ctx context.Context) (dead []string, live int, err error) {
 	entries, err := os.ReadDir(d.path(jobsDir))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, 0, nil
@@ -342,33 +346,66 @@ func (d Doctor) jobs() (dead []string, live int, err error) {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}
 	running := sync.OnceValue(d.externs)
+	var waiting []string
 	for _, e := range entries {
 		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil || !e.IsDir() {
 			continue
 		}
-		switch gone, err := d.isDead(e.Name(), running); {
+		switch state, err := d.judge(e.Name(), running); {
 		case err != nil: // it has just gone
-		case gone:
+		case state == ended:
 			dead = append(dead, e.Name())
 		default:
 			live++
+			if state == waits {
+				waiting = append(waiting, e.Name())
+			}
 		}
 	}
-	return dead, live, nil
+	gone := d.neverStarted(ctx, waiting)
+	return append(dead, gone...), live - len(gone), nil
 }
 
-// isDead judges one directory; running is externs.
-func (d Doctor) isDead(id string, running func() map[string]bool) (bool, error) {
+// neverStarted are those of some jobs that Slurm no longer has. Where it does not
+// answer it is asked again the next time.
+func (d Doctor) neverStarted(ctx context.Context, waiting []string) []string {
+	if len(waiting) == 0 || d.Run == nil {
+		return nil
+	}
+	gone, err := slurm.Ended(ctx, d.run, waiting...)
+	if err != nil {
+		return nil
+	}
+	return gone
+}
+
+// What a job's directory tells of the job.
+type jobState int
+
+const (
+	runs  jobState = iota // or is being set up
+	waits                 // for its extern step, unless Slurm has given it up
+	ended
+)
+
+// judge looks at one directory; running is externs.
+func (d Doctor) judge(id string, running func() map[string]bool) (jobState, error) {
 	info, err := os.Lstat(d.path(path.Join(jobsDir, id)))
 	if err != nil {
-		return false, err
+		return runs, err
 	}
-	young := settling
+	age := d.Now().Sub(info.ModTime())
 	known, alive := d.extern(id)
-	if !known && d.exists(path.Join(jobsDir, id, "asked")) {
-		young, alive = prologing, running()[id]
+	asked := !known && d.exists(path.Join(jobsDir, id, "asked"))
+	switch {
+	case alive, asked && running()[id]:
+		return runs, nil
+	case known, asked && age >= prologing, !asked && age >= settling:
+		return ended, nil
+	case asked && age >= doubtful:
+		return waits, nil
 	}
-	return !alive && (known || d.Now().Sub(info.ModTime()) >= young), nil
+	return runs, nil
 }
 
 // extern reports whether the slurmstepd of the job's extern step still runs,

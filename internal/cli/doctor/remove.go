@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,7 @@ var errLate = errors.New("there is more than can be removed at once")
 
 // remove removes the directory of a job unless a step is being set up in it, or
 // the job is not dead any more. It reports whether it did.
-func (d Doctor) remove(id string) (bool, error) {
+func (d Doctor) remove(ctx context.Context, id string) (bool, error) {
 	jobs, err := unix.Open(d.path(jobsDir), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return false, fmt.Errorf("open /%s: %w", jobsDir, err)
@@ -54,7 +55,9 @@ func (d Doctor) remove(id string) (bool, error) {
 	} else if err != nil {
 		return false, fmt.Errorf("lock /%s: %w", path.Join(jobsDir, id), err)
 	}
-	if dead, err := d.isDead(id, d.externs); err != nil || !dead {
+	// Nothing that was known before the lock need be true still.
+	state, err := d.judge(id, d.externs)
+	if err != nil || state == runs || state == waits && len(d.neverStarted(ctx, []string{id})) == 0 {
 		return false, err
 	}
 	end := d.Now().Add(removeTime)

@@ -46,6 +46,8 @@ type Offer struct {
 type OfferImage struct {
 	Name        string `json:"name"`
 	Description string `json:"description"`
+	// Descriptions are those by language, where there are several.
+	Descriptions map[string]string `json:"descriptions,omitempty"`
 	// Apps that run in it.
 	Apps []string `json:"apps"`
 }
@@ -55,8 +57,10 @@ type OfferApp struct {
 	Name        string `json:"name"`
 	Title       string `json:"title"`
 	Description string `json:"description"`
-	Icon        string `json:"icon"`
-	Sharing     string `json:"sharing"`
+	// Descriptions are those by language, where there are several.
+	Descriptions map[string]string `json:"descriptions,omitempty"`
+	Icon         string            `json:"icon"`
+	Sharing      string            `json:"sharing"`
 }
 
 // GPUCount is what the cluster has of one GPU type.

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -209,6 +210,14 @@ func TestStart_refuses(t *testing.T) {
 		})
 	}
 	w.t = t
+	all := newStart()
+	all.Partition, all.CPUs, all.MemoryMB, all.Minutes, all.Nodes, all.Account = "nosuch", 60000, 1<<29, -5, 99, "a,b"
+	_, e := w.ask(w.portal, "POST", "/v1/jobs", tok, all, nil)
+	for _, field := range []string{"partition", "cpus", "memory_mb", "minutes", "nodes", "account"} {
+		if e.Fields[field] == "" {
+			t.Errorf("with the others, %s is not named: %+v", field, e.Fields)
+		}
+	}
 	if len(w.slurm.sent) != 0 {
 		t.Errorf("submitted %+v", w.slurm.sent)
 	}
@@ -374,6 +383,39 @@ func TestCancelled_job_closes_its_session(t *testing.T) {
 		w.must(w.portal, "GET", "/v1/jobs/"+job.ID, tok, nil, &now)
 		return now.Stage == wire.StageEnded && now.Host == "" && now.End != ""
 	})
+}
+
+// A job from the command line has no submission here that would tell of it.
+func TestJob_from_the_command_line_keeps_what_its_nodes_said_once_it_has_ended(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.submit(tok)
+	id := w.slurm.next + 1
+	w.slurm.mu.Lock()
+	job := w.slurm.jobs[w.slurm.next]
+	job.ID, job.Comment, job.Name = id, "", "by hand"
+	w.slurm.jobs[id] = job
+	w.slurm.mu.Unlock()
+	w.slurm.run(id)
+	device := wire.Device{UUID: "GPU-1", Model: "A100"}
+	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Jobs: []wire.NodeJob{
+		{Job: id, UID: 10001, Instance: instance, App: "jupyterlab", Image: "base", Stage: wire.StageReady, Devices: []wire.Device{device}},
+	}}, nil)
+	at := "/v1/jobs/" + strconv.FormatUint(uint64(id), 10)
+	var before, after wire.Job
+	w.eventually("the session", func() bool {
+		w.must(w.portal, "GET", at, tok, nil, &before)
+		return before.Stage == wire.StageReady
+	})
+	w.must(w.portal, "DELETE", at, tok, nil, nil)
+	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Ended: []wire.NodeEnd{{Job: id, Instance: instance}}}, nil)
+	w.eventually("the end", func() bool {
+		w.must(w.portal, "GET", at, tok, nil, &after)
+		return after.Stage == wire.StageEnded
+	})
+	if !after.Carme || after.App != "jupyterlab" || after.Image != "base" || len(after.Detail.Devices) != 1 || len(after.Detail.Log) <= len(before.Detail.Log) || after.Host != "" {
+		t.Errorf("it is %+v %+v\nbefore it ended it was %+v %+v", after, after.Detail, before, before.Detail)
+	}
 }
 
 func TestRequeued_job_has_another_origin(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -50,10 +51,13 @@ func (s *Service) Offer(ctx context.Context, sess *auth.Session) (api.Offer, err
 		out.Limits.Minutes = longest
 	}
 	for _, a := range c.Apps {
-		out.Apps = append(out.Apps, api.OfferApp{Name: a.Name, Title: a.Title, Description: a.Description, Icon: a.Icon, Sharing: a.Sharing})
+		out.Apps = append(out.Apps, api.OfferApp{
+			Name: a.Name, Title: a.Title, Description: a.Description.String(), Descriptions: a.Description.Languages(), Icon: a.Icon, Sharing: a.Sharing,
+		})
 	}
 	for _, name := range s.images(c, sess) {
-		img := api.OfferImage{Name: name, Description: c.Image(name).Description, Apps: []string{}}
+		text := c.Image(name).Description
+		img := api.OfferImage{Name: name, Description: text.String(), Descriptions: text.Languages(), Apps: []string{}}
 		for i := range c.Apps {
 			if c.Apps[i].RunsIn(name) {
 				img.Apps = append(img.Apps, c.Apps[i].Name)
@@ -133,7 +137,7 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[sess.User().UID] {
 		there[id] = true
-		if state := s.pic.rows[id].State; !over(state) && state != stateCompleting {
+		if state := s.pic.rows[id].State; !slurm.Over(state) && state != stateCompleting {
 			count(gpusOf(s.details[id].job.TRES))
 		}
 	}
@@ -144,7 +148,7 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 		switch {
 		case in.Job > 0 && there[id]:
 		case in.Job > 0 && remembered && in.Final == "":
-			if !over(d.state) && d.state != stateCompleting {
+			if !slurm.Over(d.state) && d.state != stateCompleting {
 				count(gpusOf(d.job.TRES))
 			}
 		default:

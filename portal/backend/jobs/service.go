@@ -118,6 +118,7 @@ type Service struct {
 	began    map[string]bool
 	reported map[uint32]time.Time
 	starved  map[uint32]string // jobs out of memory, and the node that says so
+	was      map[uint32]was
 	shown    map[string][]api.Job
 	homes    map[string]homeState
 	gids     map[string]membership
@@ -148,6 +149,12 @@ type picture struct {
 type detail struct {
 	job   rest.Job
 	state string // of the row when it was asked for
+	at    time.Time
+}
+
+// was is a job on its nodes as they last said it was, once they have it no more.
+type was struct {
+	nodes map[string]api.NodeJob
 	at    time.Time
 }
 
@@ -406,6 +413,11 @@ func (s *Service) refreshDetails(ctx context.Context) {
 			delete(s.details, id)
 		}
 	}
+	for id, w := range s.was {
+		if _, ok := s.pic.rows[id]; !ok && now.Sub(w.at) > forgetAfter {
+			delete(s.was, id)
+		}
+	}
 	s.mu.Unlock()
 	slices.Sort(ids)
 	slices.Reverse(ids) // the newest first
@@ -481,14 +493,14 @@ func (s *Service) reconcile(ctx context.Context) {
 	for _, id := range live {
 		row, ok := rows[id]
 		// A session may be younger than the picture.
-		if seen, known := sealed[id]; (!ok || over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
+		if seen, known := sealed[id]; (!ok || slurm.Over(row.State)) && (!known || at.Sub(seen) > pollEvery) {
 			if err := s.Routes.End(ctx, id); err != nil {
 				s.Log.ErrorContext(ctx, "session could not be ended", "job", id, "err", err.Error())
 			}
 		}
 	}
 	for id := range sealed {
-		if row, ok := rows[id]; ok && !over(row.State) {
+		if row, ok := rows[id]; ok && !slurm.Over(row.State) {
 			for node, j := range s.Nodes.Find(id) {
 				if err := s.begin(ctx, node, j); err != nil {
 					s.Log.ErrorContext(ctx, "session could not be begun", "job", id, "err", err.Error())
@@ -572,6 +584,7 @@ func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end 
 	}
 	delete(s.reported, j.Job)
 	delete(s.began, j.Instance)
+	s.remember(node, j)
 	s.mu.Unlock()
 	if j.Instance == "" {
 		return nil
@@ -584,6 +597,32 @@ func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end 
 	}
 	s.pokeNow()
 	return nil
+}
+
+// remember keeps what a job was on a node: a job from the command line has no
+// submission here that would tell of image and app. The caller holds the lock.
+func (s *Service) remember(node string, j api.NodeJob) {
+	if j.UID == 0 && j.App == "" && j.Image == "" {
+		return // it ended before its node could tell of it
+	}
+	if s.was == nil {
+		s.was = map[uint32]was{}
+	}
+	w, ok := s.was[j.Job]
+	if !ok {
+		w.nodes = map[string]api.NodeJob{}
+	}
+	w.nodes[node], w.at = j, s.Now()
+	s.was[j.Job] = w
+}
+
+// onNodes is what the nodes say of a job, or have said before it ended there: then
+// nothing in it is news. The caller holds the lock.
+func (s *Service) onNodes(id uint32) (all map[string]api.NodeJob, now bool) {
+	if all = s.Nodes.Find(id); len(all) > 0 {
+		return all, true
+	}
+	return s.was[id].nodes, false
 }
 
 // Gone says whether Slurm is known not to know the job (nodes.Changes).

@@ -135,9 +135,13 @@ func (s *Service) checkNumbers(in *api.Start, offer *api.Offer, wrong wrongs) {
 			wrong[field] = say("field.range", "It must be %s to %s.", strconv.Itoa(least), strconv.Itoa(most))
 		}
 	}
+	partition := in.Partition
+	if !slices.Contains(offer.Partitions, partition) {
+		partition = "" // which is refused for itself, and hides nothing else
+	}
 	ranged("nodes", in.Nodes, 1, orDefault(offer.Nodes, countMax))
-	ranged("minutes", in.Minutes, 1, orDefault(s.longest(in.Partition), countMax*60))
-	cpus, memory := s.largest(in.Partition)
+	ranged("minutes", in.Minutes, 1, orDefault(s.longest(partition), countMax*60))
+	cpus, memory := s.largest(partition)
 	ranged("cpus", in.CPUs, 0, orDefault(cpus, countMax))
 	if most := orDefault(memory, memoryMax); in.MemoryMB < 0 || in.MemoryMB > most {
 		wrong["memory_mb"] = say("field.memory", "No node has more than %s GB.", strconv.FormatInt(most/1024, 10))

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net"
 	"reflect"
@@ -33,15 +34,6 @@ const (
 	historyFor = 14 * 24 * time.Hour
 	historyMax = 50
 )
-
-// over says whether a state is a last one (squeue(1), JOB STATE CODES).
-func over(state string) bool {
-	switch state {
-	case "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT", "LAUNCH_FAILED":
-		return true
-	}
-	return false
-}
 
 func joinPort(addr, port string) string { return net.JoinHostPort(addr, port) }
 
@@ -306,7 +298,7 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 	}
 	j.Stage = s.stage(&j, row)
 	switch {
-	case over(row.State):
+	case slurm.Over(row.State):
 		j.Ended = d.Ended
 		s.reason(row.ID, row.State, d).end(&j)
 		return j
@@ -321,9 +313,6 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 
 // stage is how far a job has come; it fills in what its nodes say.
 func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
-	if over(row.State) {
-		return api.StageEnded
-	}
 	stage := api.StageQueued
 	switch row.State {
 	case statePending, "REQUEUED", "SPECIAL_EXIT", "REQUEUE_HOLD", "REQUEUE_FED":
@@ -331,7 +320,8 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		stage = api.StageAllocated
 	}
 	order := []string{api.StageQueued, api.StageAllocated, api.StageImage, api.StageApp, api.StageReady}
-	for node, n := range s.Nodes.Find(row.ID) {
+	nodes, now := s.onNodes(row.ID)
+	for node, n := range nodes {
 		if n.UID != row.UID || !slices.Contains(j.Nodes, node) { // a node speaks of its own jobs only
 			continue
 		}
@@ -342,6 +332,9 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 		if j.Image == "" {
 			j.Image = plain(n.Image)
 		}
+		if !now || slurm.Over(row.State) {
+			continue
+		}
 		if n.App != "" && slices.Index(order, n.Stage) > slices.Index(order, stage) { // without an app there is nothing to wait for
 			stage = n.Stage
 		}
@@ -349,6 +342,9 @@ func (s *Service) stage(j *api.Job, row slurm.QueueRow) string {
 			w := silent(node, since)
 			j.Problem, j.ProblemCode, j.ProblemArgs = w.text, w.code, w.args
 		}
+	}
+	if slurm.Over(row.State) {
+		return api.StageEnded
 	}
 	return stage
 }
@@ -387,7 +383,7 @@ func (s *Service) publish(ctx context.Context) {
 // finish stores how jobs of the portal ended: Slurm forgets it.
 func (s *Service) finish(ctx context.Context, list []api.Job) {
 	for _, j := range list {
-		if j.Intent == "" || !over(j.State) || j.Submitted.IsZero() {
+		if j.Intent == "" || !slurm.Over(j.State) || j.Submitted.IsZero() {
 			continue
 		}
 		text, err := json.Marshal(j)
@@ -482,7 +478,11 @@ func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.J
 	if d, ok := s.known(ctx, n); ok {
 		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
 	}
-	for node, nj := range s.Nodes.Find(n) {
+	s.mu.Lock()
+	nodes, now := s.onNodes(n)
+	nodes = maps.Clone(nodes)
+	s.mu.Unlock()
+	for node, nj := range nodes {
 		if nj.UID != sess.User().UID || !slices.Contains(j.Nodes, node) {
 			continue
 		}
@@ -490,7 +490,7 @@ func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.J
 			dev.Node = node
 			j.Detail.Devices = append(j.Detail.Devices, dev)
 		}
-		if nj.Text != "" && nj.Stage != api.StageReady {
+		if now && nj.Text != "" && nj.Stage != api.StageReady {
 			j.Detail.Log = append(j.Detail.Log, api.Event{Time: s.Now().UTC(), Stage: nj.Stage, Text: nj.Text})
 		}
 	}
@@ -534,7 +534,7 @@ func (s *Service) events(ctx context.Context, id uint32, j *api.Job) ([]api.Even
 			log = append(log, one)
 		}
 	}
-	if over(j.State) {
+	if slurm.Over(j.State) {
 		log = append(log, api.Event{Time: j.Ended, Stage: api.StageEnded, Text: j.End, Code: j.EndCode, Args: j.EndArgs})
 	}
 	return log, nil

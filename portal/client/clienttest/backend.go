@@ -501,12 +501,12 @@ func (b *Backend) offer(w http.ResponseWriter, _ *http.Request, s *session) {
 	answer(w, http.StatusOK, api.Offer{
 		Images: []api.OfferImage{
 			{Name: "base", Description: "Debian 12 with Python 3.11 and JupyterLab", Apps: []string{"jupyterlab", "terminal"}},
-			{Name: "pytorch", Description: "PyTorch 2.9, CUDA 12.8", Apps: []string{"jupyterlab", "code-server", "terminal"}},
+			{Name: "pytorch", Description: "PyTorch 2.9, CUDA 12.8", Descriptions: map[string]string{"en": "PyTorch 2.9, CUDA 12.8", "de": "PyTorch 2.9 mit CUDA 12.8"}, Apps: []string{"jupyterlab", "code-server", "terminal"}},
 		},
 		Apps: []api.OfferApp{
 			{Name: "jupyterlab", Title: "JupyterLab", Description: "Notebooks, terminals and files", Icon: "jupyterlab", Sharing: "none"},
 			{Name: "code-server", Title: "code-server", Description: "VS Code in the browser", Icon: "code-server", Sharing: "none"},
-			{Name: "terminal", Title: "Terminal", Description: "A shell in the job", Icon: "terminal", Sharing: "none"},
+			{Name: "terminal", Title: "Terminal", Description: "A shell in the job", Descriptions: map[string]string{"de": "Eine Shell im Job"}, Icon: "terminal", Sharing: "none"},
 		},
 		GPUs: gpus(), Partitions: []string{"gpu", "debug"},
 		Limits: api.Limits{Nodes: 4, GPUs: 8, Running: 4, Minutes: 1440}, Used: used,
@@ -519,9 +519,27 @@ func (b *Backend) script(w http.ResponseWriter, r *http.Request, _ *session) {
 	if !ok {
 		return
 	}
+	if refused(w, in) {
+		return
+	}
 	answer(w, http.StatusOK, api.Script{Script: fmt.Sprintf(
 		"#!/bin/sh\n#SBATCH --job-name=%s\n#SBATCH --nodes=%d\n#SBATCH --gres=gpu:%d\n#SBATCH --time=%d\n#SBATCH --carme=%s\n#SBATCH --carme-app=%s\n:\n",
 		in.Name, in.Nodes, in.GPUs, in.Minutes, in.Image, in.App)})
+}
+
+// refused answers a request that cannot be.
+func refused(w http.ResponseWriter, in api.Start) bool {
+	var what api.Error
+	switch {
+	case in.App == "code-server" && in.Image == "base":
+		what = api.Error{Code: "invalid", Message: "see the marked fields", Fields: map[string]string{"app": "the image does not have this app"}}
+	case in.GPUs*in.Nodes > 8:
+		what = api.Error{Code: "limit", Message: "your limit is 8 GPUs per job", Fields: map[string]string{"gpus": "at most 8 over all nodes"}}
+	default:
+		return false
+	}
+	answer(w, http.StatusUnprocessableEntity, api.ErrorBody{Error: what})
+	return true
 }
 
 func (b *Backend) start(w http.ResponseWriter, r *http.Request, s *session) {
@@ -533,16 +551,7 @@ func (b *Backend) start(w http.ResponseWriter, r *http.Request, s *session) {
 		answer(w, http.StatusOK, job)
 		return
 	}
-	if in.App == "code-server" && in.Image == "base" {
-		answer(w, http.StatusUnprocessableEntity, api.ErrorBody{Error: api.Error{
-			Code: "invalid", Message: "see the marked fields", Fields: map[string]string{"app": "the image does not have this app"},
-		}})
-		return
-	}
-	if in.GPUs*in.Nodes > 8 {
-		answer(w, http.StatusUnprocessableEntity, api.ErrorBody{Error: api.Error{
-			Code: "limit", Message: "your limit is 8 GPUs per job", Fields: map[string]string{"gpus": "at most 8 over all nodes"},
-		}})
+	if refused(w, in) {
 		return
 	}
 	b.next++

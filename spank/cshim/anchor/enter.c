@@ -31,8 +31,22 @@ static int first_task(void)
 	return !id || !strcmp(id, "0");
 }
 
+/* By the name under which the user knows it. */
+static void refuse_directory(const char *dir)
+{
+	int error = errno;
+	const char *own = getenv("CARME_WORKDIR");
+
+	fprintf(stderr,
+		"carme: %s=%s: %s in the container; choose a directory that it "
+		"has, or show this one with --carme-bind=%s\n",
+		own && !strcmp(own, dir) ? "CARME_WORKDIR" : "--carme-workdir",
+		dir, strerror(error), dir);
+}
+
 int main(int argc, char **argv)
 {
+	struct lost_directory lost;
 	const char *what = "";
 	int userns, mntns, error;
 
@@ -43,7 +57,7 @@ int main(int argc, char **argv)
 	}
 	userns = atoi(argv[1]);
 	mntns = atoi(argv[2]);
-	if (enter_container(userns, mntns, &what))
+	if (enter_container(userns, mntns, &lost, &what))
 		return refuse(what);
 	close(userns);
 	close(mntns);
@@ -52,12 +66,11 @@ int main(int argc, char **argv)
 	if (argv[3][0] && chdir(argv[3])) {
 		/* The same for all tasks: one line is enough. */
 		if (first_task())
-			fprintf(stderr,
-				"carme: --carme-workdir=%s: %s in the "
-				"container; choose a directory that it has\n",
-				argv[3], strerror(errno));
+			refuse_directory(argv[3]);
 		return 1;
 	}
+	if (!argv[3][0] && first_task())
+		enter_tell_lost(2, &lost);
 	execvp(argv[4], argv + 4);
 	error = errno;
 	fprintf(stderr,

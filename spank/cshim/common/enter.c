@@ -10,23 +10,38 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-int enter_container(int userns, int mntns, const char **what)
+int enter_container(int userns, int mntns, struct lost_directory *lost,
+		    const char **what)
 {
-	char cwd[PATH_MAX];
-
-	if (!getcwd(cwd, sizeof(cwd)))
-		snprintf(cwd, sizeof(cwd), "/");
+	lost->error = 0;
+	if (!getcwd(lost->path, sizeof(lost->path)))
+		snprintf(lost->path, sizeof(lost->path), "/");
 	*what = "join the container's user namespace";
 	if (setns(userns, CLONE_NEWUSER))
 		return -1;
 	*what = "join the container's mounts";
 	if (setns(mntns, CLONE_NEWNS))
 		return -1;
-	/* As apptainer does: a directory that the image lacks is no error. */
+	/* As slurmstepd does where there is no such directory: the task runs,
+	 * and its user is told. */
 	*what = "change directory in the container";
-	if (chdir(cwd) && chdir("/"))
-		return -1;
-	return 0;
+	if (!chdir(lost->path)) {
+		lost->path[0] = '\0';
+		return 0;
+	}
+	lost->error = errno;
+	return chdir("/");
+}
+
+void enter_tell_lost(int fd, const struct lost_directory *lost)
+{
+	if (lost->path[0])
+		dprintf(fd,
+			"carme: couldn't chdir to %s in the container: %s: "
+			"going to / instead; show the directory with "
+			"--carme-bind=%s, or choose another one with "
+			"--carme-workdir=DIR\n",
+			lost->path, strerror(lost->error), lost->path);
 }
 
 /* Who joins a user namespace has all capabilities in it; nobody in a job is to

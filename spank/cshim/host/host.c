@@ -11,11 +11,51 @@
 #include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #ifndef CARME_CORE
 #define CARME_CORE "/usr/lib/carme/libcarme.so"
 #endif
+
+/* What the Go runtime needs to begin with, less than which it ends in pages of
+ * its own words: half a gigabyte of addresses, and a few descriptors. */
+static const struct need {
+	int resource;
+	rlim_t least;
+	const char *name, *amount;
+} needs[] = {
+    {RLIMIT_AS, (rlim_t) 1 << 30, "ulimit -v", "1048576"},
+    {RLIMIT_DATA, (rlim_t) 256 << 20, "ulimit -d", "262144"},
+    {RLIMIT_NOFILE, 16, "ulimit -n", "16"},
+};
+
+/* Whatever a user's soft limits are, up to the hard ones they are the user's to
+ * choose. */
+static int raise_limits(void)
+{
+	for (size_t i = 0; i < sizeof(needs) / sizeof(*needs); i++) {
+		struct rlimit l;
+
+		if (getrlimit(needs[i].resource, &l) ||
+		    l.rlim_cur >= needs[i].least)
+			continue;
+		if (l.rlim_max < needs[i].least) {
+			fprintf(stderr,
+				"carme: %s is too low to read the options; it "
+				"takes %s\n",
+				needs[i].name, needs[i].amount);
+			return -1;
+		}
+		l.rlim_cur = needs[i].least;
+		if (setrlimit(needs[i].resource, &l)) {
+			fprintf(stderr, "carme: raise %s to %s: %m\n",
+				needs[i].name, needs[i].amount);
+			return -1;
+		}
+	}
+	return 0;
+}
 
 int main(int argc, char **argv)
 {
@@ -27,6 +67,8 @@ int main(int argc, char **argv)
 		fputs("usage: carme-host setup|check\n", stderr);
 		return 2;
 	}
+	if (raise_limits())
+		return 3;
 	name = argv[1][0] == 's' ? "carme_setup" : "carme_check";
 	/* It lives for some milliseconds: no memory of its own for each thread,
 	 * and no more of Go's processors than it has things to do at once,

@@ -99,25 +99,49 @@ static void environment(void)
 	ok(!getenv("SLURM_SPANK__SLURM_SPANK_OPTION_carme_carme_bind"),
 	   "an empty one does not");
 	typed("carme-net", "private", 0); /* as Slurm calls back */
-	IS("inherited.carme_net=private", "it is marked as inherited");
+	IS("default.carme_net= inherited.carme_net=private",
+	   "it is marked as inherited, and by which variable");
 	ok(!options_typed() && options_any(), "and nobody typed it");
 	typed("carme-net", "host", 0);
-	IS("inherited.carme_net=private opt.carme_net=host",
+	IS("default.carme_net= inherited.carme_net=private opt.carme_net=host",
 	   "what is typed comes behind it");
 	ok(options_typed(), "and counts as typed");
 	typed("carme-net", "host", 0);
-	IS("inherited.carme_net=private opt.carme_net=host opt.carme_net=host",
+	IS("default.carme_net= inherited.carme_net=private opt.carme_net=host "
+	   "opt.carme_net=host",
 	   "typed twice is seen beside it");
 	options_next_component();
 	typed("carme-net", "private", 0);
-	IS("inherited.carme_net=private",
+	IS("default.carme_net= inherited.carme_net=private",
 	   "a further component inherits it again");
 	setenv(inherited, "host", 1);
 	options_from_environment();
 	ok(!strcmp(getenv(inherited), "host"),
 	   "a job's own options come before CARME_NET");
+	options_next_component();
+	typed("carme-net", "host", 0);
+	IS("inherited.carme_net=host", "and are not the variable's");
 	unsetenv(inherited);
 	unsetenv("CARME_NET");
+	forget();
+}
+
+/* On a node nobody says where an option comes from. */
+static void node(void)
+{
+	struct record r;
+
+	spank_setenv(NULL, "CARME_NET", "private", 1);
+	spank_setenv(NULL, "CARME_HOME", "no", 1);
+	typed("carme-net", "private", 1);
+	typed("carme-home", "yes", 1);
+	record_init(&r);
+	options_append_defaults(NULL, &r);
+	ok(record_get(&r, "default.carme_net") &&
+	       !record_get(&r, "default.carme_home") &&
+	       !record_get(&r, "default.carme_bind"),
+	   "what its variable says too is the variable's");
+	record_free(&r);
 	forget();
 }
 
@@ -153,6 +177,7 @@ int main(void)
 	values();
 	repeated();
 	environment();
+	node();
 	odd();
 	return tap_end();
 }
