@@ -134,23 +134,35 @@ func (i *intent) asJob(at time.Time) api.Job {
 // List is the user's jobs, the newest first.
 func (s *Service) List(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
 	s.Look(ctx, uid)
-	return s.list(ctx, user, uid, false)
+	return s.list(ctx, user, uid, nil)
 }
 
 // Live are those of the user's jobs that have an app and are not over: what a
 // dashboard shows of what may be thousands.
 func (s *Service) Live(ctx context.Context, user string, uid uint32) (api.Jobs, error) {
 	s.Look(ctx, uid)
-	all, err := s.list(ctx, user, uid, true)
+	// Jobs of which neither a submission of the portal's nor a node tells have no
+	// session. The lock is held.
+	all, err := s.list(ctx, user, uid, func(row *slurm.QueueRow, i *intent) bool {
+		if i != nil {
+			return true
+		}
+		_, reported := s.reported[row.ID]
+		return reported
+	})
 	all.Jobs = slices.DeleteFunc(all.Jobs, func(j api.Job) bool {
 		return !j.Carme || j.App == "" || j.Stage == api.StageEnded || j.Stage == api.StageFailed
 	})
 	return all, err
 }
 
-// list leaves out, if asked to, jobs of which neither a submission of the portal's
-// nor a node tells: they have no session.
-func (s *Service) list(ctx context.Context, user string, uid uint32, sessions bool) (api.Jobs, error) {
+// wants says whether a job is worth making a listed job of: one may be wanted of
+// thousands. It is told the job's row in the queue, nil if it is not there, and its
+// submission, nil if it is none of the portal's. The lock is held.
+type wants func(row *slurm.QueueRow, i *intent) bool
+
+// list has those of the user's jobs that are wanted; nil: all.
+func (s *Service) list(ctx context.Context, user string, uid uint32, wanted wants) (api.Jobs, error) {
 	hosts, err := s.Routes.Hosts(ctx, user)
 	if err != nil {
 		return api.Jobs{}, err
@@ -173,16 +185,15 @@ func (s *Service) list(ctx context.Context, user string, uid uint32, sessions bo
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[uid] {
 		there[id] = true
-		if _, reported := s.reported[id]; sessions && !reported && by[id] == nil {
-			continue
+		if row := s.pic.rows[id]; wanted == nil || wanted(&row, by[id]) {
+			out.Jobs = append(out.Jobs, s.assemble(row, s.details[id].job, user, by[id], hosts[id]))
 		}
-		out.Jobs = append(out.Jobs, s.assemble(s.pic.rows[id], s.details[id].job, user, by[id], hosts[id]))
 	}
 	for _, i := range intents {
 		id := uint32(i.Job) //nolint:gosec // as above
 		d, remembered := s.details[id]
 		switch {
-		case there[id] && i.Job > 0:
+		case there[id] && i.Job > 0, wanted != nil && !wanted(nil, &i):
 		case i.Job > 0 && remembered && i.Final == "":
 			row := slurm.QueueRow{ID: id, Shown: strconv.FormatInt(i.Job, 10), State: d.state, UID: uid}
 			out.Jobs = append(out.Jobs, s.assemble(row, d.job, user, &i, hosts[id]))
@@ -361,7 +372,7 @@ func (s *Service) publish(ctx context.Context) {
 		return
 	}
 	for _, u := range users {
-		now, err := s.list(ctx, u.Name, uint32(u.UID), false) //nolint:gosec // it came from a uint32
+		now, err := s.list(ctx, u.Name, uint32(u.UID), nil) //nolint:gosec // it came from a uint32
 		if err != nil {
 			s.Log.ErrorContext(ctx, "jobs could not be read", "err", err.Error())
 			continue
@@ -402,11 +413,21 @@ func (s *Service) finish(ctx context.Context, list []api.Job) {
 // find returns one of the user's jobs, by Slurm's id or the submission's. What is
 // somebody else's does not exist.
 func (s *Service) find(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
-	all, err := s.List(ctx, sess.UserName, sess.User().UID)
+	all, err := s.named(ctx, sess, id)
 	if err != nil {
 		return api.Job{}, err
 	}
 	return pick(all, id)
+}
+
+// named are those of the user's jobs that an id may mean (pick).
+func (s *Service) named(ctx context.Context, sess *auth.Session, id string) (api.Jobs, error) {
+	uid := sess.User().UID
+	s.Look(ctx, uid)
+	return s.list(ctx, sess.UserName, uid, func(row *slurm.QueueRow, i *intent) bool {
+		return row != nil && (row.Shown == id || strings.HasPrefix(row.Shown, id+"_")) ||
+			i != nil && (i.ID == id || row == nil && strconv.FormatInt(i.Job, 10) == id)
+	})
 }
 
 // pick is the job with an id, Slurm's or the submission's. By its number an array
@@ -462,7 +483,7 @@ func (s *Service) Get(ctx context.Context, sess *auth.Session, id string) (api.J
 
 // get is Get with the texts as they are: files are opened by them.
 func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.Job, error) {
-	all, err := s.List(ctx, sess.UserName, sess.User().UID)
+	all, err := s.named(ctx, sess, id)
 	if err != nil {
 		return api.Job{}, err
 	}

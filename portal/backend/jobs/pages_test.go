@@ -1,0 +1,153 @@
+package jobs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
+	"github.com/carme-hpc/carme/internal/wire/api"
+	"github.com/carme-hpc/carme/portal/backend/auth"
+	"github.com/carme-hpc/carme/portal/backend/store"
+)
+
+// restd is a slurmrestd that counts what it is asked for.
+type restd struct {
+	Slurm
+
+	asked atomic.Int32
+}
+
+func (r *restd) Job(_ context.Context, _ string, id uint32) (rest.Job, error) {
+	r.asked.Add(1)
+	return rest.Job{ID: id, WorkDir: "/home/alice", Stdout: "/home/alice/out"}, nil
+}
+
+func (r *restd) Nodes(context.Context, string) ([]rest.Node, error)           { return nil, nil }
+func (r *restd) Partitions(context.Context, string) ([]rest.Partition, error) { return nil, nil }
+
+// quiet are nodes that have nothing to say; each listed job asks them once.
+type quiet struct{ found atomic.Int32 }
+
+func (q *quiet) Find(uint32) map[string]api.NodeJob { q.found.Add(1); return nil }
+func (q *quiet) Heard(string) (bool, time.Time)     { return false, time.Time{} }
+func (q *quiet) Metrics(context.Context, uint32) (api.Metrics, error) {
+	return api.Metrics{}, errors.ErrUnsupported
+}
+
+// closed are no sessions' hosts.
+type closed struct{ Origins }
+
+func (closed) Hosts(context.Context, string) (map[uint32]string, error) { return nil, nil }
+func (closed) LiveJobs(context.Context) ([]uint32, error)               { return nil, nil }
+
+// crowd is a service over a queue.
+func crowd(t *testing.T, rows []slurm.QueueRow) (*Service, *restd, *quiet) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "carme.db")
+	if err := store.Create(t.Context(), path); err != nil {
+		t.Fatal(err)
+	}
+	db, err := store.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	asked, nodes := &restd{}, &quiet{}
+	return &Service{
+		DB: db, Log: slog.New(slog.DiscardHandler), Now: time.Now, Slurm: asked, Nodes: nodes, Routes: closed{}, Hub: &Hub{}, Timeout: time.Minute,
+		Queue:     func(context.Context) ([]slurm.QueueRow, error) { return rows, nil },
+		Catalogue: func() (*config.Config, error) { return &config.Config{Spank: config.Default()}, nil },
+	}, asked, nodes
+}
+
+// waiting are n jobs of a user that wait.
+func waiting(n int, uid uint32) []slurm.QueueRow {
+	var rows []slurm.QueueRow
+	for i := range n {
+		id := uint32(1000*uid) + uint32(i) //nolint:gosec // small numbers
+		rows = append(rows, slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: statePending, UID: uid, Partition: "debug", Nodes: 1})
+	}
+	return rows
+}
+
+func session(name string, uid int64) *auth.Session {
+	return &auth.Session{UserName: name, UID: uid, Roles: `["user"]`, GroupsOf: "[]"}
+}
+
+func TestPage_of_one_job_does_not_make_the_list_of_all(t *testing.T) {
+	s, _, nodes := crowd(t, append(waiting(900, 1), slurm.QueueRow{ID: 7, Shown: "7", State: "RUNNING", UID: 1}))
+	s.Refresh(t.Context())
+	before := nodes.found.Load()
+	for range 10 {
+		if j, err := s.Get(t.Context(), session("alice", 1), "7"); err != nil || j.ID != "7" || j.Detail.Output != "/home/alice/out" {
+			t.Fatalf("%+v, %v", j, err)
+		}
+	}
+	if made := nodes.found.Load() - before; made > 30 {
+		t.Errorf("ten pages made %d jobs", made)
+	}
+}
+
+func TestJob_is_found_by_whatever_the_list_calls_it_and_by_its_owner_alone(t *testing.T) {
+	rows := []slurm.QueueRow{
+		{ID: 12, Shown: "12_[3-9]", State: statePending, UID: 1},
+		{ID: 13, Shown: "12_1", State: "RUNNING", UID: 1},
+		{ID: 14, Shown: "12_2", State: "RUNNING", UID: 1},
+		{ID: 120, Shown: "120", State: "RUNNING", UID: 1},
+		{ID: 21, Shown: "20_1", State: "RUNNING", UID: 1},
+		{ID: 30, Shown: "30", State: "RUNNING", UID: 2},
+		{ID: 31, Shown: "31", State: "RUNNING", UID: 1},
+	}
+	s, _, _ := crowd(t, rows)
+	started, sent := "0190a0a0-0000-7000-8000-000000000001", "0190a0a0-0000-7000-8000-000000000002"
+	if err := s.DB.Write(t.Context(), func(tx store.Tx) error {
+		if _, err := store.Exec(t.Context(), tx, "INSERT INTO users (name, uid, gid, home, full_name, mail, roles, groups_of, stamp) VALUES ('alice', 1, 1, '/', '', '', '[]', '[]', '')"); err != nil {
+			return err
+		}
+		for id, job := range map[string]int64{started: 31, sent: 77} {
+			now := time.Now().UnixMicro()
+			if _, err := store.Exec(t.Context(), tx, "INSERT INTO intents (id, user_name, uid, body, state, job, created, updated) VALUES (?, 'alice', 1, '{}', 'job', ?, ?, ?)", id, job, now, now); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	s.Refresh(t.Context())
+	alice, bob := session("alice", 1), session("bob", 2)
+	all, err := s.List(t.Context(), "alice", 1)
+	if err != nil || len(all.Jobs) != 7 {
+		t.Fatalf("%d jobs, %v", len(all.Jobs), err)
+	}
+	for id, want := range map[string]string{
+		"12": "12_[3-9]", "12_1": "12_1", "12_[3-9]": "12_[3-9]", "120": "120", "20": "20_1", started: "31", "31": "31", sent: "77", "77": "77",
+	} {
+		j, err := s.find(t.Context(), alice, id)
+		whole, _ := pick(all, id)
+		if err != nil || j.ID != want || !reflect.DeepEqual(j, whole) {
+			t.Errorf("%s: %+v, %v; the list has %+v", id, j, err, whole)
+		}
+		if j, err := s.find(t.Context(), bob, id); err == nil {
+			t.Errorf("bob finds %s: %+v", id, j)
+		}
+	}
+	for _, id := range []string{"30", "1", "12_", "2", "", "0", "12_9"} {
+		if j, err := s.find(t.Context(), alice, id); err == nil {
+			t.Errorf("alice finds %s: %+v", id, j)
+		}
+	}
+}
