@@ -42,7 +42,7 @@ func runProgram(dir *os.File, argv []string) error {
 	defer read.Close() //nolint:errcheck // nothing was written
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		write.Close() //nolint:errcheck,gosec // nothing was written
+		write.Close() //nolint:errcheck // nothing was written
 		return fmt.Errorf("run %s: %w", argv[0], err)
 	}
 	defer null.Close() //nolint:errcheck // nothing was written
@@ -51,7 +51,7 @@ func runProgram(dir *os.File, argv []string) error {
 		files = append(files, dir)
 	}
 	p, err := os.StartProcess(argv[0], argv, &os.ProcAttr{Dir: "/", Env: []string{}, Files: files})
-	write.Close() //nolint:errcheck,gosec // the program's end is its own
+	write.Close() //nolint:errcheck // the program's end is its own
 	if err != nil {
 		return fmt.Errorf("run %s: %w; ask the admin to reinstall Carme on this node", argv[0], err)
 	}

@@ -128,14 +128,14 @@ int proof_devices(const struct step *s, const char *given, char *uuids,
 
 int proof_namespaces(const struct step *s)
 {
-	uint64_t pid = sys_path_inode("/proc/self/ns/pid");
+	uint64_t pid = sys_own_inode("pid");
 
 	if (!pid || pid != sys_inode(s->pidns)) {
 		fail("this task was not born in the job's PID namespace; tell "
 		     "the admin");
 		return -1;
 	}
-	if (sys_path_inode("/proc/self/ns/mnt") != sys_inode(s->mntns)) {
+	if (sys_own_inode("mnt") != sys_inode(s->mntns)) {
 		fail("this task is not in the job's mount namespace; tell the "
 		     "admin");
 		return -1;

@@ -31,7 +31,7 @@ const DirFD = 3
 // root is where cgroups are mounted (cgroups(7)).
 const root = "/sys/fs/cgroup"
 
-var errUsage = errors.New("usage: carme-filter attach MAJOR:MINOR... | carme-filter create PATH MAJOR:MINOR...")
+var errUsage = errors.New("usage: carme-filter (attach or create PATH) and devices as MAJOR:MINOR")
 
 // Run does what the arguments say.
 func Run(args []string) error {

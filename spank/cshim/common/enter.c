@@ -52,11 +52,13 @@ int enter_drop_privileges(void)
 	struct __user_cap_data_struct none[2];
 
 	/* EPERM: without CAP_SETPCAP there is nothing in the bounding set that
-	 * no_new_privs would not withhold anyway. */
+	 * no_new_privs would not withhold anyway, and the first call tells. */
 	for (int c = 0; c <= CAP_LAST_CAP; c++)
-		if (prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL &&
-		    errno != EPERM)
-			return -1;
+		if (prctl(PR_CAPBSET_DROP, c, 0, 0, 0) && errno != EINVAL) {
+			if (errno != EPERM)
+				return -1;
+			break;
+		}
 	if (prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0))
 		return -1;
 	memset(none, 0, sizeof(none));

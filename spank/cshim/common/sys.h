@@ -28,6 +28,8 @@ int sys_device_allowed(int fd);
 /* Inode number of an open namespace (namespaces(7)); 0 on error. */
 uint64_t sys_inode(int fd);
 uint64_t sys_path_inode(const char *path);
+/* The same of this process's own; kind is "pid" or "mnt". */
+uint64_t sys_own_inode(const char *kind);
 
 /* Monotonic milliseconds, for deadlines. */
 int64_t sys_now_ms(void);

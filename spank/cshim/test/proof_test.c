@@ -123,6 +123,9 @@ static void namespaces(void)
 {
 	struct step s = {0};
 
+	ok(sys_own_inode("pid") == sys_path_inode("/proc/self/ns/pid") &&
+	       sys_own_inode("mnt") == sys_path_inode("/proc/self/ns/mnt"),
+	   "this process's own, whoever tells");
 	s.pidns = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
 	s.mntns = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
 	ok(!proof_namespaces(&s), "the job's namespaces are these");
