@@ -71,6 +71,17 @@ bench-programs:
 	@$(MAKE) --no-print-directory $(OUT)/carme-portal $(OUT)/carme-agent
 	@npm install --prefix .cache/chp --ignore-scripts --no-audit --no-fund --loglevel=error configurable-http-proxy@5.3.0
 
+# Installed programs have no profiler in them; these do.
+.PHONY: pgo
+pgo: $(WEB_DIST) ## Take the profiles anew that portal and agent are compiled by, under the load of bench-web (root)
+	@tools/prepare bench
+	@rm -rf build/profile && mkdir -p build/profile/taken
+	CGO_ENABLED=0 go build -buildvcs=false -pgo=off -tags profile -o build/profile/ ./cmd/carme-portal
+	CGO_ENABLED=1 go build -buildvcs=false -pgo=off -tags profile -o build/profile/ ./cmd/carme-agent
+	CARME_PROFILE=$(CURDIR)/build/profile/taken go run -buildvcs=false ./bench web -alone -only R1,R3,W1 -rounds 1 -lasting 8s \
+		-portal build/profile/carme-portal -agent build/profile/carme-agent
+	for name in carme-portal carme-agent; do go tool pprof -proto build/profile/taken/$$name.* >cmd/$$name/cpu.pgo || exit 1; done
+
 ##@ Demo
 
 .PHONY: demo

@@ -37,7 +37,7 @@ func run(ctx context.Context, rounds int, output string, out io.Writer) error {
 	var figures []figure
 	err := errors.Join(
 		gather(&figures, func() ([]figure, error) { return pluginRows(ctx, c, rounds, nil, out) }),
-		gather(&figures, func() ([]figure, error) { return webRows(ctx, webDefaults(out)) }),
+		gather(&figures, func() ([]figure, error) { return webRows(ctx, webDefaults(out), false) }),
 		gather(&figures, func() ([]figure, error) { return controlRows(ctx, c, rounds, out) }),
 	)
 	return errors.Join(err, table(out, figures), keep(output, c.suite, figures))

@@ -24,6 +24,8 @@ func webCommand(ctx context.Context, args []string, out io.Writer) error {
 	flags.StringVar(&o.Programs.Portal, "portal", o.Programs.Portal, "program")
 	flags.StringVar(&o.Programs.Agent, "agent", o.Programs.Agent, "program")
 	flags.StringVar(&o.Programs.CHP, "chp", o.Programs.CHP, "program")
+	flags.StringVar(&o.Programs.Before, "before", "", "directory of another build of both, to compare with in R1, R2, R3 and W1")
+	alone := flags.Bool("alone", false, "leave out those it is compared with")
 	flags.IntVar(&o.Rounds, "rounds", o.Rounds, "samples of each side of each row")
 	flags.DurationVar(&o.Lasting, "lasting", o.Lasting, "how long one sample of a rate lasts")
 	flags.IntVar(&o.Sockets, "sockets", o.Sockets, "idle websockets")
@@ -33,7 +35,7 @@ func webCommand(ctx context.Context, args []string, out io.Writer) error {
 	if *only != "" {
 		o.Only = strings.Split(*only, ",")
 	}
-	figures, err := webRows(ctx, o)
+	figures, err := webRows(ctx, o, *alone)
 	if err != nil {
 		return err
 	}
@@ -50,7 +52,7 @@ func webDefaults(out io.Writer) web.Options {
 	}
 }
 
-func webRows(ctx context.Context, o web.Options) ([]figure, error) {
+func webRows(ctx context.Context, o web.Options, alone bool) ([]figure, error) {
 	var err error
 	if o.Programs.Self, err = os.Executable(); err != nil {
 		return nil, err
@@ -60,12 +62,10 @@ func webRows(ctx context.Context, o web.Options) ([]figure, error) {
 			return nil, err
 		}
 	}
-	if o.Programs.Nginx, err = exec.LookPath("nginx"); err != nil {
-		return nil, fmt.Errorf("nginx is missing, as root: apt-get install nginx-light: %w", err)
-	}
-	if _, err := os.Stat(o.Programs.CHP); err != nil {
-		fmt.Fprintf(o.Out, "configurable-http-proxy is missing, it is left out; to have it: npm install --prefix .cache/chp configurable-http-proxy@%s\n", chpVersion)
+	if alone {
 		o.Programs.CHP = ""
+	} else if err := findRivals(&o); err != nil {
+		return nil, err
 	}
 	rows, err := web.Run(ctx, o)
 	if err != nil {
@@ -82,4 +82,15 @@ func webRows(ctx context.Context, o web.Options) ([]figure, error) {
 		figures = append(figures, figure{r.ID, r.What, r.Carme, r.Other, r.Raw, r.Value, r.Unit, r.Must, r.Goal, reaches(r.Must), reaches(r.Goal)})
 	}
 	return figures, nil
+}
+
+func findRivals(o *web.Options) (err error) {
+	if o.Programs.Nginx, err = exec.LookPath("nginx"); err != nil {
+		return fmt.Errorf("nginx is missing, as root: apt-get install nginx-light: %w", err)
+	}
+	if _, err := os.Stat(o.Programs.CHP); err != nil {
+		fmt.Fprintf(o.Out, "configurable-http-proxy is missing, it is left out; to have it: npm install --prefix .cache/chp configurable-http-proxy@%s\n", chpVersion)
+		o.Programs.CHP = ""
+	}
+	return nil
 }

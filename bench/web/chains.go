@@ -1,6 +1,7 @@
 package web
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"crypto/tls"
@@ -11,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -21,6 +24,8 @@ type Programs struct {
 	Portal, Agent, Self string
 	// Nginx and CHP are empty if they are not there.
 	Nginx, CHP string
+	// Before is a directory with a portal and an agent of another build, or empty.
+	Before string
 }
 
 // chains is everything that runs.
@@ -337,7 +342,36 @@ func (c *chains) target(name string) target {
 	host := label + "." + apps
 	return target{name: name, address: "127.0.0.1:" + port, host: host + ":" + port, tls: &tls.Config{
 		RootCAs: c.ca.pool(), ServerName: host, NextProtos: []string{"http/1.1"}, MinVersion: tls.VersionTLS13,
-	}}
+	}, cpu: func() time.Duration { return c.used(onTheWay[name]...) }}
+}
+
+// onTheWay are the programs of each chain, without the app.
+var onTheWay = map[string][]string{"carme": {"portal", "agent"}, "nginx": {"front", "node", "check"}, "chp": {"chp", "node"}}
+
+// used is the processor time of programs and their children.
+func (c *chains) used(names ...string) time.Duration {
+	files, _ := filepath.Glob("/proc/[0-9]*/stat")
+	ticks := 0
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			continue // it has ended
+		}
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:])) // the third of proc_pid_stat(5) and on
+		pid, parent := filepath.Base(filepath.Dir(file)), fields[1]
+		if !slices.ContainsFunc(names, func(name string) bool {
+			own := strconv.Itoa(c.running[name].Process.Pid)
+			return own == pid || own == parent
+		}) {
+			continue
+		}
+		for _, field := range fields[11:13] {
+			n, _ := strconv.Atoi(field)
+			ticks += n
+		}
+	}
+	const perSecond = 100 // proc(5)
+	return time.Duration(ticks) * time.Second / perSecond
 }
 
 // memory is the resident memory of a program in bytes.

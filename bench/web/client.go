@@ -22,6 +22,7 @@ type target struct {
 	address string
 	host    string // with the port
 	tls     *tls.Config
+	cpu     func() time.Duration // processor time of the programs on the way
 }
 
 // conn is a browser's connection, as cheap as can be: it shares the machine
@@ -94,6 +95,7 @@ type load struct {
 	perSecond float64 // requests
 	bytes     float64 // per second
 	p50       time.Duration
+	cpu       time.Duration // that the programs on the way took for one
 }
 
 // requests lets clients ask for a path one request after another.
@@ -180,7 +182,7 @@ func (t target) drive(_ context.Context, clients int, lasting time.Duration, beg
 		failed = make(chan error, clients)
 		took   = make([][]time.Duration, clients)
 	)
-	began := time.Now()
+	began, used := time.Now(), t.cpu()
 	for i, step := range steps {
 		all.Go(func() {
 			before := time.Now()
@@ -200,7 +202,7 @@ func (t target) drive(_ context.Context, clients int, lasting time.Duration, beg
 	<-time.After(lasting)
 	stop.Store(true)
 	all.Wait()
-	seconds := time.Since(began).Seconds()
+	seconds, used := time.Since(began).Seconds(), t.cpu()-used
 	select {
 	case err := <-failed:
 		return load{}, err
@@ -211,5 +213,5 @@ func (t target) drive(_ context.Context, clients int, lasting time.Duration, beg
 	if len(every) == 0 {
 		return load{}, fmt.Errorf("%s: nothing was done", t.name)
 	}
-	return load{float64(len(every)) / seconds, float64(moved.Load()) / seconds, every[len(every)/2]}, nil
+	return load{float64(len(every)) / seconds, float64(moved.Load()) / seconds, every[len(every)/2], used / time.Duration(len(every))}, nil
 }

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -41,6 +43,7 @@ type Options struct {
 type bench struct {
 	Options
 	*chains
+	before  *chains // nil without another build
 	figures []Figure
 }
 
@@ -63,6 +66,17 @@ func Run(ctx context.Context, o Options) (figures []Figure, err error) {
 		return nil, err
 	}
 	b := &bench{Options: o, chains: c}
+	if o.Programs.Before != "" {
+		b.before, err = start(ctx, Programs{
+			Portal: filepath.Join(o.Programs.Before, "carme-portal"), Agent: filepath.Join(o.Programs.Before, "carme-agent"), Self: o.Programs.Self,
+		})
+		if b.before != nil {
+			defer b.before.stop()
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
 	for _, row := range []struct {
 		id  string
 		run func(context.Context) error
@@ -82,6 +96,38 @@ func Run(ctx context.Context, o Options) (figures []Figure, err error) {
 func (b *bench) add(f Figure) {
 	fmt.Fprintf(b.Out, "%-4s %-44s %10.4g %10.4g %-6s %8.3g %s\n", f.ID, f.What, f.Carme, f.Other, f.Raw, f.Value, f.Unit)
 	b.figures = append(b.figures, f)
+}
+
+// target is the way through one of the chains.
+func (b *bench) target(name string) target {
+	if name != before {
+		return b.chains.target(name)
+	}
+	t := b.before.target("carme")
+	t.name = name
+	return t
+}
+
+// versus adds a figure of a comparison, if there was one.
+func (b *bench) versus(f Figure) {
+	if b.Programs.Nginx != "" {
+		b.add(f)
+	}
+}
+
+// before is the name of the chain of another build.
+const before = "before"
+
+// costs notes what processor time requests took, and says it as the median.
+type costs map[string][]time.Duration
+
+func (c costs) note(t target, l load) { c[t.name] = append(c[t.name], l.cpu) }
+
+func (c costs) say(out io.Writer, what string) {
+	for _, name := range slices.Sorted(maps.Keys(c)) {
+		all := slices.Sorted(slices.Values(c[name]))
+		fmt.Fprintf(out, "     %s: %s takes %.1f us of processor time, %.1f at least\n", what, name, float64(all[len(all)/2].Nanoseconds())/1e3, float64(all[0].Nanoseconds())/1e3)
+	}
 }
 
 // compare takes samples of several chains in turn, who goes first in turn too,
@@ -105,6 +151,9 @@ func (b *bench) compare(ctx context.Context, names []string, sample func(context
 		slices.Sort(values)
 		medians[name] = values[len(values)/2]
 	}
+	if b.before != nil {
+		fmt.Fprintf(b.Out, "     the other build: %.5g, this one: %.5g\n", medians[before], medians["carme"])
+	}
 	return medians, nil
 }
 
@@ -117,20 +166,27 @@ func (b *bench) rivals(most int) []string {
 			names = append(names, "chp")
 		}
 	}
-	return names[:min(len(names), most)]
+	names = names[:min(len(names), most)]
+	if b.before != nil {
+		names = append(names, before)
+	}
+	return names
 }
 
 func (b *bench) r1(ctx context.Context) error {
+	spent := costs{}
 	got, err := b.compare(ctx, b.rivals(3), func(ctx context.Context, t target) (float64, error) {
 		l, err := t.requests(ctx, 64, "/1024", b.Lasting)
+		spent.note(t, l)
 		return l.perSecond, err
 	})
 	if err != nil {
 		return err
 	}
-	b.add(Figure{"R1", "1 KB requests, 64 clients, against nginx", got["carme"], got["nginx"], "1/s", got["carme"] / got["nginx"], "x", 1.3, 1.8, true})
+	spent.say(b.Out, "R1, one request")
+	b.versus(Figure{"R1", "1 KB requests, 64 clients, against nginx", got["carme"], got["nginx"], "1/s", got["carme"] / got["nginx"], "x", 1.3, 1.8, true})
 	if got["chp"] > 0 {
-		b.add(Figure{"R1", "the same, against configurable-http-proxy", got["carme"], got["chp"], "1/s", got["carme"] / got["chp"], "x", 4, 6, true})
+		b.versus(Figure{"R1", "the same, against configurable-http-proxy", got["carme"], got["chp"], "1/s", got["carme"] / got["chp"], "x", 4, 6, true})
 	}
 	return nil
 }
@@ -141,7 +197,7 @@ func (b *bench) r2(ctx context.Context) error {
 		return float64(l.p50.Nanoseconds()) / 1e3, err
 	})
 	if err == nil {
-		b.add(Figure{"R2", "latency of one client, median", got["carme"], got["nginx"], "us", got["carme"] - got["nginx"], "us", 0, -40, false})
+		b.versus(Figure{"R2", "latency of one client, median", got["carme"], got["nginx"], "us", got["carme"] - got["nginx"], "us", 0, -40, false})
 	}
 	return err
 }
@@ -152,7 +208,7 @@ func (b *bench) r3(ctx context.Context) error {
 		return l.bytes / 1e6, err
 	})
 	if err == nil {
-		b.add(Figure{"R3", "1 MB answers, 8 clients", got["carme"], got["nginx"], "MB/s", got["carme"] / got["nginx"], "x", 1.0, 1.2, true})
+		b.versus(Figure{"R3", "1 MB answers, 8 clients", got["carme"], got["nginx"], "MB/s", got["carme"] / got["nginx"], "x", 1.0, 1.2, true})
 	}
 	return err
 }
@@ -227,15 +283,18 @@ func (b *bench) w1(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	spent := costs{}
 	many, err := b.compare(ctx, b.rivals(2), func(ctx context.Context, t target) (float64, error) {
 		l, err := t.echoes(ctx, 32, b.Lasting)
+		spent.note(t, l)
 		return l.perSecond, err
 	})
 	if err != nil {
 		return err
 	}
-	b.add(Figure{"W1", "websocket echo, one client, median", one["carme"], one["nginx"], "us", one["carme"] / one["nginx"], "x", 1.0, 0.9, false})
-	b.add(Figure{"W1", "websocket echoes, 32 clients", many["carme"], many["nginx"], "1/s", many["carme"] / many["nginx"], "x", 1.2, 1.6, true})
+	spent.say(b.Out, "W1, one echo of 32 clients")
+	b.versus(Figure{"W1", "websocket echo, one client, median", one["carme"], one["nginx"], "us", one["carme"] / one["nginx"], "x", 1.0, 0.9, false})
+	b.versus(Figure{"W1", "websocket echoes, 32 clients", many["carme"], many["nginx"], "1/s", many["carme"] / many["nginx"], "x", 1.2, 1.6, true})
 	return nil
 }
 

@@ -33,6 +33,11 @@ func Run(ctx context.Context, run func(ctx context.Context) error) error {
 		stop()
 		Notify(Stopping)
 	})
+	noted, err := profile()
+	if err != nil {
+		return err
+	}
+	defer noted()
 	return run(ctx)
 }
 

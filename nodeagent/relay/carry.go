@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/carme-hpc/carme/internal/sock"
 )
 
 const (
@@ -22,7 +24,7 @@ const (
 	// bulk is after how many full buffers in a row a stream is a transfer,
 	// which is faster in large records, and several of them at once.
 	bulk     = 8
-	bulkSize = 4 * bufferSize
+	bulkSize = sock.Most
 	// lingerTime is how long a client may go on after its app has closed.
 	lingerTime = 10 * time.Second
 )
@@ -55,9 +57,13 @@ var errClient = errors.New("client has gone")
 
 // toApp copies until the client ends its half, and passes that on.
 func (r *Relay) toApp(conn *Conn, s *stream) error {
+	app, err := sock.New(s.app)
+	if err != nil {
+		return err
+	}
 	for {
 		// First what crypto/tls holds already: the kernel knows nothing of it.
-		err := r.drain(conn, s)
+		err := r.drain(conn, s, app)
 		if errors.Is(err, io.EOF) {
 			// An app that has gone already cannot be told.
 			_ = s.app.CloseWrite()
@@ -90,7 +96,7 @@ func awaitEnd(conn *Conn) error {
 }
 
 // drain copies what has come, nil when there is no more.
-func (r *Relay) drain(conn *Conn, s *stream) error {
+func (r *Relay) drain(conn *Conn, s *stream, app *sock.Conn) error {
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	for {
@@ -99,7 +105,7 @@ func (r *Relay) drain(conn *Conn, s *stream) error {
 			r.ToApps.Add(int64(n))
 			s.answered.Store(false)
 			s.moves.Add(1)
-			if _, err := s.app.Write(buf[:n]); err != nil {
+			if _, err := app.Write(buf[:n]); err != nil {
 				// The app has said all, and does not listen any more. To close
 				// now could destroy what the client has not read of it.
 				s.deaf = true
@@ -144,7 +150,7 @@ func newAppReader(app *net.UnixConn) (*appReader, error) {
 
 func (r *appReader) tryRead(fd uintptr) bool {
 	r.data = r.take()
-	n, err := tryRead(int(fd), r.data)
+	n, err := tryRead(fd, r.data)
 	r.data, r.err = r.data[:n], err
 	if errors.Is(r.err, wouldBlockError{}) {
 		r.release()
@@ -223,12 +229,12 @@ func write(conn *Conn, data []byte, transfer bool) error {
 	if transfer {
 		size = len(data) // crypto/tls divides it by the largest
 	}
-	conn.lazy.cork()
+	conn.lazy.Cork()
 	var failed error
 	for len(data) > 0 && failed == nil {
 		n := min(len(data), size)
 		_, failed = conn.tls.Write(data[:n])
 		data = data[n:]
 	}
-	return errors.Join(failed, conn.lazy.uncork())
+	return errors.Join(failed, conn.lazy.Uncork())
 }

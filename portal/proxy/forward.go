@@ -10,10 +10,12 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"github.com/carme-hpc/carme/internal/sock"
 )
 
 const (
-	copySize = 64 << 10
+	copySize = sock.Most
 	// smallAnswer is what goes out in one TLS record, and into the kernel's
 	// buffers without waiting for the browser.
 	smallAnswer = 16 << 10
@@ -305,8 +307,8 @@ func readMuch(answer *http.Response, up *upstream, p []byte) (int, error) {
 // it arrives if more may take its time.
 func writeMuch(w http.ResponseWriter, r *http.Request, control *http.ResponseController, p []byte, flush bool) (err error) {
 	if conn := connOf(r); conn != nil && len(p) > smallAnswer {
-		conn.cork()
-		defer func() { err = errors.Join(err, conn.uncork()) }()
+		conn.Cork()
+		defer func() { err = errors.Join(err, conn.Uncork()) }()
 	}
 	if _, err := w.Write(p); err != nil {
 		return err

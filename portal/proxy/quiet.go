@@ -9,6 +9,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/carme-hpc/carme/internal/sock"
 )
 
 // quietConn is a TCP connection below TLS. Once it is quiet, a read with
@@ -16,28 +18,23 @@ import (
 // says nothing for hours; wait then waits without one. crypto/tls keeps its
 // state over such an error, because it is temporary.
 type quietConn struct {
-	net.Conn
-	raw   syscall.RawConn
+	*sock.Conn
 	quiet atomic.Bool
 
-	// Of the one goroutine that reads while it is quiet: what would be in
-	// closures, made anew for each message.
-	onRead, onWait func(uintptr) bool
-	onAhead        func(uintptr) bool
-	buffer         []byte
-	n              int
-	err            error
-	short          bool // the last read took all there was
-	waited         bool
-
-	// Of the goroutine that reads while it is not quiet.
+	// Of the one goroutine that reads: what would be in closures, made anew for
+	// each message.
+	onRead, onWait  func(uintptr) bool
+	onFill, onAhead func(uintptr) bool
+	buffer          []byte
+	n               int
+	errno           syscall.Errno
+	// While it is quiet.
+	short  bool // the last read took all there was
+	waited bool
+	// While it is not.
 	full  int // large reads in a row that filled what they were given
 	ahead []byte
 	store *[aheadSize]byte // of ahead
-
-	mu     sync.Mutex
-	corked bool
-	held   *[]byte // what was written since
 }
 
 const (
@@ -48,27 +45,17 @@ const (
 	// transferAfter how many of them in a row make one.
 	fullRead      = 4 << 10
 	transferAfter = 8
-	// corkSize is more than what is written at once between cork and uncork,
-	// with what TLS adds to each record.
-	corkSize = copySize + copySize/16
 )
 
-var (
-	aheads = sync.Pool{New: func() any { return new([aheadSize]byte) }}
-	corks  = sync.Pool{New: func() any { return new(make([]byte, 0, corkSize)) }}
-)
+var aheads = sync.Pool{New: func() any { return new([aheadSize]byte) }}
 
 func newQuiet(conn net.Conn) (*quietConn, error) {
-	q := &quietConn{Conn: conn}
-	sys, ok := conn.(syscall.Conn)
-	if !ok {
-		return nil, errors.New("connection has no descriptor")
-	}
-	raw, err := sys.SyscallConn()
+	c, err := sock.New(conn)
 	if err != nil {
 		return nil, err
 	}
-	q.raw, q.onRead, q.onWait, q.onAhead = raw, q.tryRead, q.tryWait, q.tryAhead
+	q := &quietConn{Conn: c}
+	q.onRead, q.onFill, q.onWait, q.onAhead = q.tryRead, q.tryFill, q.tryWait, q.tryAhead
 	return q, nil
 }
 
@@ -99,42 +86,57 @@ func (q *quietConn) Read(p []byte) (int, error) {
 		return 0, blockError{} // wait looks whether more has come since
 	}
 	q.buffer = p
-	failed := q.raw.Read(q.onRead)
+	failed := q.Raw().Read(q.onRead)
 	q.buffer = nil
-	switch {
-	case failed != nil:
+	if failed != nil {
 		return 0, failed
-	case errors.Is(q.err, syscall.EAGAIN):
-		return 0, blockError{}
-	case q.err != nil:
-		return 0, q.err
-	case q.n == 0:
-		return 0, errEOF
 	}
-	q.short = q.n < len(p)
-	return q.n, nil
+	if q.errno == syscall.EAGAIN {
+		return 0, blockError{}
+	}
+	err := q.ended()
+	q.short = err == nil && q.n < len(p)
+	return q.n, err
+}
+
+// ended says what a read has found instead of data, nil if it has found some.
+func (q *quietConn) ended() error {
+	switch {
+	case q.errno != 0:
+		q.n = 0
+		return q.Failed(q.errno)
+	case q.n == 0:
+		return errEOF
+	}
+	return nil
 }
 
 // readOn waits for data. In a transfer it reads more than was asked for.
 func (q *quietConn) readOn(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	if q.full < transferAfter || len(p) >= aheadSize {
-		n, err := q.Conn.Read(p)
-		if q.full++; n < len(p) || n < fullRead {
+		q.buffer = p
+		failed := q.Raw().Read(q.onFill)
+		q.buffer = nil
+		if failed != nil {
+			return 0, failed
+		}
+		if q.full++; q.n < len(p) || q.n < fullRead {
 			q.full = 0
 		}
-		return n, err
+		err := q.ended()
+		return q.n, err
 	}
-	if err := q.raw.Read(q.onAhead); err != nil {
+	if err := q.Raw().Read(q.onAhead); err != nil {
 		return 0, err
 	}
 	if q.n < fullRead {
 		q.full = 0
 	}
-	switch {
-	case q.err != nil:
-		return 0, q.err
-	case q.n == 0:
-		return 0, errEOF
+	if err := q.ended(); err != nil {
+		return 0, err
 	}
 	return q.takeAhead(p), nil
 }
@@ -145,13 +147,13 @@ func (q *quietConn) tryAhead(fd uintptr) bool {
 	q.buffer = q.store[:]
 	q.tryRead(fd)
 	q.buffer = nil
-	if q.err == nil && q.n > 0 {
+	if q.errno == 0 && q.n > 0 {
 		q.ahead = q.store[:q.n]
 		return true
 	}
 	aheads.Put(q.store)
 	q.store = nil
-	return !errors.Is(q.err, syscall.EAGAIN)
+	return q.errno != syscall.EAGAIN
 }
 
 // takeAhead takes of what was read before, and gives the buffer back with the
@@ -165,43 +167,14 @@ func (q *quietConn) takeAhead(p []byte) int {
 	return n
 }
 
-// Write implements net.Conn. crypto/tls writes record by record, each a system
-// call and a reader that is woken.
-func (q *quietConn) Write(p []byte) (int, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if !q.corked {
-		return q.Conn.Write(p)
-	}
-	*q.held = append(*q.held, p...)
-	return len(p), nil
-}
-
-// cork holds back what is written until uncork.
-func (q *quietConn) cork() {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.corked, q.held = true, corks.Get().(*[]byte)
-}
-
-// uncork sends what was held back.
-func (q *quietConn) uncork() error {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	_, err := q.Conn.Write(*q.held)
-	*q.held = (*q.held)[:0]
-	corks.Put(q.held)
-	q.corked, q.held = false, nil
-	return err
-}
-
 func (q *quietConn) tryRead(fd uintptr) bool {
-	for {
-		q.n, q.err = syscall.Read(int(fd), q.buffer)
-		if !errors.Is(q.err, syscall.EINTR) {
-			return true
-		}
-	}
+	q.n, q.errno = sock.Read(fd, q.buffer)
+	return true
+}
+
+func (q *quietConn) tryFill(fd uintptr) bool {
+	q.n, q.errno = sock.Read(fd, q.buffer)
+	return q.errno != syscall.EAGAIN
 }
 
 // wait returns when something can be read, the connection is closed, or its
@@ -209,7 +182,7 @@ func (q *quietConn) tryRead(fd uintptr) bool {
 // before, or it waits for ever.
 func (q *quietConn) wait() error {
 	q.short, q.waited = false, false
-	return q.raw.Read(q.onWait)
+	return q.Raw().Read(q.onWait)
 }
 
 // tryWait looks once whether something is there, and then believes the poller.
@@ -218,8 +191,7 @@ func (q *quietConn) tryWait(fd uintptr) bool {
 		return true
 	}
 	q.waited = true
-	var one [1]byte
-	return !empty(fd, one[:])
+	return !sock.Empty(fd)
 }
 
 // readable says whether something is there to read now, be it the end.
@@ -227,21 +199,11 @@ func (q *quietConn) readable() bool {
 	if len(q.ahead) > 0 {
 		return true
 	}
-	var one [1]byte
 	there := true
-	if q.raw.Control(func(fd uintptr) { there = !empty(fd, one[:]) }) != nil {
+	if q.Raw().Control(func(fd uintptr) { there = !sock.Empty(fd) }) != nil {
 		return true
 	}
 	return there
-}
-
-func empty(fd uintptr, one []byte) bool {
-	for {
-		_, _, err := syscall.Recvfrom(int(fd), one, syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		if !errors.Is(err, syscall.EINTR) {
-			return errors.Is(err, syscall.EAGAIN)
-		}
-	}
 }
 
 type connKey struct{}

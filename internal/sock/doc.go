@@ -1,0 +1,2 @@
+// Package sock has what portal and agent do alike with the sockets below TLS.
+package sock
