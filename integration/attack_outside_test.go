@@ -218,12 +218,55 @@ func TestAttack_J18_a_step_that_comes_after_its_jobs_end_is_not_plain(t *testing
 	if root(t, node1, "test", "-e", directory).code != 0 {
 		t.Fatalf("%s has no %s", node1, directory)
 	}
-	sh(t, node1, "pkill -KILL -P $(pgrep -f '^slurmstepd: .'"+a.id+"'.extern')")
-	eventually(t, 60*time.Second, "end of "+directory, func() bool { return root(t, node1, "test", "-e", directory).code != 0 })
+	want := "carme: job " + a.id + " ends on this node"
+	if stepd := pidOf(t, node1, "slurmstepd", a.id+".extern"); root(t, node1, "pkill", "-KILL", "-P", stepd).code == 0 {
+		eventually(t, 60*time.Second, "end of "+directory, func() bool { return root(t, node1, "test", "-e", directory).code != 0 })
+	} else { // since 25.11 nothing sleeps in an extern step, and only its own end ends it
+		root(t, node1, "kill", "-KILL", stepd).ok(t)
+		want = "carme: the job has no extern step on this node"
+	}
 	sh(t, node1, "rm /run/late")
-	if r := <-ended; r.code == 0 || strings.Contains(r.out, "in pid:") || !strings.Contains(r.err, "carme: job "+a.id+" ends on this node") {
+	if r := <-ended; r.code == 0 || strings.Contains(r.out, "in pid:") || !strings.Contains(r.err, want) {
 		t.Errorf("status %d, stdout %q, stderr %q", r.code, r.out, r.err)
 	}
 	// One of another job finds nothing of that, nor does it need to.
 	srun(t, "alice", "-w", node1, "true").ok(t)
+}
+
+// What clears the directory of a job whose extern step was killed takes away what
+// tells the node of the job, which Slurm may let live on.
+func TestAttack_J18_a_job_whose_extern_step_was_killed_gets_no_plain_step(t *testing.T) {
+	down(t, node1, "stop", "carme-agent") // which does as the doctor does
+	for who, sweep := range map[string]func(){
+		"the anchor":   nil,
+		"the doctor":   func() { root(t, node1, "timeout", "60", "carme", "doctor", "--clean").ok(t) },
+		"the next job": func() { srun(t, "alice", "-w", node1, "--carme=none", "--mem=10", "true").ok(t) },
+	} {
+		t.Run("cleared by "+who, func(t *testing.T) {
+			a := bare(t, "--carme=none", "--mem=50")
+			if out := a.on(t, node1, nil, "bash", "-c", pidNS).ok(t); !sealed(t, node1, out) {
+				t.Fatalf("it runs in %s", out)
+			}
+			doomed := []string{pidOf(t, node1, "slurmstepd", a.id+".extern")}
+			if sweep != nil { // and what the anchor would have ended: PID 1, and Slurm's own sleeper, where it has one
+				doomed = append(doomed, lines(root(t, node1, "pgrep", "-x", "carme-anchor|carme-init").ok(t))...)
+				doomed = append(doomed, lines(root(t, node1, "pgrep", "-fx", "sleep 100000000").out)...)
+			}
+			root(t, node1, append([]string{"kill", "-KILL"}, doomed...)...).ok(t)
+			directory := "/run/carme/jobs/" + a.id
+			eventually(t, 30*time.Second, "end of "+directory, func() bool {
+				if sweep != nil {
+					sweep()
+				}
+				return !exists(t, node1, directory)
+			})
+			a.on(t, node1, nil, "bash", "-c", pidNS).fails(t, "job "+a.id+" ends on this node")
+			if r := a.on(t, node1, nil, "--carme=none", "bash", "-c", pidNS); r.code == 0 {
+				t.Errorf("a step with --carme ran: %s", r.out)
+			}
+			scancel(a.id)
+			nothingRuns(t, node1)
+		})
+	}
+	idle(t)
 }

@@ -279,6 +279,26 @@ func TestScenario_J1_J14_an_image_typed_with_a_space_is_caught(t *testing.T) {
 	}
 }
 
+// Each task may have a command of its own (--multi-prog), and says what is wrong
+// with it, as with slurmstepd.
+func TestScenario_J14_J7_a_command_that_does_not_run_in_the_image(t *testing.T) {
+	as(t, "alice", login, "sh", "-c", "echo true >it-closed.sh; chmod 644 it-closed.sh; echo '#!/usr/bin/lacking' >it-lacking.sh; chmod 755 it-lacking.sh").ok(t)
+	for command, c := range map[string]struct {
+		words  string
+		status int
+	}{
+		"./it-closed.sh":  {"chmod +x", 13},
+		"./it-lacking.sh": {"the interpreter in its first line", 2},
+		"./it-nothing.sh": {"check the name", 2},
+		"it-nothing":      {"check the name", 2},
+	} {
+		r := srun(t, "alice", "-w", node1, "--carme=base", command)
+		if r.fails(t, "run "+command+" in the container", c.words); r.code != c.status {
+			t.Errorf("%s: exit status %d, not slurmstepd's %d", command, r.code, c.status)
+		}
+	}
+}
+
 func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(t *testing.T) {
 	as(t, "alice", login, "sh", "-c", "echo nonsense >broken.sif; echo nonsense >closed.sif; chmod 000 closed.sif; rm -f pipe.sif; mkfifo pipe.sif; mkdir -p hollow").ok(t)
 	t.Cleanup(func() { cleanUp(login, "rm -rf /home/alice/pipe.sif /home/alice/closed.sif /home/alice/hollow") })

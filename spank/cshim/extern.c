@@ -450,8 +450,11 @@ void extern_sweep(uint32_t own)
 		dir = job_open((uint32_t) job, 0);
 		/* A set-up that goes on holds the lock. */
 		if (dir >= 0 && !flock(dir, LOCK_EX | LOCK_NB) &&
-		    is_leftover((uint32_t) job, dir))
+		    is_leftover((uint32_t) job, dir)) {
+			/* Its extern step was killed: the job may live on. */
+			job_note_end((uint32_t) job);
 			job_remove((uint32_t) job, deadline);
+		}
 		sys_close(&dir);
 	}
 	if (d)

@@ -23,7 +23,6 @@
 #define CARME_ANCHOR CARME_LIBEXEC "/carme-anchor"
 #define CARME_RUN "/run/carme"
 #define CARME_JOBS CARME_RUN "/jobs"
-#define CARME_ENDED CARME_RUN "/ended"		   /* common/ended.h */
 #define CARME_JOB_OPTIONS CARME_RUN "/job/options" /* inside a job */
 #define CARME_KILL_SWITCH "/etc/carme/disabled"
 

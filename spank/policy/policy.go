@@ -210,6 +210,8 @@ func (p *Policy) named(name string, u User) (*config.Image, error) {
 	}
 	const most = 8
 	switch {
+	case strings.HasSuffix(name, ".sif"):
+		return nil, fmt.Errorf("there is no image %s that you may use; a file is written from / on, a name is one of --carme=list", request.Quote(name))
 	case len(visible) == 0:
 		return nil, fmt.Errorf("there is no image %s that you may use; --carme=none isolates without an image", request.Quote(name))
 	case len(visible) > most:

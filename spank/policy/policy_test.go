@@ -74,6 +74,7 @@ func TestRequestIsRefusedOrAllowedByThePolicy(t *testing.T) {
 		"no such image":              {request.Request{Image: "bass"}, alice(), `there is no image "bass" that you may use; there are: base`},
 		"image of a group":           {request.Request{Image: "torch"}, alice(), `there is no image "torch" that you may use; there are: base`},
 		"image of one's own group":   {request.Request{Image: "torch"}, ml, ""},
+		"image by a file's name":     {request.Request{Image: "x.sif"}, alice(), `there is no image "x.sif" that you may use; a file is written from / on`},
 		"image by path":              {request.Request{Image: "/home/alice/x.sif"}, alice(), ""},
 		"image in another home":      {request.Request{Image: "/home/bob/x.sif"}, alice(), "put it below /home/alice/*, or name one of --carme=list"},
 		"net":                        {request.Request{Net: "private"}, alice(), ""},

@@ -60,6 +60,9 @@ func (d Doctor) remove(ctx context.Context, id string) (bool, error) {
 	if err != nil || state == runs || state == waits && len(d.neverStarted(ctx, []string{id})) == 0 {
 		return false, err
 	}
+	if err := d.noteEnd(id); err != nil {
+		return false, err
+	}
 	end := d.Now().Add(removeTime)
 	r := removal{top: dir, late: func() bool { return d.Now().After(end) }}
 	err = r.all()

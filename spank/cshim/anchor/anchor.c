@@ -42,6 +42,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../common/ended.h"
 #include "../common/jobfiles.h"
 #include "../common/rmtree.h"
 #include "../common/sys.h"
@@ -516,17 +517,40 @@ static void tell_waiting(struct anchor *a, const struct container *c)
 
 /* ---- life ------------------------------------------------------------- */
 
-static void remove_jobdir(const struct anchor *a)
+static int name_jobdir(const struct anchor *a, char *path, size_t len)
 {
-	char fd[64], path[256];
+	char fd[64];
 	ssize_t n;
 
 	snprintf(fd, sizeof(fd), "/proc/self/fd/%d", a->jobdir);
-	n = readlink(fd, path, sizeof(path) - 1);
-	if (n <= 0)
+	n = readlink(fd, path, len - 1);
+	path[n > 0 ? n : 0] = '\0';
+	return n > 0 ? 0 : -1;
+}
+
+static void remove_jobdir(const struct anchor *a)
+{
+	char path[256];
+
+	if (!name_jobdir(a, path, sizeof(path)))
+		rmdir(path);
+}
+
+/* Slurm may let a job live on whose extern step was killed. What told the node
+ * of it goes now, and its next step would be plain. */
+static void note_end(const struct anchor *a)
+{
+	unsigned long job;
+	char path[256];
+	char *name;
+
+	if (faccessat(a->jobdir, JOB_ASKED, F_OK, 0) ||
+	    name_jobdir(a, path, sizeof(path)))
 		return;
-	path[n] = '\0';
-	rmdir(path);
+	name = strrchr(path, '/');
+	job = name ? strtoul(name + 1, NULL, 10) : 0;
+	if (job && job <= UINT32_MAX)
+		ended_note(CARME_ENDED, (uint32_t) job);
 }
 
 /*
@@ -572,6 +596,7 @@ static void end_job(struct anchor *a)
 	/* Without the extern step's last callback nobody removes the
 	 * directory, or ends the process for which its slurmstepd waited. */
 	if (a->orphaned) {
+		note_end(a);
 		rmtree_contents(a->jobdir, NULL, sys_now_ms() + CLEAR_MS);
 		remove_jobdir(a);
 		if (a->sleeper >= 0)

@@ -44,6 +44,20 @@ static void refuse_directory(const char *dir)
 		dir, strerror(error), dir);
 }
 
+/* What to do about a command that does not run. The kernel says of a script
+ * whose interpreter is missing, and of a program without its loader, what it
+ * says of a file that is not there. */
+static const char *advice(int error, const char *command)
+{
+	if (error == EACCES)
+		return "make it executable (chmod +x), and its directories "
+		       "accessible";
+	if (error == ENOENT && strchr(command, '/') && !access(command, F_OK))
+		return "it is there, but the interpreter in its first line, or "
+		       "its loader, is not in the image";
+	return "check the name, and that the image has it";
+}
+
 int main(int argc, char **argv)
 {
 	struct lost_directory lost;
@@ -73,9 +87,7 @@ int main(int argc, char **argv)
 		enter_tell_lost(2, &lost);
 	execvp(argv[4], argv + 4);
 	error = errno;
-	fprintf(stderr,
-		"carme: run %s in the container: %s; check the name, and that "
-		"the image has it\n",
-		argv[4], strerror(error));
+	fprintf(stderr, "carme: run %s in the container: %s; %s\n", argv[4],
+		strerror(error), advice(error, argv[4]));
 	return error == ENOENT ? EXIT_EXEC : error;
 }

@@ -9,6 +9,9 @@
 
 #include <stdint.h>
 
+/* internal/cli/doctor/ended.go writes it too. */
+#define CARME_ENDED "/run/carme/ended"
+
 /* Note that the job ends now. 0, or -1 with errno. */
 int ended_note(const char *file, uint32_t job);
 
