@@ -36,8 +36,11 @@ const (
 	// node that lost its network says no word, and TCP alone would try for a
 	// quarter of an hour.
 	unheard = 10 * time.Second
-	// probeEvery is how often a connection on which nothing moves is probed.
-	probeEvery = 15 * time.Second
+	// A connection on which nothing moves is probed after probeAfter, and where that
+	// is not answered again: one probe that is lost or comes late on a busy machine
+	// ends nothing. The kernel gives up at the first probe that is due after unheard.
+	probeAfter = 6 * time.Second
+	probeAgain = 2 * time.Second
 	// tcpUserTimeout is TCP_USER_TIMEOUT of linux/tcp.h, which syscall lacks.
 	tcpUserTimeout = 18
 	// answerHeadMax bounds the head of an app's answer, in bytes.
@@ -142,7 +145,8 @@ func (m *meter) unbound() { m.left = math.MaxInt64 }
 
 // newDialer returns one whose connections end once the other side is unheard.
 func newDialer() net.Dialer {
-	return net.Dialer{KeepAlive: probeEvery, Control: func(_, _ string, raw syscall.RawConn) error {
+	probes := net.KeepAliveConfig{Enable: true, Idle: probeAfter, Interval: probeAgain}
+	return net.Dialer{KeepAliveConfig: probes, Control: func(_, _ string, raw syscall.RawConn) error {
 		var failed error
 		err := raw.Control(func(fd uintptr) {
 			failed = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(unheard.Milliseconds()))
