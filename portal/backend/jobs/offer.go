@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/carme-hpc/carme/internal/config"
+	"github.com/carme-hpc/carme/internal/slurm"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -183,6 +184,21 @@ func gresGPUs(text string) map[string]int {
 	return out
 }
 
+// queuedGPUs is what the waiting jobs of a queue ask for, by type. It is counted once
+// for each picture: every dashboard shows it.
+func queuedGPUs(rows []slurm.QueueRow) map[string]int {
+	out := map[string]int{}
+	for i := range rows {
+		if rows[i].State != statePending || rows[i].Gres == "" {
+			continue
+		}
+		for kind, n := range gresGPUs(rows[i].Gres) {
+			out[kind] += n * max(1, rows[i].Nodes)
+		}
+	}
+	return out
+}
+
 // unusable says that no job starts on a node in that state (sinfo(1)).
 func unusable(states []string) bool {
 	return slices.ContainsFunc(states, func(s string) bool {
@@ -218,14 +234,9 @@ func (s *Service) gpus(usable bool) []api.GPUCount {
 			}
 		}
 	}
-	for _, row := range s.pic.rows {
-		if row.State != statePending {
-			continue
-		}
-		for kind, n := range gresGPUs(row.Gres) {
-			if g := by[kind]; g != nil {
-				g.Queued += n * max(1, row.Nodes)
-			}
+	for kind, n := range s.pic.queued {
+		if g := by[kind]; g != nil {
+			g.Queued += n
 		}
 	}
 	out := []api.GPUCount{}

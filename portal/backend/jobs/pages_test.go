@@ -77,7 +77,7 @@ func crowd(t *testing.T, rows []slurm.QueueRow) (*Service, *restd, *quiet) {
 func waiting(n int, uid uint32) []slurm.QueueRow {
 	var rows []slurm.QueueRow
 	for i := range n {
-		id := uint32(1000*uid) + uint32(i) //nolint:gosec // small numbers
+		id := 1000*uid + uint32(i)
 		rows = append(rows, slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: statePending, UID: uid, Partition: "debug", Nodes: 1})
 	}
 	return rows

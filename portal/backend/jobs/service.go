@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/config"
@@ -111,6 +112,10 @@ type Service struct {
 	// Timeout is how long Slurm may take for one answer.
 	Timeout time.Duration
 
+	// changed counts what changes pages beside the database.
+	changed atomic.Uint64
+	boards  boards
+
 	mu       sync.Mutex
 	pic      picture
 	details  map[uint32]detail
@@ -137,6 +142,7 @@ type Service struct {
 type picture struct {
 	rows       map[uint32]slurm.QueueRow
 	byUID      map[uint32][]uint32
+	queued     map[string]int // GPUs that waiting jobs ask for, by type
 	at         time.Time
 	tried      time.Time // when Slurm was last asked, with or without success
 	problem    string
@@ -294,6 +300,7 @@ func (s *Service) adopt(ctx context.Context, id uint32) {
 	rows[id] = slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: job.State, UID: job.UID, Partition: job.Partition, Nodes: job.NodeCount}
 	by[job.UID] = append(slices.Clone(by[job.UID]), id)
 	s.pic.rows, s.pic.byUID = rows, by
+	s.changed.Add(1)
 }
 
 // Refresh asks Slurm now, once for all who want it at the same time.
@@ -324,6 +331,7 @@ func (s *Service) refresh(ctx context.Context) {
 	limit, cancel := context.WithTimeout(ctx, s.Timeout)
 	rows, err := s.Queue(limit)
 	cancel()
+	defer s.changed.Add(1)
 	now := s.Now()
 	s.mu.Lock()
 	before := s.pic.problem
@@ -342,8 +350,10 @@ func (s *Service) refresh(ctx context.Context) {
 		s.pic.rows[r.ID] = r
 		s.pic.byUID[r.UID] = append(s.pic.byUID[r.UID], r.ID)
 	}
+	s.pic.queued = queuedGPUs(rows)
 	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
 	s.mu.Unlock()
+	s.changed.Add(1)
 	if before != "" {
 		s.Hub.bumpAll()
 	}
@@ -370,6 +380,7 @@ func (s *Service) refreshNodes(ctx context.Context) {
 	same := reflect.DeepEqual(s.pic.nodes, list) && reflect.DeepEqual(s.pic.partitions, parts)
 	s.pic.nodes, s.pic.partitions, s.pic.nodesAt = list, parts, s.Now()
 	s.mu.Unlock()
+	s.changed.Add(1)
 	if !same {
 		s.Hub.bump(TopicCluster)
 	}
@@ -450,6 +461,7 @@ func (s *Service) detail(ctx context.Context, id uint32) (rest.Job, error) {
 		state = row.State
 	}
 	s.details[id] = detail{job: job, state: state, at: s.Now()}
+	s.changed.Add(1)
 	return job, nil
 }
 
@@ -536,6 +548,7 @@ func (s *Service) begin(ctx context.Context, node string, j api.NodeJob) error {
 
 // JobOnNode takes the news of a node (nodes.Changes).
 func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) error {
+	defer s.changed.Add(1)
 	s.mu.Lock()
 	if s.reported == nil {
 		s.reported = map[uint32]time.Time{}
@@ -563,6 +576,7 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 
 // JobEnded takes the news of a node (nodes.Changes).
 func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end api.NodeEnd) error {
+	defer s.changed.Add(1)
 	s.mu.Lock()
 	if s.starved == nil {
 		s.starved = map[uint32]string{}

@@ -525,6 +525,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	s.mu.Lock()
 	delete(s.details, n)
 	s.mu.Unlock()
+	s.changed.Add(1)
 	s.Hub.bump(userKey(sess.UserName))
 	s.pokeNow()
 	return nil
@@ -707,5 +708,6 @@ func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error
 		s.homes = map[string]homeState{}
 	}
 	s.homes[sess.UserName] = homeState{home, s.Now()}
+	s.changed.Add(1)
 	return home, nil
 }

@@ -51,6 +51,9 @@ var gpuTRES = regexp.MustCompile(`^gres/gpu(?::([A-Za-z0-9_.-]+))?[=:](\d+)$`)
 // gpusOf reads how many GPUs a TRES string has, by type. The count without type
 // includes those with one.
 func gpusOf(tres string) []api.JobGPUs {
+	if !strings.Contains(tres, "gres/gpu") { // most jobs of most clusters, and there may be thousands
+		return []api.JobGPUs{}
+	}
 	counts := map[string]int{}
 	for part := range strings.SplitSeq(tres, ",") {
 		if m := gpuTRES.FindStringSubmatch(part); m != nil {
