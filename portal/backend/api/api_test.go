@@ -179,7 +179,11 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 	}
 	var rows []slurm.QueueRow
 	for id, j := range c.jobs {
-		rows = append(rows, slurm.QueueRow{ID: id, Shown: shown(j), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})
+		rows = append(rows, slurm.QueueRow{
+			ID: id, Shown: shown(j), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1, TRES: j.TRES, CPUs: j.CPUs, Minutes: j.Minutes,
+			Submitted: j.Submitted, Started: j.Started, Ended: j.Ended, NodeList: j.Nodes, BatchHost: j.BatchHost, Reason: j.Reason, Account: j.Account,
+			QOS: j.QOS, Comment: j.Comment, Name: j.Name, ExitCode: j.ExitCode, Signal: j.Signal,
+		})
 	}
 	return rows, nil
 }

@@ -44,40 +44,54 @@ func TestList_of_jobs_asks_Slurm_no_more_for_many_viewers_than_for_one(t *testin
 	t.Logf("%v each with 5020 jobs in the cluster", each)
 }
 
-func TestWaiting_jobs_are_asked_for_again_one_at_a_time(t *testing.T) {
+func TestThousands_of_new_jobs_and_why_they_wait_come_with_the_queue(t *testing.T) {
 	w := newWorld(t)
 	tok, _ := w.login("alice")
-	const waiting = 40
+	const waiting = 2000
 	for i := range uint32(waiting) {
-		w.slurm.jobs[i+1000] = rest.Job{ID: i + 1000, Name: "mine", User: "alice", UID: 10001, State: "PENDING", Reason: "Priority", Partition: "debug", Submitted: time.Now()}
+		w.slurm.jobs[i+1000] = rest.Job{ID: i + 1000, Name: "mine", User: "alice", UID: 10001, State: "PENDING", Reason: "Priority", Partition: "debug", Submitted: time.Now(), Account: "a", TRES: "mem=1G,gres/gpu=2"}
 	}
-	reasons := func() map[string]int {
+	listed := func() map[string]int {
 		var list wire.Jobs
 		w.must(w.portal, http.MethodGet, "/v1/jobs", tok, nil, &list)
 		all := map[string]int{}
 		for _, j := range list.Jobs {
-			all[j.Reason]++
+			if j.Name == "mine" && j.Account == "a" && j.MemoryMB == 1024 && len(j.GPUs) == 1 && j.GPUs[0].Count == 2 && !j.Submitted.IsZero() {
+				all[j.Reason]++
+			}
 		}
 		return all
 	}
-	w.eventually("all are known", func() bool { return reasons()["Priority"] == waiting })
+	if got := listed(); got["Priority"] != waiting {
+		t.Fatalf("the first list has %v", got)
+	}
 	w.slurm.mu.Lock()
 	for id, j := range w.slurm.jobs {
 		j.Reason = "Resources"
 		w.slurm.jobs[id] = j
 	}
 	w.slurm.mu.Unlock()
-	w.clock.add(time.Minute)
+	w.clock.add(11 * time.Second)
+	if got := listed(); got["Resources"] != waiting {
+		t.Errorf("the next has %v", got)
+	}
+	// squeue alone was asked; the service's own polls come beside the lists.
+	if asked := w.slurm.asked.Load(); asked > 5 {
+		t.Errorf("Slurm was asked %d times", asked)
+	}
+}
+
+func TestMany_who_begin_to_look_ask_Slurm_no_more_than_one(t *testing.T) {
+	w := newWorld(t)
+	w.login("alice")
+	w.jobs.Refresh(t.Context())
 	before := w.slurm.asked.Load()
-	polls := int32(0)
-	w.eventually("each is asked for again", func() bool {
-		w.clock.add(6 * time.Second)
-		polls++
-		return reasons()["Resources"] == waiting
-	})
-	// Each list may bring one poll, and the service's own come beside them.
-	if asked := w.slurm.asked.Load() - before; asked > 3*polls+waiting || polls < waiting/2 {
-		t.Errorf("%d calls in %d polls for %d jobs", asked, polls, waiting)
+	for i := range uint32(2000) {
+		w.jobs.Touch(20000 + i)
+		w.jobs.Look(t.Context(), 20000+i)
+	}
+	if more := w.slurm.asked.Load() - before; more > 2 {
+		t.Errorf("2000 viewers made %d requests", more)
 	}
 }
 

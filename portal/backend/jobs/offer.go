@@ -134,8 +134,8 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[sess.User().UID] {
 		there[id] = true
-		if state := s.pic.rows[id].State; !over(state) && state != stateCompleting {
-			count(gpusOf(s.details[id].job.TRES))
+		if row := s.row(id); !over(row.State) && row.State != stateCompleting {
+			count(gpusOf(row.TRES))
 		}
 	}
 	for i := range intents {
@@ -145,8 +145,8 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 		switch {
 		case in.Job > 0 && there[id]:
 		case in.Job > 0 && remembered && in.Final == "":
-			if !over(d.state) && d.state != stateCompleting {
-				count(gpusOf(d.job.TRES))
+			if !over(d.row.State) && d.row.State != stateCompleting {
+				count(gpusOf(d.row.TRES))
 			}
 		default:
 			if j := in.asJob(s.pic.at); j.Stage != api.StageEnded && j.Stage != api.StageFailed {

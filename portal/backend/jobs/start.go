@@ -403,7 +403,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	}
 	s.mu.Lock()
 	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
-	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
+	rows, ids := s.pic.rows, slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
 	s.mu.Unlock()
 	if !healthy {
 		s.silent(i.ID)
@@ -413,11 +413,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	slices.Reverse(ids)
 	want := commentPrefix + i.ID
 	for _, id := range ids {
-		job, ok := s.known(ctx, id)
-		if !ok {
-			return nil // one that could not be read may be it
-		}
-		if job.Comment == want {
+		if rows[id].Comment == want {
 			return s.settle(ctx, i, intentJob, id, "")
 		}
 	}
