@@ -86,12 +86,13 @@ func TestMany_who_begin_to_look_ask_Slurm_no_more_than_one(t *testing.T) {
 	w.login("alice")
 	w.jobs.Refresh(t.Context())
 	before := w.slurm.asked.Load()
-	for i := range uint32(2000) {
-		w.jobs.Touch(20000 + i)
-		w.jobs.Look(t.Context(), 20000+i)
+	viewers := uint32(0)
+	for begun := time.Now(); time.Since(begun) < 300*time.Millisecond; viewers++ {
+		w.jobs.Touch(20000 + viewers)
+		w.jobs.Look(t.Context(), 20000+viewers)
 	}
 	if more := w.slurm.asked.Load() - before; more > 2 {
-		t.Errorf("2000 viewers made %d requests", more)
+		t.Errorf("%d viewers made %d requests", viewers, more)
 	}
 }
 
