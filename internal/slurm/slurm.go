@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"strconv"
@@ -18,7 +19,15 @@ type Runner func(ctx context.Context, name string, args ...string) ([]byte, erro
 // Exec is the Runner of a real machine. The error holds the first line that the
 // program wrote to its standard error.
 func Exec(ctx context.Context, name string, args ...string) ([]byte, error) {
+	return ExecEnv(ctx, nil, name, args...)
+}
+
+// ExecEnv is the EnvRunner of a real machine.
+func ExecEnv(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the callers' names are constants and the admin's settings
+	if len(env) > 0 {
+		cmd.Env = append(os.Environ(), env...)
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -115,7 +115,9 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 		DB: db, Audit: records, Log: log, Now: clock.Real, Slurm: client, Nodes: registry, Routes: ways, Agents: control,
 		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Default: cfg.Default, Catalogue: offered.get, Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
 		AgentPort: cfg.AgentPort, Timeout: cfg.slurmTimeout(),
-		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) { return slurm.Queue(ctx, slurm.Exec) },
+		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) {
+			return slurm.Queue(ctx, slurm.ExecEnv, rand.Text())
+		},
 	}
 	registry.Changes, control.Addr, ways.Jobs = p.jobs, p.jobs.Addr, p.jobs
 	p.server = &api.Server{

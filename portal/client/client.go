@@ -258,6 +258,24 @@ func (c *Client) RenewTOTPConfirm(ctx context.Context, token string, in api.Conf
 	return c.do(ctx, call{method: http.MethodPost, path: "/v1/me/factors/totp/confirm", token: token, in: in})
 }
 
+// Dashboard is what that page shows: api.Dashboard in JSON, the same bytes as long
+// as it is the same.
+func (c *Client) Dashboard(ctx context.Context, token string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.patience)
+	defer cancel()
+	const path = "/v1/dashboard"
+	answer, err := c.send(ctx, call{method: http.MethodGet, path: path, token: token})
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close() //nolint:errcheck // it was read
+	body, err := io.ReadAll(io.LimitReader(answer.Body, answerMax))
+	if err != nil {
+		return nil, unavailable(fmt.Errorf("read answer to %s: %w", path, err))
+	}
+	return body, nil
+}
+
 // Offer is what the user may start.
 func (c *Client) Offer(ctx context.Context, token string) (api.Offer, error) {
 	return get[api.Offer](ctx, c, token, "/v1/offer")

@@ -159,7 +159,7 @@ func (s *Server) session(c *gin.Context) {
 // quickPath says whether a path needs no name on its answer.
 func quickPath(path string) bool {
 	switch path {
-	case "/open", "/events", "/jobs/:id/output", "/jobs/:id/metrics":
+	case "/", "/open", "/events", "/jobs/:id/output", "/jobs/:id/metrics":
 		return true
 	}
 	return strings.HasPrefix(path, "/fragments/")

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -11,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/gin-gonic/gin"
 
@@ -70,35 +70,26 @@ func problems(texts catalogue, refusal error) map[string]string {
 
 // showHome shows the dashboard; form is what was sent if it was refused.
 func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal error) {
-	ctx, own := c.Request.Context(), token(c)
-	var (
-		data            homeData
-		jobs            api.Jobs
-		cluster         api.Cluster
-		offerErr, jobsE error
-		homeErr, cluErr error
-		all             sync.WaitGroup
-	)
-	all.Go(func() { data.Offer, offerErr = s.backend.Offer(ctx, own) })
-	all.Go(func() { jobs, jobsE = s.backend.LiveJobs(ctx, own) })
-	all.Go(func() { data.Home, homeErr = s.backend.Home(ctx, own) })
-	all.Go(func() { cluster, cluErr = s.backend.Cluster(ctx, own) })
-	all.Wait()
-	if client.Code(offerErr) == client.CodeMisconfigured { // what runs goes on, and is shown
-		data.Broken, offerErr = s.say(c, offerErr), nil
-	}
-	if err := cmp.Or(offerErr, jobsE); err != nil {
+	body, err := s.backend.Dashboard(c.Request.Context(), token(c))
+	if err != nil {
 		s.fail(c, err)
 		return
 	}
-	if homeErr != nil {
-		data.Home = api.Home{OK: true} // not knowing is no reason to warn
+	plain := form == nil && refusal == nil && c.Request.RequestURI == "/"
+	if plain && s.again(c, body) {
+		return
 	}
-	if cluErr == nil {
-		data.Cluster = &cluster
+	var got api.Dashboard
+	if err := json.Unmarshal(body, &got); err != nil {
+		s.fail(c, fmt.Errorf("read dashboard: %w", err))
+		return
 	}
-	texts := s.texts[chooseLanguage(c.Request)]
+	data := homeData{Offer: got.Offer, Home: got.Home, Cluster: &got.Cluster}
+	if got.Broken != nil { // what runs goes on, and is shown
+		data.Broken = s.say(c, &client.RefusedError{What: *got.Broken})
+	}
 	speak(&data.Offer, chooseLanguage(c.Request))
+	texts, jobs := s.texts[chooseLanguage(c.Request)], got.Sessions
 	data.Sessions, data.Stale = liveSessions(jobs.Jobs), stale(texts, jobs.Age, jobs.Problem, jobs.ProblemCode)
 	data.Problems = problems(texts, refusal)
 	data.fill(texts, form)
@@ -107,11 +98,15 @@ func (s *Server) showHome(c *gin.Context, status int, form *api.Start, refusal e
 			data.Typed[name] = text // as it was typed, a number or not
 		}
 	}
-	v := view{Title: texts.text("nav.home"), Nav: "home", Me: me(c)}
+	v := view{Title: texts.text("nav.home"), Nav: "home", Me: &api.Me{User: got.User}}
 	if refusal != nil {
 		v.Notice = s.bad(c, refusal)
 	}
 	v.Data = data
+	if plain {
+		s.showKept(c, body, data, v)
+		return
+	}
 	s.page(c, status, "dashboard", v)
 }
 

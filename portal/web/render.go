@@ -78,13 +78,9 @@ func (s *Server) fragment(c *gin.Context, page, name string, v view) {
 
 func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
 	r := c.Request
-	v.Lang, v.Theme, v.Version = chooseLanguage(r), theme(r), version.String()
 	v.CSRF = csrfToken(c)
-	v.Here = here(r)
-	var out bytes.Buffer
-	if err := s.pages[v.Lang+"/"+page].ExecuteTemplate(&out, name, v); err != nil {
-		s.log.ErrorContext(r.Context(), "page: cannot be made", "page", page, "error", err)
-		c.AbortWithStatus(http.StatusInternalServerError)
+	out, ok := s.made(c, page, name, v)
+	if !ok {
 		return
 	}
 	h := c.Writer.Header()
@@ -101,6 +97,19 @@ func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
 	}
 	c.Status(status)
 	_, _ = c.Writer.Write(out.Bytes()) // the browser is gone or not
+}
+
+// made is a page for this request, not sent yet. If it cannot be made, that was
+// answered.
+func (s *Server) made(c *gin.Context, page, name string, v view) (out bytes.Buffer, ok bool) {
+	r := c.Request
+	v.Lang, v.Theme, v.Version, v.Here = chooseLanguage(r), theme(r), version.String(), here(r)
+	if err := s.pages[v.Lang+"/"+page].ExecuteTemplate(&out, name, v); err != nil {
+		s.log.ErrorContext(r.Context(), "page: cannot be made", "page", page, "error", err)
+		c.AbortWithStatus(http.StatusInternalServerError)
+		return out, false
+	}
+	return out, true
 }
 
 // here is the page to come back to after a choice of language or colours. A step

@@ -43,6 +43,7 @@ type Server struct {
 	assets    *assets
 	pages     map[string]*template.Template // by language/page
 	policy    string
+	homes     homes
 	// strangers send forms that are none of ours.
 	strangers logx.Seldom
 	// failed are pages that the backend had no answer for.

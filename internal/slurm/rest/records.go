@@ -161,12 +161,12 @@ func (in *jobInfo) job() Job {
 	if len(in.JobState) > 0 {
 		j.State, j.Flags = in.JobState[0], in.JobState[1:]
 	}
-	j.MemoryMB = memory(j.TRES)
+	j.MemoryMB = Memory(j.TRES)
 	return j
 }
 
-// memory reads mem=16000M out of a TRES string, in MiB.
-func memory(tres string) int64 {
+// Memory reads mem=16000M out of a TRES string, in MiB.
+func Memory(tres string) int64 {
 	for part := range strings.SplitSeq(tres, ",") {
 		text, ok := strings.CutPrefix(part, "mem=")
 		if !ok || text == "" {

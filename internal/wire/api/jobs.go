@@ -244,6 +244,20 @@ type Cluster struct {
 	Age   int           `json:"age"`
 }
 
+// Dashboard is the answer to GET /v1/dashboard: what that page shows, in one. Its
+// bytes stay the same as long as nothing of it changes.
+type Dashboard struct {
+	User  User  `json:"user"`
+	Offer Offer `json:"offer"`
+	// Broken is why nothing can be offered, nil if something can.
+	Broken *Error `json:"broken,omitempty"`
+	Home   Home   `json:"home"`
+	// Sessions are the jobs with an app that are not over. The ages in them and in
+	// Cluster are 0 as long as Slurm's picture is as young as it should be.
+	Sessions Jobs    `json:"sessions"`
+	Cluster  Cluster `json:"cluster"`
+}
+
 // ClusterNode is one node with what it has.
 type ClusterNode struct {
 	Name     string     `json:"name"`

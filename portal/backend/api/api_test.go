@@ -179,7 +179,11 @@ func (c *cluster) queue(context.Context) ([]slurm.QueueRow, error) {
 	}
 	var rows []slurm.QueueRow
 	for id, j := range c.jobs {
-		rows = append(rows, slurm.QueueRow{ID: id, Shown: shown(j), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1})
+		rows = append(rows, slurm.QueueRow{
+			ID: id, Shown: shown(j), State: j.State, UID: j.UID, Partition: j.Partition, Nodes: 1, TRES: j.TRES, CPUs: j.CPUs, Minutes: j.Minutes,
+			Submitted: j.Submitted, Started: j.Started, Ended: j.Ended, NodeList: j.Nodes, BatchHost: j.BatchHost, Reason: j.Reason, Account: j.Account,
+			QOS: j.QOS, Comment: j.Comment, Name: j.Name, ExitCode: j.ExitCode, Signal: j.Signal,
+		})
 	}
 	return rows, nil
 }
@@ -203,6 +207,19 @@ func (c *cluster) run(id uint32) {
 	j := c.jobs[id]
 	j.State, j.Nodes, j.BatchHost, j.NodeCount, j.Started = "RUNNING", "n1", "n1", 1, time.Now()
 	c.jobs[id] = j
+}
+
+// away are agents that do not answer.
+type away struct{}
+
+var errAway = errors.New("no route to host")
+
+func (away) Tail(context.Context, string, nodes.As, string, int64, int64) (nodes.Tail, error) {
+	return nodes.Tail{}, errAway
+}
+
+func (away) Home(context.Context, string, nodes.As, string) (nodes.HomeState, error) {
+	return nodes.HomeState{}, errAway
 }
 
 // world is a backend with everything around it.
@@ -301,7 +318,7 @@ func (w *world) start() {
 		DB: db, Audit: records, Log: log, Now: w.clock.now, Slurm: w.slurm, Nodes: registry, Routes: ways, Hub: &jobs.Hub{Boot: "b"},
 		Limits:    policy.Limits{"user": {Running: 2, Minutes: 600, GPUs: 2, Nodes: 2}},
 		Catalogue: func() (*config.Config, error) { return cfg, nil }, ServiceUser: "carme-backend", AgentPort: "7444", Timeout: time.Second,
-		Identity: func(context.Context, string) ([]uint32, error) { return []uint32{1}, nil }, Queue: w.slurm.queue,
+		Identity: func(context.Context, string) ([]uint32, error) { return []uint32{1}, nil }, Queue: w.slurm.queue, Agents: away{},
 	}
 	registry.Changes, ways.Jobs = w.jobs, w.jobs
 	w.enrol = &nodes.Enrolment{DB: db, Audit: records, Now: w.clock.now, Addr: w.jobs.Addr}

@@ -54,6 +54,7 @@ func table() []route {
 		{method: "POST", path: "/v1/me/factors/totp", states: full(), handle: replaceFactor},
 		{method: "POST", path: "/v1/me/factors/totp/confirm", states: full(), handle: confirmFactor},
 
+		{method: "GET", path: "/v1/dashboard", states: full(), handle: dashboard},
 		{method: "GET", path: "/v1/offer", states: full(), handle: offer},
 		{method: "GET", path: "/v1/home", states: full(), handle: home},
 		{method: "POST", path: "/v1/script", states: full(), handle: script},
@@ -177,6 +178,18 @@ func confirmFactor(r *request) error {
 		return err
 	}
 	return r.done()
+}
+
+func dashboard(r *request) error {
+	body, err := r.server.Jobs.Dashboard(r.Context(), r.session)
+	if err != nil {
+		return err
+	}
+	r.w.Header().Set("Content-Type", "application/json")
+	if _, err := r.w.Write(body); err != nil {
+		r.server.Log.Debug("answer not sent", "err", err.Error())
+	}
+	return nil
 }
 
 func offer(r *request) error {

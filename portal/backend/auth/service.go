@@ -355,8 +355,7 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	if len(token) != base64.RawURLEncoding.EncodedLen(tokenSize) {
 		return nil, problem.NoSession()
 	}
-	var sess Session
-	err := store.One(ctx, s.DB.Read(), &sess, sessionQuery+"WHERE s.hash = ?", hash(token))
+	sess, err := s.byHash(ctx, hash(token))
 	if errors.Is(err, sql.ErrNoRows) {
 		return nil, problem.NoSession()
 	}
@@ -368,7 +367,19 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	if !now.Before(at(sess.Expires)) || idle || !slices.Contains(states, sess.State) {
 		return nil, problem.NoSession()
 	}
-	return &sess, nil
+	return sess, nil
+}
+
+// byHash is Authenticate's query. Every request makes it, and that the database says
+// so each time is what makes the end of a session the end at once.
+func (s *Service) byHash(ctx context.Context, hash string) (*Session, error) {
+	row, err := s.DB.Row(ctx, sessionQuery+"WHERE s.hash = ?", hash)
+	if err != nil {
+		return nil, err
+	}
+	var o Session
+	return &o, row.Scan(&o.ID, &o.Hash, &o.UserName, &o.State, &o.Created, &o.Seen, &o.Expires, &o.Source, &o.Agent, &o.Device, &o.Portal,
+		&o.UID, &o.GID, &o.Home, &o.FullName, &o.Mail, &o.Roles, &o.GroupsOf, &o.TotpSince)
 }
 
 // Used stores that the session is in use, once a minute. It denies nobody anything:

@@ -137,8 +137,8 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[sess.User().UID] {
 		there[id] = true
-		if state := s.pic.rows[id].State; !slurm.Over(state) && state != stateCompleting {
-			count(gpusOf(s.details[id].job.TRES))
+		if row := s.row(id); !slurm.Over(row.State) && row.State != stateCompleting {
+			count(gpusOf(row.TRES))
 		}
 	}
 	for i := range intents {
@@ -148,8 +148,8 @@ func (s *Service) used(ctx context.Context, sess *auth.Session) (api.Used, error
 		switch {
 		case in.Job > 0 && there[id]:
 		case in.Job > 0 && remembered && in.Final == "":
-			if !slurm.Over(d.state) && d.state != stateCompleting {
-				count(gpusOf(d.job.TRES))
+			if !slurm.Over(d.row.State) && d.row.State != stateCompleting {
+				count(gpusOf(d.row.TRES))
 			}
 		default:
 			if j := in.asJob(s.pic.at); j.Stage != api.StageEnded && j.Stage != api.StageFailed {
@@ -182,6 +182,21 @@ func gresGPUs(text string) map[string]int {
 			if err == nil {
 				out[m[1]] += n
 			}
+		}
+	}
+	return out
+}
+
+// queuedGPUs is what the waiting jobs of a queue ask for, by type. It is counted once
+// for each picture: every dashboard shows it.
+func queuedGPUs(rows []slurm.QueueRow) map[string]int {
+	out := map[string]int{}
+	for i := range rows {
+		if rows[i].State != statePending || rows[i].Gres == "" {
+			continue
+		}
+		for kind, n := range gresGPUs(rows[i].Gres) {
+			out[kind] += n * max(1, rows[i].Nodes)
 		}
 	}
 	return out
@@ -222,14 +237,9 @@ func (s *Service) gpus(usable bool) []api.GPUCount {
 			}
 		}
 	}
-	for _, row := range s.pic.rows {
-		if row.State != statePending {
-			continue
-		}
-		for kind, n := range gresGPUs(row.Gres) {
-			if g := by[kind]; g != nil {
-				g.Queued += n * max(1, row.Nodes)
-			}
+	for kind, n := range s.pic.queued {
+		if g := by[kind]; g != nil {
+			g.Queued += n
 		}
 	}
 	out := []api.GPUCount{}

@@ -77,7 +77,7 @@ func crowd(t *testing.T, rows []slurm.QueueRow) (*Service, *restd, *quiet) {
 func waiting(n int, uid uint32) []slurm.QueueRow {
 	var rows []slurm.QueueRow
 	for i := range n {
-		id := uint32(1000*uid) + uint32(i) //nolint:gosec // small numbers
+		id := 1000*uid + uint32(i)
 		rows = append(rows, slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: statePending, UID: uid, Partition: "debug", Nodes: 1})
 	}
 	return rows
@@ -88,7 +88,7 @@ func session(name string, uid int64) *auth.Session {
 }
 
 func TestPage_of_one_job_does_not_make_the_list_of_all(t *testing.T) {
-	s, _, nodes := crowd(t, append(waiting(900, 1), slurm.QueueRow{ID: 7, Shown: "7", State: "RUNNING", UID: 1}))
+	s, restd, nodes := crowd(t, append(waiting(900, 1), slurm.QueueRow{ID: 7, Shown: "7", State: "RUNNING", UID: 1}))
 	s.Refresh(t.Context())
 	before := nodes.found.Load()
 	for range 10 {
@@ -98,6 +98,53 @@ func TestPage_of_one_job_does_not_make_the_list_of_all(t *testing.T) {
 	}
 	if made := nodes.found.Load() - before; made > 30 {
 		t.Errorf("ten pages made %d jobs", made)
+	}
+	if asked := restd.asked.Load(); asked != 1 {
+		t.Errorf("and asked Slurm %d times", asked)
+	}
+}
+
+func TestPage_of_a_job_asks_for_it_again_when_its_state_is_another(t *testing.T) {
+	queue := []slurm.QueueRow{{ID: 7, Shown: "7", State: statePending, UID: 1}}
+	s, restd, _ := crowd(t, queue)
+	for i, state := range []string{statePending, statePending, "RUNNING", "RUNNING", "FAILED"} {
+		queue[0].State = state
+		s.Refresh(t.Context())
+		if j, err := s.Get(t.Context(), session("alice", 1), "7"); err != nil || j.State != state {
+			t.Errorf("%d: %+v, %v", i, j, err)
+		}
+	}
+	if asked := restd.asked.Load(); asked != 3 {
+		t.Errorf("it was asked for %d times", asked)
+	}
+}
+
+func TestList_says_what_the_queue_says_of_jobs_that_nobody_has_asked_for(t *testing.T) {
+	at := time.Unix(1795404172, 0).UTC()
+	s, restd, _ := crowd(t, []slurm.QueueRow{
+		{ID: 1, Shown: "1", State: "FAILED", UID: 1, ExitCode: 3, NodeList: "n1", Started: at, Ended: at.Add(time.Hour), Name: "a\x1bb"},
+		{ID: 2, Shown: "2", State: "FAILED", UID: 1, Signal: 9},
+		{ID: 3, Shown: "3", State: "TIMEOUT", UID: 1, Minutes: 5},
+		{ID: 4, Shown: "4", State: statePending, UID: 1, Reason: "JobHeldUser", Started: at, TRES: "cpu=1,mem=2G,node=1,gres/gpu:a100=2", Account: "x"},
+		{ID: 5, Shown: "5", State: statePending, UID: 2, Reason: "Priority", Name: "bob's own"},
+	})
+	s.Refresh(t.Context())
+	all, err := s.List(t.Context(), "alice", 1)
+	if err != nil || len(all.Jobs) != 4 {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	for _, j := range all.Jobs {
+		switch {
+		case j.ID == "1" && j.EndCode == "end.exit" && j.EndArgs[0] == "3" && j.Ended.Equal(at.Add(time.Hour)) && j.Started.Equal(at) && j.Nodes[0] == "n1" && j.Name == "a\uFFFDb":
+		case j.ID == "2" && j.EndCode == "end.signal" && j.EndArgs[0] == "9":
+		case j.ID == "3" && j.EndCode == "end.timeout" && j.Minutes == 5:
+		case j.ID == "4" && j.Reason == "JobHeldUser" && j.Started.IsZero() && j.MemoryMB == 2048 && j.GPUs[0] == (api.JobGPUs{Type: "a100", Count: 2}) && j.Account == "x":
+		default:
+			t.Errorf("%+v", j)
+		}
+	}
+	if asked := restd.asked.Load(); asked != 0 {
+		t.Errorf("%d jobs were asked for", asked)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/config"
@@ -36,9 +37,10 @@ const (
 	// nodesEvery is how often nodes and partitions are asked for.
 	nodesEvery = 15 * time.Second
 	// detailsMax is how many jobs are asked for one by one in one poll.
-	detailsMax     = 100
-	detailsAtOnce  = 4
-	pendingRefresh = 30 * time.Second
+	detailsMax    = 100
+	detailsAtOnce = 4
+	// pokedEvery is how often news of nodes and users can make Slurm be asked.
+	pokedEvery = time.Second
 	// cleanEvery is how often what is older than samplesFor and recordsFor is
 	// removed.
 	cleanEvery = time.Hour
@@ -111,6 +113,10 @@ type Service struct {
 	// Timeout is how long Slurm may take for one answer.
 	Timeout time.Duration
 
+	// changed counts what changes pages beside the database.
+	changed atomic.Uint64
+	boards  boards
+
 	mu       sync.Mutex
 	pic      picture
 	details  map[uint32]detail
@@ -138,6 +144,7 @@ type Service struct {
 type picture struct {
 	rows       map[uint32]slurm.QueueRow
 	byUID      map[uint32][]uint32
+	queued     map[string]int // GPUs that waiting jobs ask for, by type
 	at         time.Time
 	tried      time.Time // when Slurm was last asked, with or without success
 	problem    string
@@ -146,10 +153,37 @@ type picture struct {
 	nodesAt    time.Time
 }
 
+// detail is what slurmrestd says of one job: where it writes to, and for whom it is.
 type detail struct {
 	job   rest.Job
 	state string // of the row when it was asked for
-	at    time.Time
+	// row is the last one, of the queue or made of the job.
+	row slurm.QueueRow
+	at  time.Time // of that
+}
+
+// row is what Slurm said last of a job in the picture. The caller holds the lock.
+func (s *Service) row(id uint32) slurm.QueueRow {
+	if d, ok := s.details[id]; ok && d.at.After(s.pic.at) {
+		return d.row
+	}
+	return s.pic.rows[id]
+}
+
+// rowOf is the queue's row of a job that slurmrestd told of.
+func rowOf(j *rest.Job) slurm.QueueRow {
+	shown, state := strconv.FormatUint(uint64(j.ID), 10), j.State
+	if j.Array != "" {
+		shown = j.Array
+	}
+	if slices.Contains(j.Flags, stateCompleting) {
+		state = stateCompleting
+	}
+	return slurm.QueueRow{
+		ID: j.ID, Shown: shown, State: state, UID: j.UID, Partition: j.Partition, Nodes: j.NodeCount, TRES: j.TRES, CPUs: j.CPUs, Minutes: j.Minutes,
+		Submitted: j.Submitted, Started: j.Started, Ended: j.Ended, NodeList: j.Nodes, BatchHost: j.BatchHost, Reason: j.Reason, Account: j.Account,
+		QOS: j.QOS, Comment: j.Comment, Name: j.Name, ExitCode: j.ExitCode, Signal: j.Signal,
+	}
 }
 
 // was is a job on its nodes as they last said it was, once they have it no more.
@@ -200,6 +234,10 @@ func (s *Service) Run(ctx context.Context) {
 			continue
 		case <-timer.C:
 		case <-poke:
+			if left := pokedEvery - s.Now().Sub(s.tried()).Abs(); left > 0 {
+				timer.Reset(left)
+				continue
+			}
 		}
 		if s.wanted(ctx) {
 			s.Refresh(ctx)
@@ -209,6 +247,13 @@ func (s *Service) Run(ctx context.Context) {
 		}
 		timer.Reset(pollEvery)
 	}
+}
+
+// tried is when Slurm was last asked.
+func (s *Service) tried() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.pic.tried
 }
 
 // Clean removes what is older than its use. The audit log stays.
@@ -261,24 +306,16 @@ func (s *Service) Look(ctx context.Context, uid uint32) {
 	if s.viewers == nil {
 		s.viewers = map[uint32]time.Time{}
 	}
-	_, known := s.viewers[uid]
 	s.viewers[uid] = s.Now()
 	now := s.Now()
 	// A Slurm that does not answer is not waited for by every request.
 	old := now.Sub(s.pic.at) > 2*pollEvery && (now.Sub(s.pic.tried) > pollEvery || s.flight != nil && s.pic.problem == "")
 	s.mu.Unlock()
-	if old || !known && s.healthy() {
+	if old {
 		limit, cancel := context.WithTimeout(ctx, waitFor)
 		defer cancel()
 		s.Refresh(limit)
 	}
-}
-
-// healthy says that Slurm answered when it was last asked.
-func (s *Service) healthy() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.pic.problem == ""
 }
 
 // adopt puts a job that was submitted just now into the picture.
@@ -298,9 +335,10 @@ func (s *Service) adopt(ctx context.Context, id uint32) {
 	if rows == nil {
 		rows, by = map[uint32]slurm.QueueRow{}, map[uint32][]uint32{}
 	}
-	rows[id] = slurm.QueueRow{ID: id, Shown: strconv.FormatUint(uint64(id), 10), State: job.State, UID: job.UID, Partition: job.Partition, Nodes: job.NodeCount}
+	rows[id] = rowOf(&job)
 	by[job.UID] = append(slices.Clone(by[job.UID]), id)
 	s.pic.rows, s.pic.byUID = rows, by
+	s.changed.Add(1)
 }
 
 // Refresh asks Slurm now, once for all who want it at the same time.
@@ -331,6 +369,7 @@ func (s *Service) refresh(ctx context.Context) {
 	limit, cancel := context.WithTimeout(ctx, s.Timeout)
 	rows, err := s.Queue(limit)
 	cancel()
+	defer s.changed.Add(1)
 	now := s.Now()
 	s.mu.Lock()
 	before := s.pic.problem
@@ -349,8 +388,23 @@ func (s *Service) refresh(ctx context.Context) {
 		s.pic.rows[r.ID] = r
 		s.pic.byUID[r.UID] = append(s.pic.byUID[r.UID], r.ID)
 	}
+	s.pic.queued = queuedGPUs(rows)
+	for id, d := range s.details {
+		if row, ok := s.pic.rows[id]; ok {
+			d.row, d.at = row, now
+			s.details[id] = d
+		} else if now.Sub(d.at) > forgetAfter {
+			delete(s.details, id)
+		}
+	}
+	for id, w := range s.was {
+		if _, ok := s.pic.rows[id]; !ok && now.Sub(w.at) > forgetAfter {
+			delete(s.was, id)
+		}
+	}
 	nodesOld := now.Sub(s.pic.nodesAt) > nodesEvery
 	s.mu.Unlock()
+	s.changed.Add(1)
 	if before != "" {
 		s.Hub.bumpAll()
 	}
@@ -377,45 +431,21 @@ func (s *Service) refreshNodes(ctx context.Context) {
 	same := reflect.DeepEqual(s.pic.nodes, list) && reflect.DeepEqual(s.pic.partitions, parts)
 	s.pic.nodes, s.pic.partitions, s.pic.nodesAt = list, parts, s.Now()
 	s.mu.Unlock()
+	s.changed.Add(1)
 	if !same {
 		s.Hub.bump(TopicCluster)
 	}
 }
 
-// refreshDetails asks for the jobs of live users and those with a session that
-// are new or have changed.
+// refreshDetails asks for the jobs with a session that are new or have changed. Of
+// all others the queue says what lists show, however many there are.
 func (s *Service) refreshDetails(ctx context.Context) {
-	now := s.Now()
 	s.mu.Lock()
-	if s.details == nil {
-		s.details = map[uint32]detail{}
-	}
 	var ids []uint32
-	// Why a job waits changes while its row does not. Of all that wait one is
-	// asked for again in each poll: there may be thousands.
-	waits, waitsSince := uint32(0), now.Add(-pendingRefresh)
-	for id, row := range s.pic.rows {
-		_, viewed := s.viewers[row.UID]
-		_, sealed := s.reported[id]
-		if !viewed && !sealed {
-			continue
-		}
-		d, ok := s.details[id]
-		switch {
-		case !ok || d.state != row.State:
+	for id := range s.reported {
+		row, there := s.pic.rows[id]
+		if d, ok := s.details[id]; there && (!ok || d.state != row.State) {
 			ids = append(ids, id)
-		case row.State == statePending && d.at.Before(waitsSince):
-			waits, waitsSince = id, d.at
-		}
-	}
-	for id, d := range s.details {
-		if _, ok := s.pic.rows[id]; !ok && now.Sub(d.at) > forgetAfter {
-			delete(s.details, id)
-		}
-	}
-	for id, w := range s.was {
-		if _, ok := s.pic.rows[id]; !ok && now.Sub(w.at) > forgetAfter {
-			delete(s.was, id)
 		}
 	}
 	s.mu.Unlock()
@@ -423,9 +453,6 @@ func (s *Service) refreshDetails(ctx context.Context) {
 	slices.Reverse(ids) // the newest first
 	if len(ids) > detailsMax {
 		ids = ids[:detailsMax]
-	}
-	if waits != 0 {
-		ids = append(ids, waits)
 	}
 	s.ask(ctx, ids)
 }
@@ -457,11 +484,12 @@ func (s *Service) detail(ctx context.Context, id uint32) (rest.Job, error) {
 	if s.details == nil {
 		s.details = map[uint32]detail{}
 	}
-	state := job.State
-	if row, ok := s.pic.rows[id]; ok {
-		state = row.State
+	row, state := rowOf(&job), job.State
+	if last, ok := s.pic.rows[id]; ok {
+		row.Gres, row.Shown, state = last.Gres, last.Shown, last.State
 	}
-	s.details[id] = detail{job: job, state: state, at: s.Now()}
+	s.details[id] = detail{job: job, state: state, row: row, at: s.Now()}
+	s.changed.Add(1)
 	return job, nil
 }
 
@@ -475,6 +503,21 @@ func (s *Service) known(ctx context.Context, id uint32) (rest.Job, bool) {
 	}
 	job, err := s.detail(ctx, id)
 	return job, err == nil
+}
+
+// current is known for a page: a job is asked for again once its state is another.
+func (s *Service) current(ctx context.Context, id uint32) (rest.Job, bool) {
+	s.mu.Lock()
+	d, ok := s.details[id]
+	row, there := s.pic.rows[id]
+	s.mu.Unlock()
+	if ok && (!there || d.state == row.State) {
+		return d.job, true
+	}
+	if job, err := s.detail(ctx, id); err == nil || !ok {
+		return job, err == nil
+	}
+	return d.job, true
 }
 
 // reconcile opens origins for sessions on nodes and closes those whose job is
@@ -548,6 +591,7 @@ func (s *Service) begin(ctx context.Context, node string, j api.NodeJob) error {
 
 // JobOnNode takes the news of a node (nodes.Changes).
 func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) error {
+	defer s.changed.Add(1)
 	s.mu.Lock()
 	if s.reported == nil {
 		s.reported = map[uint32]time.Time{}
@@ -575,6 +619,7 @@ func (s *Service) JobOnNode(ctx context.Context, node string, j api.NodeJob) err
 
 // JobEnded takes the news of a node (nodes.Changes).
 func (s *Service) JobEnded(ctx context.Context, node string, j api.NodeJob, end api.NodeEnd) error {
+	defer s.changed.Add(1)
 	s.mu.Lock()
 	if s.starved == nil {
 		s.starved = map[uint32]string{}
@@ -714,8 +759,11 @@ func (s *Service) Touch(uid uint32) {
 		s.viewers = map[uint32]time.Time{}
 	}
 	s.viewers[uid] = s.Now()
+	old := s.Now().Sub(s.pic.tried).Abs() > pollEvery
 	s.mu.Unlock()
-	s.pokeNow()
+	if old { // else the next poll is soon enough, for however many who look
+		s.pokeNow()
+	}
 }
 
 // PictureAge is how old the picture of Slurm is.

@@ -407,7 +407,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	}
 	s.mu.Lock()
 	healthy := s.pic.problem == "" && s.pic.at.After(time.UnixMicro(i.Updated))
-	ids := slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
+	rows, ids := s.pic.rows, slices.Clone(s.pic.byUID[uint32(i.UID)]) //nolint:gosec // it came from a uint32
 	s.mu.Unlock()
 	if !healthy {
 		s.silent(i.ID)
@@ -417,11 +417,7 @@ func (s *Service) lookup(ctx context.Context, i *intent) error {
 	slices.Reverse(ids)
 	want := commentPrefix + i.ID
 	for _, id := range ids {
-		job, ok := s.known(ctx, id)
-		if !ok {
-			return nil // one that could not be read may be it
-		}
-		if job.Comment == want {
+		if rows[id].Comment == want {
 			return s.settle(ctx, i, intentJob, id, "")
 		}
 	}
@@ -529,6 +525,7 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	s.mu.Lock()
 	delete(s.details, n)
 	s.mu.Unlock()
+	s.changed.Add(1)
 	s.Hub.bump(userKey(sess.UserName))
 	s.pokeNow()
 	return nil
@@ -711,5 +708,6 @@ func (s *Service) Home(ctx context.Context, sess *auth.Session) (api.Home, error
 		s.homes = map[string]homeState{}
 	}
 	s.homes[sess.UserName] = homeState{home, s.Now()}
+	s.changed.Add(1)
 	return home, nil
 }

@@ -43,6 +43,9 @@ var gpuTRES = regexp.MustCompile(`^gres/gpu(?::([A-Za-z0-9_.-]+))?[=:](\d+)$`)
 // gpusOf reads how many GPUs a TRES string has, by type. The count without type
 // includes those with one.
 func gpusOf(tres string) []api.JobGPUs {
+	if !strings.Contains(tres, "gres/gpu") { // most jobs of most clusters, and there may be thousands
+		return []api.JobGPUs{}
+	}
 	counts := map[string]int{}
 	for part := range strings.SplitSeq(tres, ",") {
 		if m := gpuTRES.FindStringSubmatch(part); m != nil {
@@ -185,8 +188,8 @@ func (s *Service) list(ctx context.Context, user string, uid uint32, wanted want
 	there := map[uint32]bool{}
 	for _, id := range s.pic.byUID[uid] {
 		there[id] = true
-		if row := s.pic.rows[id]; wanted == nil || wanted(&row, by[id]) {
-			out.Jobs = append(out.Jobs, s.assemble(row, s.details[id].job, user, by[id], hosts[id]))
+		if row := s.row(id); wanted == nil || wanted(&row, by[id]) {
+			out.Jobs = append(out.Jobs, s.assemble(row, user, by[id], hosts[id]))
 		}
 	}
 	for _, i := range intents {
@@ -195,8 +198,7 @@ func (s *Service) list(ctx context.Context, user string, uid uint32, wanted want
 		switch {
 		case there[id] && i.Job > 0, wanted != nil && !wanted(nil, &i):
 		case i.Job > 0 && remembered && i.Final == "":
-			row := slurm.QueueRow{ID: id, Shown: strconv.FormatInt(i.Job, 10), State: d.state, UID: uid}
-			out.Jobs = append(out.Jobs, s.assemble(row, d.job, user, &i, hosts[id]))
+			out.Jobs = append(out.Jobs, s.assemble(d.row, user, &i, hosts[id]))
 		default:
 			out.Jobs = append(out.Jobs, i.asJob(s.pic.at))
 		}
@@ -285,20 +287,17 @@ func plain(text string) string {
 
 // assemble joins what Slurm, the submission and the nodes say of a job. The
 // caller holds the lock.
-func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *intent, host string) api.Job {
+func (s *Service) assemble(row slurm.QueueRow, user string, i *intent, host string) api.Job {
 	j := api.Job{
-		ID: row.Shown, Name: plain(d.Name), User: user, State: row.State, Reason: plain(d.Reason), Partition: row.Partition, Account: plain(d.Account), QOS: plain(d.QOS),
-		Nodes: slurm.Expand(d.Nodes), NodeCount: row.Nodes, CPUs: d.CPUs, MemoryMB: d.MemoryMB, GPUs: gpusOf(d.TRES), Submitted: d.Submitted,
-		Started: d.Started, Minutes: d.Minutes, ExitCode: d.ExitCode, Signal: d.Signal,
+		ID: row.Shown, Name: plain(row.Name), User: user, State: row.State, Reason: plain(row.Reason), Partition: row.Partition, Account: plain(row.Account), QOS: plain(row.QOS),
+		Nodes: slurm.Expand(row.NodeList), NodeCount: row.Nodes, CPUs: row.CPUs, MemoryMB: rest.Memory(row.TRES), GPUs: gpusOf(row.TRES), Submitted: row.Submitted,
+		Started: row.Started, Minutes: row.Minutes, ExitCode: row.ExitCode, Signal: row.Signal,
 	}
 	if j.Reason == "None" {
 		j.Reason = ""
 	}
 	if j.Nodes == nil {
 		j.Nodes = []string{}
-	}
-	if d.NodeCount > 0 {
-		j.NodeCount = d.NodeCount
 	}
 	if row.State == statePending { // Slurm's guess, not a time that has been
 		j.Started = time.Time{}
@@ -310,8 +309,8 @@ func (s *Service) assemble(row slurm.QueueRow, d rest.Job, user string, i *inten
 	j.Stage = s.stage(&j, row)
 	switch {
 	case slurm.Over(row.State):
-		j.Ended = d.Ended
-		s.reason(row.ID, row.State, d).end(&j)
+		j.Ended = row.Ended
+		s.reason(&row).end(&j)
 		return j
 	case row.State == stateCompleting:
 		j.Stage = api.StageEnded
@@ -496,7 +495,7 @@ func (s *Service) get(ctx context.Context, sess *auth.Session, id string) (api.J
 	if !ok {
 		return j, nil
 	}
-	if d, ok := s.known(ctx, n); ok {
+	if d, ok := s.current(ctx, n); ok {
 		j.Detail.WorkDir, j.Detail.Output, j.Detail.Error = d.WorkDir, s.expand(d.Stdout, d), s.expand(d.Stderr, d)
 	}
 	s.mu.Lock()

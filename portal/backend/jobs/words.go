@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/carme-hpc/carme/internal/slurm"
-	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/nodes"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -67,13 +66,13 @@ func notSubmitted(stored string) words {
 }
 
 // reason says why a job ended.
-func (s *Service) reason(id uint32, state string, d rest.Job) words {
-	node, starved := s.starved[id]
-	starved = starved && slices.Contains(slurm.Expand(d.Nodes), node) // a node speaks of its own jobs only
-	if starved || state == "OUT_OF_MEMORY" {
+func (s *Service) reason(row *slurm.QueueRow) words {
+	node, starved := s.starved[row.ID]
+	starved = starved && slices.Contains(slurm.Expand(row.NodeList), node) // a node speaks of its own jobs only
+	if starved || row.State == "OUT_OF_MEMORY" {
 		return say("end.memory", "It needed more memory than it asked for and was ended. Start it with more memory.")
 	}
-	switch state {
+	switch row.State {
 	case "COMPLETED":
 		return say("end.completed", "It finished without an error.")
 	case "CANCELLED":
@@ -92,10 +91,10 @@ func (s *Service) reason(id uint32, state string, d rest.Job) words {
 		return say("end.revoked", "Another cluster took it.")
 	case "FAILED":
 		switch {
-		case d.Signal > 0:
-			return say("end.signal", "It was ended by signal %s. Its error output may say why.", strconv.Itoa(d.Signal))
-		case d.ExitCode > 0:
-			return say("end.exit", "It ended with exit code %s. Its error output may say why.", strconv.Itoa(d.ExitCode))
+		case row.Signal > 0:
+			return say("end.signal", "It was ended by signal %s. Its error output may say why.", strconv.Itoa(row.Signal))
+		case row.ExitCode > 0:
+			return say("end.exit", "It ended with exit code %s. Its error output may say why.", strconv.Itoa(row.ExitCode))
 		}
 		return say("end.failed", "It failed. Its error output may say why.")
 	}

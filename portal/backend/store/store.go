@@ -10,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"github.com/pressly/goose/v3"
 	"github.com/uptrace/bun"
@@ -31,6 +33,10 @@ type Tx = bun.IDB
 type DB struct {
 	write, read *bun.DB
 	lock        *os.File
+	written     atomic.Uint64
+
+	mu       sync.Mutex
+	prepared map[string]*sql.Stmt
 }
 
 // Create makes a new database with its schema; the file must not exist.
@@ -208,6 +214,12 @@ func checkFileSystem(dir string) error {
 // Close ends all use of the database.
 func (db *DB) Close() error {
 	var errs []error
+	db.mu.Lock()
+	for _, stmt := range db.prepared {
+		errs = append(errs, stmt.Close())
+	}
+	db.prepared = nil
+	db.mu.Unlock()
 	for _, b := range []*bun.DB{db.read, db.write} {
 		if b != nil {
 			errs = append(errs, b.Close())
@@ -222,7 +234,39 @@ func (db *DB) Read() Tx { return db.read }
 // Write runs f in a transaction and commits if f returns nil. What f did is
 // durable then, and otherwise did not happen.
 func (db *DB) Write(ctx context.Context, f func(tx Tx) error) error {
+	defer db.written.Add(1)
 	return db.write.RunInTx(ctx, nil, func(_ context.Context, tx bun.Tx) error { return f(tx) })
+}
+
+// Written is another number after every Write: what was made of the database
+// when it was the same is what would be made now. This process alone has the file.
+func (db *DB) Written() uint64 { return db.written.Load() }
+
+// Row reads one row for a query that is asked time and again: it is parsed once for
+// each connection. The text must be a constant.
+func (db *DB) Row(ctx context.Context, query string, args ...any) (*sql.Row, error) {
+	stmt, err := db.statement(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	return stmt.QueryRowContext(ctx, args...), nil
+}
+
+func (db *DB) statement(ctx context.Context, query string) (*sql.Stmt, error) {
+	db.mu.Lock()
+	defer db.mu.Unlock()
+	if stmt := db.prepared[query]; stmt != nil {
+		return stmt, nil
+	}
+	stmt, err := db.read.DB.PrepareContext(ctx, query) // closed with the database
+	if err != nil {
+		return nil, fmt.Errorf("prepare query: %w", err)
+	}
+	if db.prepared == nil {
+		db.prepared = map[string]*sql.Stmt{}
+	}
+	db.prepared[query] = stmt
+	return stmt, nil
 }
 
 // One scans the first row into dest, sql.ErrNoRows if there is none.

@@ -336,6 +336,7 @@ func (b *Backend) routes() {
 	m.HandleFunc("POST /v1/me/recovery", b.as(b.recovery))
 	m.HandleFunc("POST /v1/me/factors/totp", b.as(b.totp))
 	m.HandleFunc("POST /v1/me/factors/totp/confirm", b.as(b.totpConfirm))
+	m.HandleFunc("GET /v1/dashboard", b.as(b.dashboard))
 	m.HandleFunc("GET /v1/offer", b.as(b.offer))
 	m.HandleFunc("GET /v1/home", b.as(func(w http.ResponseWriter, _ *http.Request, _ *session) { answer(w, http.StatusOK, b.Home) }))
 	m.HandleFunc("POST /v1/script", b.as(b.script))
@@ -484,11 +485,28 @@ func gpus() []api.GPUCount {
 	}
 }
 
+// broken is why nothing is offered.
+var broken = api.Error{Code: "misconfigured", Message: "the site's configuration has a mistake"}
+
+func (b *Backend) dashboard(w http.ResponseWriter, _ *http.Request, s *session) {
+	out := api.Dashboard{User: s.user.User, Home: b.Home, Sessions: api.Jobs{Jobs: b.listed(s)}, Cluster: cluster()}
+	if b.Misconfigured {
+		out.Broken = &broken
+	} else {
+		out.Offer = b.offered(s)
+	}
+	answer(w, http.StatusOK, out)
+}
+
 func (b *Backend) offer(w http.ResponseWriter, _ *http.Request, s *session) {
 	if b.Misconfigured {
-		fail(w, http.StatusServiceUnavailable, "misconfigured", "the site's configuration has a mistake")
+		answer(w, http.StatusServiceUnavailable, api.ErrorBody{Error: broken})
 		return
 	}
+	answer(w, http.StatusOK, b.offered(s))
+}
+
+func (b *Backend) offered(s *session) api.Offer {
 	used := api.Used{}
 	for _, job := range b.jobs {
 		if job.User == s.user.Name && job.Stage != api.StageEnded && job.Stage != api.StageFailed {
@@ -498,7 +516,7 @@ func (b *Backend) offer(w http.ResponseWriter, _ *http.Request, s *session) {
 			}
 		}
 	}
-	answer(w, http.StatusOK, api.Offer{
+	return api.Offer{
 		Images: []api.OfferImage{
 			{Name: "base", Description: "Debian 12 with Python 3.11 and JupyterLab", Apps: []string{"jupyterlab", "terminal"}},
 			{Name: "pytorch", Description: "PyTorch 2.9, CUDA 12.8", Descriptions: map[string]string{"en": "PyTorch 2.9, CUDA 12.8", "de": "PyTorch 2.9 mit CUDA 12.8"}, Apps: []string{"jupyterlab", "code-server", "terminal"}},
@@ -511,7 +529,7 @@ func (b *Backend) offer(w http.ResponseWriter, _ *http.Request, s *session) {
 		GPUs: gpus(), Partitions: []string{"gpu", "debug"},
 		Limits: api.Limits{Nodes: 4, GPUs: 8, Running: 4, Minutes: 1440}, Used: used,
 		Default: api.Start{Image: "base", App: "jupyterlab", GPUs: 1, Nodes: 1, Minutes: 240},
-	})
+	}
 }
 
 func (b *Backend) script(w http.ResponseWriter, r *http.Request, _ *session) {
@@ -583,15 +601,20 @@ func (b *Backend) list(w http.ResponseWriter, r *http.Request, s *session) {
 		w.WriteHeader(http.StatusNotModified)
 		return
 	}
-	out := api.Jobs{Jobs: []api.Job{}}
+	answer(w, http.StatusOK, api.Jobs{Jobs: b.listed(s)})
+}
+
+// listed are a user's jobs, the newest first.
+func (b *Backend) listed(s *session) []api.Job {
+	out := []api.Job{}
 	for _, job := range slices.Backward(b.jobs) {
 		if job.User == s.user.Name {
 			short := *job
 			short.Detail = nil
-			out.Jobs = append(out.Jobs, short)
+			out = append(out, short)
 		}
 	}
-	answer(w, http.StatusOK, out)
+	return out
 }
 
 func (b *Backend) mine(w http.ResponseWriter, r *http.Request, s *session) *api.Job {
@@ -671,9 +694,13 @@ func (b *Backend) metrics(w http.ResponseWriter, r *http.Request, s *session) {
 }
 
 func (b *Backend) cluster(w http.ResponseWriter, _ *http.Request, _ *session) {
-	answer(w, http.StatusOK, api.Cluster{GPUs: gpus(), Nodes: []api.ClusterNode{
+	answer(w, http.StatusOK, cluster())
+}
+
+func cluster() api.Cluster {
+	return api.Cluster{GPUs: gpus(), Nodes: []api.ClusterNode{
 		{Name: "carme-node1", State: "MIXED", GPUs: []api.GPUCount{{Type: "a100", Total: 4, Used: 3, Free: 1}}, CPUs: 64, CPUsUsed: 40, Carme: true, Agent: true},
 		{Name: "carme-node2", State: "IDLE", GPUs: []api.GPUCount{{Type: "a100", Total: 4, Free: 4}}, CPUs: 64, Carme: true, Agent: true},
 		{Name: "carme-node3", State: "DOWN", GPUs: []api.GPUCount{{Type: "l40s", Total: 2}}, CPUs: 32},
-	}})
+	}}
 }
