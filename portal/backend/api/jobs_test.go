@@ -403,9 +403,10 @@ func TestJob_from_the_command_line_keeps_what_its_nodes_said_once_it_has_ended(t
 	}}, nil)
 	at := "/v1/jobs/" + strconv.FormatUint(uint64(id), 10)
 	var before, after wire.Job
-	w.eventually("the session", func() bool { // once the queue has been read again
-		status, _ := w.ask(w.portal, "GET", at, tok, nil, &before)
-		return status == http.StatusOK && before.Stage == wire.StageReady
+	w.clock.add(2 * time.Second) // younger than the picture is, which is not old yet
+	w.eventually("the session", func() bool {
+		w.must(w.portal, "GET", at, tok, nil, &before)
+		return before.Stage == wire.StageReady
 	})
 	w.must(w.portal, "DELETE", at, tok, nil, nil)
 	w.must(w.node, "POST", "/v1/agent/report", "", wire.Report{Boot: "x", Ended: []wire.NodeEnd{{Job: id, Instance: instance}}}, nil)

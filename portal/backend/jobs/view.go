@@ -419,14 +419,23 @@ func (s *Service) find(ctx context.Context, sess *auth.Session, id string) (api.
 	return pick(all, id)
 }
 
-// named are those of the user's jobs that an id may mean (pick).
+// named are those of the user's jobs that an id may mean (pick). One that is not in
+// the picture may be younger than that.
 func (s *Service) named(ctx context.Context, sess *auth.Session, id string) (api.Jobs, error) {
 	uid := sess.User().UID
 	s.Look(ctx, uid)
-	return s.list(ctx, sess.UserName, uid, func(row *slurm.QueueRow, i *intent) bool {
+	wanted := func(row *slurm.QueueRow, i *intent) bool {
 		return row != nil && (row.Shown == id || strings.HasPrefix(row.Shown, id+"_")) ||
 			i != nil && (i.ID == id || row == nil && strconv.FormatInt(i.Job, 10) == id)
-	})
+	}
+	all, err := s.list(ctx, sess.UserName, uid, wanted)
+	if err != nil || len(all.Jobs) > 0 || all.Problem != "" || s.Now().Sub(s.tried()).Abs() <= pokedEvery {
+		return all, err
+	}
+	limit, cancel := context.WithTimeout(ctx, waitFor)
+	s.Refresh(limit)
+	cancel()
+	return s.list(ctx, sess.UserName, uid, wanted)
 }
 
 // pick is the job with an id, Slurm's or the submission's. By its number an array
