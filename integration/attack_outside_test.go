@@ -252,7 +252,10 @@ func TestAttack_J18_a_job_whose_extern_step_was_killed_gets_no_plain_step(t *tes
 				doomed = append(doomed, lines(root(t, node1, "pgrep", "-x", "carme-anchor|carme-init").ok(t))...)
 				doomed = append(doomed, lines(root(t, node1, "pgrep", "-fx", "sleep 100000000").out)...)
 			}
-			root(t, node1, append([]string{"kill", "-KILL"}, doomed...)...).ok(t)
+			// One of them may go with another before its turn.
+			if r := root(t, node1, append([]string{"kill", "-KILL"}, doomed...)...); r.code != 0 && !strings.Contains(r.err, "No such process") {
+				r.ok(t)
+			}
 			directory := "/run/carme/jobs/" + a.id
 			eventually(t, 30*time.Second, "end of "+directory, func() bool {
 				if sweep != nil {

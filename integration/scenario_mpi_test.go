@@ -29,7 +29,7 @@ func TestScenario_J4_mpi_spans_tasks_and_nodes(t *testing.T) {
 				for _, word := range launcher {
 					command = append(command, strings.Replace(word, "SEAL", seal, 1))
 				}
-				out := as(t, "alice", login, command...).ok(t)
+				out := openMPI(t, func() result { return as(t, "alice", login, command...) }).ok(t)
 				if n := strings.Count(out, allRanks); n != 4 {
 					t.Errorf("%d ranks of 4 found each other:\n%s", n, out)
 				}
@@ -53,7 +53,8 @@ func TestScenario_J4_mpi_spans_tasks_and_nodes(t *testing.T) {
 func TestScenario_J4_tasks_of_a_node_talk_by_shared_memory(t *testing.T) {
 	hello := func(transports, seal, launcher string) result {
 		command := []string{"timeout", "80", "salloc", "-Q", "--time=2", "-w", node1, "-n2", seal}
-		return as(t, "alice", login, prefix(append(command, strings.Fields(launcher+" mpihello")...), "OMPI_MCA_pml=ob1", "OMPI_MCA_btl="+transports)...)
+		command = prefix(append(command, strings.Fields(launcher+" mpihello")...), "OMPI_MCA_pml=ob1", "OMPI_MCA_btl="+transports)
+		return openMPI(t, func() result { return as(t, "alice", login, command...) })
 	}
 	launchers := []string{"mpirun"}
 	if suite() == "trixie" {
@@ -78,11 +79,27 @@ func TestScenario_J4_mpirun_inside_a_batch_script_in_the_image(t *testing.T) {
 	if suite() != "trixie" {
 		script, ranks = "mpirun mpihello", 4 // see needsPMIx
 	}
-	id := sbatch(t, "alice", "-N2", "--ntasks-per-node=2", "--carme=base", "--wrap", script)
-	out := output(t, "alice", id)
+	out := openMPI(t, func() result {
+		return result{out: output(t, "alice", sbatch(t, "alice", "-N2", "--ntasks-per-node=2", "--carme=base", "--wrap", script))}
+	}).out
 	if n := strings.Count(out, together); n != ranks || strings.Count(out, allRanks) != ranks {
 		t.Errorf("%d ranks of %d share memory with their neighbour:\n%s", n, ranks, out)
 	}
+}
+
+// openMPI runs a program of Open MPI again where that met a fault of its own, which
+// plain jobs meet as often: while a rank waits for the others in MPI_Init it dies of
+// the first message of one that waits no more (open-mpi/ompi issue 12495).
+func openMPI(t *testing.T, run func() result) result {
+	t.Helper()
+	for range 4 {
+		r := run()
+		if !strings.Contains(r.out+r.err, "(mca_pml_ob1_recv_frag_callback_match+") {
+			return r
+		}
+		t.Log("Open MPI died in MPI_Init; once more")
+	}
+	return run()
 }
 
 // needsPMIx skips where Slurm has no plugin for it.

@@ -111,7 +111,7 @@ func TestTestbed_mpi_spans_both_nodes(t *testing.T) {
 			if suite() == "forky" && strings.Contains(name, "pmix") {
 				t.Skip("Debian builds Slurm 26.05 without the PMIx plugin")
 			}
-			out := as(t, "alice", login, append([]string{"timeout", "80"}, command...)...).ok(t)
+			out := openMPI(t, func() result { return as(t, "alice", login, append([]string{"timeout", "80"}, command...)...) }).ok(t)
 			if n := strings.Count(out, want); n != 4 {
 				t.Errorf("%d ranks of 4 found each other:\n%s", n, out)
 			}
