@@ -17,6 +17,7 @@ import (
 //
 //export carme_setup
 func carme_setup() C.int {
+	room()
 	result := os.NewFile(core.ResultFD, "result")
 	if err := core.Setup(os.NewFile(core.RequestFD, "request"), result, core.AnchorFD); err != nil {
 		fmt.Fprintln(os.Stderr, "carme:", err)
@@ -30,7 +31,18 @@ func carme_setup() C.int {
 //
 //export carme_check
 func carme_check() C.int {
+	room()
 	return C.int(core.Check(os.NewFile(core.RequestFD, "request"), os.Stdout, os.Stderr))
+}
+
+// room makes the goroutine's stack as large as the calls below need it, at once and
+// while it is short: Go would copy it four times else, with deeper and deeper calls
+// on it.
+//
+//go:noinline
+func room() byte {
+	var some [16 << 10]byte
+	return some[os.Getpid()%len(some)]
 }
 
 func main() {}

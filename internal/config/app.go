@@ -108,12 +108,7 @@ func LoadApps(src Source) ([]App, error) {
 	return apps, l.problems.sorted()
 }
 
-var (
-	socketName = pattern(`^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$`)
-	// A module at the top, since it is hidden by a directory of its name.
-	pythonModule = pattern(`^[A-Za-z_][A-Za-z0-9_]{0,63}$`)
-	blank        = pattern(`\{\{([^}]*)\}\}`)
-)
+var blank = pattern(`\{\{([^}]*)\}\}`)
 
 // appBlanks are the words that Command may have in double braces.
 func appBlanks() []string {
@@ -124,7 +119,7 @@ func (f *file) checkApp(a *App) {
 	switch {
 	case a.Name == "":
 		f.fail("the app has no name; add name: NAME")
-	case !imageName().MatchString(a.Name):
+	case !isImageName(a.Name):
 		f.fail("is no name for an app; use letters, digits and ._+-", "name")
 	}
 	if a.Title == "" {
@@ -137,7 +132,7 @@ func (f *file) checkApp(a *App) {
 	}
 	f.checkText(a.Description, "description")
 	f.checkCommand(a.Command)
-	if !socketName().MatchString(a.Socket) {
+	if !isWord(a.Socket, 32, letters+digits, "._-") {
 		f.fail("is no name of a socket; use up to 32 letters, digits and ._-", "socket")
 	}
 	for key, p := range map[string]string{"path": a.Path, "health": a.Health.Path} {
@@ -155,7 +150,8 @@ func (f *file) checkApp(a *App) {
 	}
 	f.checkAppFiles(a.Files)
 	for i, name := range a.PythonHidden {
-		if !pythonModule().MatchString(name) {
+		// A module at the top, since it is hidden by a directory of its name.
+		if !isWord(name, 64, letters+"_", digits) {
 			f.fail("is no name of a Python module", "python_hidden", i)
 		}
 	}
@@ -185,6 +181,9 @@ func (f *file) checkCommand(command []string) {
 	for i, word := range command {
 		if strings.ContainsRune(word, 0) {
 			f.fail("has a NUL character", "command", i)
+		}
+		if !strings.Contains(word, "{{") {
+			continue
 		}
 		for _, m := range blank().FindAllStringSubmatch(word, -1) {
 			if !slices.Contains(appBlanks(), m[1]) {

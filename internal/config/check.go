@@ -7,27 +7,28 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // timeoutMax is the longest time for a set-up that can be configured, in
 // seconds: slurmd gives up on a step that does not start before.
 const timeoutMax = 600
 
-var (
-	// tmpSize is what tmpfs(5) takes as size, in the units documented here.
-	tmpSize = pattern(`^([1-9][0-9]{0,2})%$|^[1-9][0-9]{0,15}[KMGT]?$`)
-	// imageName agrees with ValidName of spank/request.
-	imageName = pattern(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,127}$`)
-	envName   = pattern(`^[A-Za-z_][A-Za-z0-9_]*$`)
-	envPass   = pattern(`^[A-Za-z_][A-Za-z0-9_]*\*?$`)
-	groupName = pattern(`^[^\s:,]{1,256}$`)
-)
+// isImageName agrees with ValidName of spank/request.
+func isImageName(s string) bool { return isWord(s, 128, letters+digits, "._+-") }
+
+// isEnvName is for names of variables, which no shell makes longer than a line.
+func isEnvName(s string) bool { return isWord(s, len(s), letters+"_", digits) }
+
+func isGroupName(s string) bool {
+	return s != "" && utf8.RuneCountInString(s) <= 256 && !strings.ContainsAny(s, ":,") && !strings.ContainsFunc(s, unicode.IsSpace)
+}
 
 // reserved are words that --carme and CARME give a meaning of their own.
 func reserved() []string { return []string{"list", "help", "none", "yes", "no", "0", "1"} }
 
 func (f *file) checkSpank(s *Spank) {
-	if s.DefaultImage != "" && !imageName().MatchString(s.DefaultImage) {
+	if s.DefaultImage != "" && !isImageName(s.DefaultImage) {
 		f.fail("is no name of an image", "default_image")
 	}
 	f.checkChoice("net", s.Net, "host", "private")
@@ -55,7 +56,7 @@ func (f *file) checkSpank(s *Spank) {
 		f.fail(fmt.Sprintf("must be 1 to %d seconds", timeoutMax), "timeout_seconds")
 	}
 	for i, name := range s.Env.Pass {
-		if !envPass().MatchString(name) {
+		if !isEnvName(strings.TrimSuffix(name, "*")) {
 			f.fail("is no name of a variable; an asterisk may stand at its end", "env", "pass", i)
 		}
 	}
@@ -65,7 +66,7 @@ func (f *file) checkImage(img *Image) {
 	switch {
 	case img.Name == "":
 		f.fail("the image has no name; add name: NAME")
-	case !imageName().MatchString(img.Name):
+	case !isImageName(img.Name):
 		f.fail("is no name for an image; use letters, digits and ._+-", "name")
 	case slices.Contains(reserved(), img.Name):
 		f.fail("is a word with a meaning of its own after --carme=; choose another name", "name")
@@ -77,7 +78,7 @@ func (f *file) checkImage(img *Image) {
 	}
 	f.checkText(img.Description, "description")
 	for i, g := range img.Groups {
-		if !groupName().MatchString(g) || !printable(g) {
+		if !isGroupName(g) || !printable(g) {
 			f.fail("is no name of a group", "groups", i)
 		}
 	}
@@ -93,7 +94,7 @@ func (f *file) checkImage(img *Image) {
 // checkVariable checks a variable that an image or an app sets.
 func (f *file) checkVariable(name, value string) {
 	switch {
-	case !envName().MatchString(name):
+	case !isEnvName(name):
 		f.fail("is no name of a variable", "env", name)
 	case strings.HasPrefix(name, "SLURM_") || strings.HasPrefix(name, "_SLURM_") || strings.HasPrefix(name, "LD_"):
 		f.fail("is a variable that may not be set here", "env", name)
@@ -191,7 +192,7 @@ func (f *file) checkDevice(p string, at ...any) {
 		f.fail("is no pattern; close its [", at...)
 		return
 	}
-	if slices.ContainsFunc(gpuNodes(), func(node string) bool {
+	if slices.ContainsFunc(gpuNodes(p), func(node string) bool {
 		match, _ := path.Match(p, node) // the pattern is known to be one
 		return match || strings.HasPrefix(node, p+"/")
 	}) {
@@ -200,8 +201,17 @@ func (f *file) checkDevice(p string, at ...any) {
 }
 
 // gpuNodes are names under which a GPU can be opened, enough of them to know
-// the patterns that would catch one.
-func gpuNodes() []string {
+// the patterns that would catch one; none where what p begins with rules all out.
+func gpuNodes(p string) []string {
+	begins, _, _ := strings.Cut(p, "*")
+	begins, _, _ = strings.Cut(begins, "?")
+	begins, _, _ = strings.Cut(begins, "[")
+	begins, _, _ = strings.Cut(begins, `\`)
+	if !slices.ContainsFunc([]string{"/dev/nvidia", "/dev/kfd", "/dev/dri/"}, func(family string) bool {
+		return strings.HasPrefix(family, begins) || strings.HasPrefix(begins, family)
+	}) {
+		return nil
+	}
 	nodes := []string{"/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-modeset", "/dev/kfd"}
 	for i := range 128 {
 		nodes = append(nodes,
@@ -211,13 +221,16 @@ func gpuNodes() []string {
 	return nodes
 }
 
+// checkSize wants what tmpfs(5) takes as size, in the units documented here.
 func (f *file) checkSize(size string) {
-	m := tmpSize().FindStringSubmatch(size)
-	if m == nil {
-		f.fail("is no size; use a percentage such as 50%, or a number with K, M, G or T", "tmp", "size")
-		return
+	number, percent := strings.CutSuffix(size, "%")
+	if !percent && number != "" && strings.Contains("KMGT", number[len(number)-1:]) {
+		number = number[:len(number)-1]
 	}
-	if percent, err := strconv.Atoi(m[1]); err == nil && percent > 100 {
+	switch {
+	case !isWord(number, 16, "123456789", digits) || percent && len(number) > 3:
+		f.fail("is no size; use a percentage such as 50%, or a number with K, M, G or T", "tmp", "size")
+	case percent && len(number) == 3 && number > "100":
 		f.fail("is more than 100%", "tmp", "size")
 	}
 }

@@ -362,7 +362,7 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if !ok || !imageName().MatchString(img.Name) || !filepath.IsAbs(img.Path) {
+		if !ok || !isImageName(img.Name) || !filepath.IsAbs(img.Path) {
 			t.Fatalf("image %+v", img)
 		}
 	})

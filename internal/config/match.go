@@ -36,3 +36,17 @@ func components(path string) []string {
 	}
 	return strings.Split(path, "/")
 }
+
+// Of these are the names that the configuration knows.
+const (
+	letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ" + small
+	small   = "abcdefghijklmnopqrstuvwxyz"
+	digits  = "0123456789"
+)
+
+// isWord reports whether s is 1 to most characters, the first one of these, each
+// other one of those too. Regular expressions say the same, and compiling them
+// takes longer than all else that reading the configuration does, for each job.
+func isWord(s string, most int, first, later string) bool {
+	return s != "" && len(s) <= most && strings.Contains(first, s[:1]) && strings.Trim(s[1:], first+later) == ""
+}

@@ -45,8 +45,6 @@ func (t Text) Languages() map[string]string {
 	return t
 }
 
-var languageName = pattern(`^[a-z]{2,3}$`)
-
 // checkText refuses what is not one line, and languages that are none.
 func (f *file) checkText(t Text, key string) {
 	for language, text := range t {
@@ -54,7 +52,7 @@ func (f *file) checkText(t Text, key string) {
 		_, one := t[""]
 		if !one || len(t) > 1 { // YAML can say "" too
 			at = append(at, language)
-			if !languageName().MatchString(language) {
+			if len(language) < 2 || !isWord(language, 3, small, "") {
 				f.fail("is no language; use the two letters of ISO 639, such as en or de", at...)
 			}
 		}
