@@ -103,7 +103,7 @@ func (p *plugin) take(ctx context.Context, rows []row) error {
 		}
 		n := p.rounds
 		if r.id == "P5" {
-			n = max(2, n/5) // 64 steps each
+			n = max(2, n/(4*turn)) // 64 steps each
 		}
 		if err := p.cluster.measure(ctx, &r, n); err != nil {
 			return err
