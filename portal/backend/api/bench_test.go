@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/carme-hpc/carme/internal/config"
 	"github.com/carme-hpc/carme/internal/slurm/rest"
 	wire "github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/store"
@@ -219,6 +220,59 @@ func TestDashboard_shows_at_once_what_has_changed(t *testing.T) {
 		board, _ := w.dashboard(tok)
 		return len(board.Sessions.Jobs) == 0 && board.Offer.Used.Running == 0
 	})
+}
+
+func TestDashboard_is_made_once_for_all_who_wait_for_it(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	w.dashboard(tok)
+	making, done := make(chan struct{}, 100), make(chan struct{})
+	read := w.jobs.Catalogue
+	w.jobs.Catalogue = func() (*config.Config, error) {
+		making <- struct{}{}
+		<-done
+		return read()
+	}
+	w.clock.add(2 * time.Second) // old, while Slurm need not be asked
+	const n = 20
+	answers := make(chan int, n)
+	for range n {
+		go func() {
+			status, _ := w.ask(w.portal, http.MethodGet, "/v1/dashboard", tok, nil, nil)
+			answers <- status
+		}()
+	}
+	<-making
+	select {
+	case <-making:
+		t.Error("the dashboard is made twice at a time")
+	case <-time.After(300 * time.Millisecond):
+	}
+	close(done)
+	for range n {
+		if status := <-answers; status != http.StatusOK {
+			t.Errorf("status %d", status)
+		}
+	}
+}
+
+func TestUse_of_a_login_makes_no_dashboard_old(t *testing.T) {
+	w := newWorld(t)
+	tok, _ := w.login("alice")
+	seen := func() (at int64) {
+		if err := store.One(t.Context(), w.db.Read(), &at, "SELECT MAX(seen) FROM login_sessions"); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	w.dashboard(tok)
+	first, written := seen(), w.db.Written()
+	w.clock.add(2 * time.Minute)
+	w.dashboard(tok)
+	w.eventually("the use is noted", func() bool { return seen() > first })
+	if now := w.db.Written(); now != written {
+		t.Errorf("%d writes became %d", written, now)
+	}
 }
 
 func TestDashboard_is_the_same_to_the_byte_for_all_logins_of_a_user(t *testing.T) {

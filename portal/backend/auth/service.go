@@ -400,7 +400,7 @@ func (s *Service) Used(ctx context.Context, sess *Session) {
 		defer s.noting.Add(-1)
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), noteWithin)
 		defer cancel()
-		err := s.DB.Write(limit, func(tx store.Tx) error {
+		err := s.DB.Note(limit, func(tx store.Tx) error {
 			_, err := store.Exec(limit, tx, "UPDATE login_sessions SET seen = ? WHERE id = ? AND seen < ?", now.UnixMicro(), sess.ID, now.UnixMicro())
 			return err
 		})

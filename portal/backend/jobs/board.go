@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -19,12 +21,15 @@ const (
 	boardFor = time.Second
 	// boardsMax is how many are kept.
 	boardsMax = 1000
+	// boardWithin is how long making one may take.
+	boardWithin = 20 * time.Second
 )
 
 // boards are dashboards as they were sent.
 type boards struct {
-	mu  sync.Mutex
-	all map[auth.Session]board
+	mu     sync.Mutex
+	all    map[auth.Session]board
+	making singleflight.Group
 }
 
 // board is one of them, with the state of the world that it was made of.
@@ -58,6 +63,40 @@ func (s *Service) Dashboard(ctx context.Context, sess *auth.Session) ([]byte, er
 	if ok && last.state == is && now.Sub(last.at).Abs() < boardFor {
 		return last.body, nil
 	}
+	// When it is old, all who ask would make it at the same time, and the more of
+	// them the longer it took. Who knows of a later state begins another one.
+	key, err := json.Marshal([]any{who, is.written, is.changed})
+	if err != nil {
+		return nil, fmt.Errorf("name a dashboard: %w", err)
+	}
+	making := s.boards.making.DoChan(string(key), func() (any, error) {
+		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardWithin) // it is made for others too
+		defer cancel()
+		body, err := s.board(limit, sess)
+		if err == nil {
+			s.boards.keep(who, board{is, now, body})
+		}
+		return body, err
+	})
+	select {
+	case made := <-making:
+		body, _ := made.Val.([]byte)
+		return body, made.Err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (b *boards) keep(who auth.Session, one board) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.all == nil || len(b.all) >= boardsMax {
+		b.all = map[auth.Session]board{}
+	}
+	b.all[who] = one
+}
+
+func (s *Service) board(ctx context.Context, sess *auth.Session) ([]byte, error) {
 	out, err := s.dashboard(ctx, sess)
 	if err != nil {
 		return nil, err
@@ -66,12 +105,6 @@ func (s *Service) Dashboard(ctx context.Context, sess *auth.Session) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("encode dashboard: %w", err)
 	}
-	s.boards.mu.Lock()
-	defer s.boards.mu.Unlock()
-	if s.boards.all == nil || len(s.boards.all) >= boardsMax {
-		s.boards.all = map[auth.Session]board{}
-	}
-	s.boards.all[who] = board{is, now, body}
 	return body, nil
 }
 

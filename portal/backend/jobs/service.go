@@ -34,8 +34,10 @@ const (
 	viewerFor = time.Minute
 	// waitFor is how long a request waits for a picture that is old.
 	waitFor = 3 * time.Second
-	// nodesEvery is how often nodes and partitions are asked for.
-	nodesEvery = 15 * time.Second
+	// nodesEvery is how often nodes and partitions are asked for: two calls to
+	// slurmctld. A poll is two as well, since squeue asks for partitions too, so that
+	// slurmctld has a call in two seconds, whoever looks.
+	nodesEvery = 30 * time.Second
 	// detailsMax is how many jobs are asked for one by one in one poll.
 	detailsMax    = 100
 	detailsAtOnce = 4

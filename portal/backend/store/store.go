@@ -235,11 +235,18 @@ func (db *DB) Read() Tx { return db.read }
 // durable then, and otherwise did not happen.
 func (db *DB) Write(ctx context.Context, f func(tx Tx) error) error {
 	defer db.written.Add(1)
+	return db.Note(ctx, f)
+}
+
+// Note is Write for what nobody reads through Written, as when a login was last used:
+// thousands of them a minute would make everything old that was made before.
+func (db *DB) Note(ctx context.Context, f func(tx Tx) error) error {
 	return db.write.RunInTx(ctx, nil, func(_ context.Context, tx bun.Tx) error { return f(tx) })
 }
 
 // Written is another number after every Write: what was made of the database
-// when it was the same is what would be made now. This process alone has the file.
+// when it was the same is what would be made now, but for what was noted. This
+// process alone has the file.
 func (db *DB) Written() uint64 { return db.written.Load() }
 
 // Row reads one row for a query that is asked time and again: it is parsed once for
