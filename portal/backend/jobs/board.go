@@ -69,7 +69,7 @@ func (s *Service) Dashboard(ctx context.Context, sess *auth.Session) ([]byte, er
 	if err != nil {
 		return nil, fmt.Errorf("name a dashboard: %w", err)
 	}
-	making := s.boards.making.DoChan(string(key), func() (any, error) {
+	made, err, _ := s.boards.making.Do(string(key), func() (any, error) {
 		limit, cancel := context.WithTimeout(context.WithoutCancel(ctx), boardWithin) // it is made for others too
 		defer cancel()
 		body, err := s.board(limit, sess)
@@ -78,13 +78,8 @@ func (s *Service) Dashboard(ctx context.Context, sess *auth.Session) ([]byte, er
 		}
 		return body, err
 	})
-	select {
-	case made := <-making:
-		body, _ := made.Val.([]byte)
-		return body, made.Err
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	body, _ := made.([]byte)
+	return body, err
 }
 
 func (b *boards) keep(who auth.Session, one board) {
