@@ -17,7 +17,7 @@ const timeoutMax = 600
 // isImageName agrees with ValidName of spank/request.
 func isImageName(s string) bool { return isWord(s, 128, letters+digits, "._+-") }
 
-// isEnvName is for names of variables, which no shell makes longer than a line.
+// isEnvName is for names of variables, which may be of any length.
 func isEnvName(s string) bool { return isWord(s, len(s), letters+"_", digits) }
 
 func isGroupName(s string) bool {
