@@ -68,6 +68,9 @@ func leaves(t *testing.T, node, script string) {
 		if began.Before(end) {
 			continue
 		}
+		if left = slices.DeleteFunc(left, func(line string) bool { return slurmsOwn(t, node, line) }); len(left) == 0 {
+			return
+		}
 		for _, line := range left {
 			found[node+line] = true
 			if _, at, is := strings.Cut(line, "/job_"); is {
@@ -78,6 +81,21 @@ func leaves(t *testing.T, node, script string) {
 		}
 		t.Fatalf("%s still has after a second:\n%s", node, strings.Join(left, "\n"))
 	}
+}
+
+// slurmsOwn reports whether what is left is an empty cgroup of which Slurm's log says
+// that Slurm was not allowed to remove it, and removes it. The slurmstepd of each
+// extern step ends X11 forwarding as the user, with all its threads, while another
+// one removes the job's cgroups (slurmstepd/mgr.c, _shutdown_x11_forward); about one
+// job of 300 leaves one on a busy machine.
+func slurmsOwn(t *testing.T, node, line string) bool {
+	t.Helper()
+	dir, is := strings.CutPrefix(line, "cgroup ")
+	if !is || root(t, node, "grep", "-qF", ".extern] error: Unable to rmdir("+dir+"), unexpected error: Permission denied", "/var/log/testbed/slurmd.log").code != 0 {
+		return false
+	}
+	t.Logf("Slurm could not remove %s, by its own log", dir)
+	return root(t, node, "rmdir", dir).code == 0
 }
 
 func TestFault_J14_nothing_is_left_a_second_after_the_job(t *testing.T) {
