@@ -63,6 +63,7 @@ func TestScenario_A1_J18_a_configless_node(t *testing.T) {
 	if r := root(t, node2, "timeout", "60", "carme", "doctor"); r.code != 0 || !strings.Contains(r.out, "plugstack line") {
 		t.Errorf("doctor: %s", r.out)
 	}
+	turns(t, node2, true) // it may have withdrawn without its slurmd
 	for where, seal := range seals {
 		out := lines(srun(t, "alice", "-w", node2, seal, "sh", "-c", "readlink /proc/self/ns/pid; srun --overlap readlink /proc/self/ns/pid; scontrol show node $SLURMD_NODENAME | grep -o NodeName=[a-z0-9-]*").ok(t))
 		if len(out) != 3 || !sealed(t, node2, out[0]) || out[1] != out[0] || out[2] != "NodeName="+node2 {
