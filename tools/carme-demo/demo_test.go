@@ -187,12 +187,18 @@ func TestDemoSaysBeforeItBeginsThatItsPortIsTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close() //nolint:errcheck // nothing was sent
-	d := &demo{listens: taken.Addr().String(), answers: func(context.Context) error { return errors.New("somebody else") }}
+	published, status := "Error response from daemon: No such container: carme-login\n", 1
+	d := &demo{
+		listens: taken.Addr().String(), answers: func(context.Context) error { return errors.New("no portal yet") },
+		run: func(context.Context, io.Writer, string, ...string) (string, int, error) {
+			return published, status, nil
+		},
+	}
 	if !d.portTaken(t.Context()) {
 		t.Error("another program's port is called free")
 	}
-	d.answers = func(context.Context) error { return nil }
+	published, status = "8443/tcp -> "+d.listens+"\n", 0
 	if d.portTaken(t.Context()) {
-		t.Error("the demo that runs is in its own way")
+		t.Error("a demo that broke off before there was a portal is in its own way")
 	}
 }

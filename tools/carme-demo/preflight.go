@@ -5,9 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -112,12 +114,14 @@ func examine(ctx context.Context, d *demo) (machine, error) {
 	return m, nil
 }
 
-// portTaken says whether the portal's port cannot be had. A demo that runs has it,
-// and that is well: it answers as the portal.
+// portTaken says whether the portal's port cannot be had. The cluster's own login
+// machine may have it, and that is well, also where an earlier demo broke off before
+// there was a portal.
 func (d *demo) portTaken(ctx context.Context) bool {
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", d.listens)
 	if err != nil {
-		return d.answers(ctx) != nil
+		own, _, err := d.run(ctx, io.Discard, "docker", "port", "carme-login")
+		return err != nil || !slices.Contains(strings.Fields(own), d.listens)
 	}
 	_ = listener.Close() // nothing was sent
 	return false
