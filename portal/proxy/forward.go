@@ -75,9 +75,7 @@ func (p *Proxy) exchange(w http.ResponseWriter, r *http.Request, rt *route, up *
 	if err != nil {
 		up.end()
 		load.settle()
-		if r.Context().Err() != nil {
-			return true
-		}
+		abortIfGone(r)
 		cut := cutOff(err)
 		if again && (cut || startsAnew(err)) {
 			return false

@@ -227,6 +227,7 @@ func cookie(r *http.Request, name string) string {
 // noRoute answers when there is no way to the app.
 func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 	p.counts.refused.Add(1)
+	abortIfGone(r)
 	switch client.Code(err) {
 	case client.CodeNoSession:
 		p.enter(w, r)
@@ -246,7 +247,6 @@ func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 		p.problem(w, r, pageEnded)
 	case errors.Is(err, errFull):
 		p.problem(w, r, pageBusy)
-	case errors.Is(err, context.Canceled):
 	default:
 		if left, ok := p.ungranted.Turn(p.now()); ok {
 			p.log.WarnContext(r.Context(), "grant: backend gave none", "error", err, "left_out", left)
@@ -255,20 +255,28 @@ func (p *Proxy) noRoute(w http.ResponseWriter, r *http.Request, err error) {
 	}
 }
 
+// abortIfGone ends a request whose browser is gone. A handler that returns without a
+// word would have said 200.
+func abortIfGone(r *http.Request) {
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+}
+
 // noStream answers when the app cannot be reached.
 func (p *Proxy) noStream(w http.ResponseWriter, r *http.Request, rt *route, err error) {
+	abortIfGone(r)
 	refusal, ok := errors.AsType[relayError](err)
 	switch {
 	case ok && refusal.status == statusNotListening:
 		p.problem(w, r, pageWaiting)
 		return
-	case ok && refusal.status == statusNoJob, errors.Is(err, errEnded):
+	case ok && refusal.status == statusNoJob, errors.Is(err, errEnded),
+		errors.Is(err, context.Canceled), errors.Is(err, net.ErrClosed): // revoked while the way was being opened
 		p.problem(w, r, pageEnded)
 		return
 	case ok && refusal.status == statusBusy, errors.Is(err, errFull):
 		p.problem(w, r, pageBusy)
-		return
-	case errors.Is(err, context.Canceled):
 		return
 	}
 	if left, ok := p.cut.Turn(p.now()); ok {
