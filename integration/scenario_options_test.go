@@ -143,17 +143,21 @@ func TestScenario_J1_A2_inside_a_job_one_is_told_where_to_ask(t *testing.T) {
 
 // Who has CARME_NET in ~/.bashrc knows no --carme-net.
 func TestScenario_J1_J14_a_bad_default_is_refused_by_the_name_of_its_variable(t *testing.T) {
-	for _, bad := range []string{
+	here := []string{
 		"CARME=x y", "CARME=nosuch", "CARME=/etc/passwd", "CARME=list", "CARME_NET=public", "CARME_BIND=/usr/share", "CARME_BIND=/proc/x:/y", "CARME_WORKDIR=here",
 		"CARME_HOME=maybe", "CARME_OVERLAY=ram", "CARME_CONDA=a b", "CARME_APP=nosuch", "CARME_DEBUG=bad",
-		// These are seen on the node.
-		"CARME_WORKDIR=/nowhere", "CARME_CONDA=nosuch", "CARME_BIND=/scratch/alice/nothing",
-	} {
+	}
+	onTheNode := []string{"CARME_WORKDIR=/nowhere", "CARME_CONDA=nosuch", "CARME_BIND=/scratch/alice/nothing"}
+	for i, bad := range append(here, onTheNode...) {
 		name, _, _ := strings.Cut(bad, "=")
 		r := as(t, "alice", login, prefix([]string{"timeout", "80", "srun", "--time=2", "true"}, "CARME=base", bad)...)
 		r.fails(t, name)
-		// What comes from the node may stand behind srun's own line.
-		if !strings.HasPrefix(r.err, "carme: "+name) && !strings.Contains(r.err, "\ncarme: "+name) || strings.Contains(r.err, strings.ReplaceAll(strings.ToLower("--"+name), "_", "-")+"=\"") {
+		said := r.err
+		if i >= len(here) { // srun's own line may come before it
+			_, line, _ := strings.Cut("\n"+said, "\ncarme: ")
+			said = "carme: " + line
+		}
+		if !strings.HasPrefix(said, "carme: "+name) || strings.Contains(r.err, strings.ReplaceAll(strings.ToLower("--"+name), "_", "-")+"=\"") {
 			t.Errorf("%s: %s", bad, r.err)
 		}
 	}
