@@ -37,12 +37,15 @@ func (a allocation) on(t *testing.T, node string, variables []string, args ...st
 	return as(t, a.user, login, prefix(command, variables...)...)
 }
 
-// fresh stops the test unless a job has no namespaces on a node yet: then the
-// node cannot know it by what it did there.
+// fresh stops the test unless the job's extern step is all that Slurm has started on
+// a node: then the node cannot know the job by a step's options.
 func (a allocation) fresh(t *testing.T, node string) {
 	t.Helper()
-	if r := root(t, node, "test", "-e", "/run/carme/jobs/"+a.id+"/anchor.sock"); r.code == 0 {
-		t.Fatalf("job %s has run on %s already", a.id, node)
+	for _, line := range lines(root(t, ctl, "sacct", "-nP", "-j", a.id, "-o", "JobID,NodeList").ok(t)) {
+		step, where, _ := strings.Cut(line, "|")
+		if strings.Contains(step, ".") && !strings.HasSuffix(step, ".extern") && where == node {
+			t.Fatalf("step %s has run on %s already", step, node)
+		}
 	}
 }
 

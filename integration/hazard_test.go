@@ -149,6 +149,7 @@ func TestHazard_J16_slurms_programs_keep_threads_and_signals(t *testing.T) {
 }
 
 func TestHazard_J16_plain_jobs_need_nothing_but_the_plugin_file(t *testing.T) {
+	nothingLeft(t, node1)
 	const away = "for d in /usr/libexec/carme /usr/lib/carme/libcarme.so /etc/carme/spank.yaml; do mv $d $d.away; done"
 	for _, m := range everywhere {
 		undo(t, m, strings.Replace(away, "mv $d $d.away", "if [ -e $d.away ]; then mv $d.away $d; fi", 1))

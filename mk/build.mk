@@ -53,9 +53,9 @@ $(OUT)/carme-prolog: $(CSHIM)/prolog/prolog.c $(C_COMMON) $(C_HEADERS)
 	@mkdir -p $(@D)
 	$(CC) $(C_FLAGS) -static -o $@ $< $(C_COMMON)
 
-$(OUT)/carme-host: $(CSHIM)/host/host.c
+$(OUT)/carme-host: $(CSHIM)/host/host.c $(C_COMMON) $(C_HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(C_FLAGS) -fPIE -pie -Wl,-z,now,-z,relro -o $@ $< -ldl
+	$(CC) $(C_FLAGS) -fPIE -pie -Wl,-z,now,-z,relro -o $@ $(CSHIM)/host/host.c $(CSHIM)/common/sys.c -ldl
 
 $(OUT)/libcarme.so: $(GO_SOURCES)
 	@mkdir -p $(@D)
@@ -113,6 +113,7 @@ C_TEST_FLAGS := $(C_WARN) -I$(C_TEST) -O1 -g -fno-omit-frame-pointer -fsanitize=
 C_TEST_WITH_given := -rdynamic # it stands in for Slurm's library
 C_TEST_WITH_allocation := -rdynamic # the same
 C_TEST_WITH_proof := $(CSHIM)/fail.c
+C_TEST_WITH_step := $(CSHIM)/fail.c $(CSHIM)/options.c
 C_TEST_WITH_forkhook := $(CSHIM)/fail.c $(CSHIM)/filter.c
 
 $(C_TEST_OUT)/%: $(C_TEST)/%_test.c $(C_TEST)/stub.c $(wildcard $(C_TEST)/*.h $(C_TEST)/slurm/*.h) $(C_PLUGIN) $(C_ANCHOR) $(C_COMMON) $(C_HEADERS)

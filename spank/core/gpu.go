@@ -25,8 +25,10 @@ type cachedGPUs struct {
 
 // knownGPUs describes the node's GPUs. The driver's files in /proc know all of
 // them and cost nothing; NVML is asked where they do not suffice: for the UUIDs
-// of MIG devices, and where there are no such files.
-func knownGPUs() ([]gpu.GPU, error) {
+// of MIG devices, and where there are no such files. The extern step may not ask
+// it: NVML shows only those GPUs that may be opened, and Slurm has closed the
+// others to it by then.
+func knownGPUs(mayAsk bool) ([]gpu.GPU, error) {
 	proc, err := gpu.FromProc("/")
 	if err != nil {
 		return nil, fmt.Errorf("read the driver's list of GPUs: %w", err)
@@ -36,6 +38,9 @@ func knownGPUs() ([]gpu.GPU, error) {
 	}
 	if cached, ok := readGPUCache(gpuCache, proc); ok {
 		return cached, nil
+	}
+	if !mayAsk {
+		return nil, errLater
 	}
 	listed, err := gpu.Map(nvml.New(), "/")
 	if errors.Is(err, gpu.ErrNoNVML) {

@@ -29,6 +29,7 @@ type job struct {
 	spool    string // SlurmdSpoolDir
 	slurmLib string // where Slurm's library and plugins lie
 	slurmNS  bool   // Slurm has made a mount namespace for the job
+	early    bool   // the extern step asks, not a step
 	conda    string // prefix of the conda environment, empty for none
 	instance string // 128 random bits in hex
 	// submitDir is where srun or sbatch was called, as the environment of the job
@@ -68,7 +69,7 @@ type hostCap struct {
 }
 
 // stepNumbers are Slurm's ids of steps that have names (slurm/slurm.h).
-var stepNumbers = map[string]uint32{"batch": 0xfffffffb, "interactive": 0xfffffffa}
+var stepNumbers = map[string]uint32{"batch": 0xfffffffb, "interactive": 0xfffffffa, "extern": 0xfffffffc}
 
 // newInstance draws random bits from the kernel (getrandom(2)), as crypto/rand
 // does, whose packages take longer to load and start than all of the core.
@@ -156,6 +157,8 @@ func newJob(rec *wire.Record) (*job, error) {
 	j.slurmLib, _ = rec.Get("slurmlib")
 	j.constrain, _ = rec.Get("constrain")
 	_, j.slurmNS = rec.Get("slurmns")
+	mode, _ := rec.Get("mode")
+	j.early = mode == modeEarly
 	j.submitDir, _ = rec.Get("env.SLURM_SUBMIT_DIR")
 	if j.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("ask for the name of this node: %w", err)

@@ -15,11 +15,13 @@ func (j *job) findDevices(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
-	known, err := knownGPUs()
-	if err != nil {
-		return err
+	if len(nodes) > 0 {
+		known, err := knownGPUs(!j.early)
+		if err != nil {
+			return err
+		}
+		j.gpus = describe(nodes, known)
 	}
-	j.gpus = describe(nodes, known)
 	for _, d := range caps {
 		if i, uuid := capsOwner(j.gpus, d.minor()); i >= 0 {
 			j.caps = append(j.caps, hostCap{d, i, uuid})
@@ -124,6 +126,9 @@ func (j *job) decideDevices(anchor anchorConn, open []bool, lines []string) erro
 	}()
 	if len(j.gpus) == 0 || j.constrain == constrainYes && slices.Contains(open[:len(j.gpus)], false) {
 		return nil
+	}
+	if j.early {
+		return errLater
 	}
 	answer, err := j.plugin.call("given", ofType("given?"))
 	if err != nil {

@@ -11,6 +11,13 @@ import (
 	"github.com/carme-hpc/carme/spank/request"
 )
 
+// modeEarly is the mode of a set-up that the extern step has begun
+// (spank/cshim/early.c). It has no one to ask.
+const modeEarly = "early"
+
+// errLater is read by nobody.
+var errLater = errors.New("this takes what the extern step does not know; the job's first step sets it up")
+
 // Descriptors of carme-host (spank/cshim/host/host.c).
 const (
 	RequestFD = 3
@@ -78,6 +85,9 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if err := j.decide(); err != nil {
 		return nil, err
 	}
+	if j.early && j.plan.Image != nil { // the site's default, of which the plugin knew nothing
+		return nil, errLater
+	}
 	err = withHostMounts(func(mnt int) error {
 		if err := j.checkImage(mnt); err != nil {
 			return err
@@ -90,7 +100,7 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	}
 	c.lap("checked it against the site's policy")
 	switch mode, _ := rec.Get("mode"); mode {
-	case "first":
+	case "first", modeEarly:
 		if !j.plan.Request.Enabled {
 			return nil, errors.New("the plugin asked for a job that is not to be sealed; tell the admin")
 		}

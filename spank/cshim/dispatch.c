@@ -46,7 +46,9 @@ int slurm_spank_init_post_opt(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 		local_check(sp);
 		break;
 	case S_CTX_REMOTE:
-		if (step_id(sp) != SLURM_EXTERN_CONT)
+		if (step_id(sp) == SLURM_EXTERN_CONT)
+			early_begin(sp);
+		else
 			step_start(sp);
 		break;
 	default:
@@ -61,6 +63,14 @@ int slurm_spank_user_init(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 		step_ready(sp);
 		forkhook_arm();
 	}
+	return 0;
+}
+
+/* Of the extern step, when its cgroups are made; of others nothing. */
+int slurm_spank_task_post_fork(spank_t sp UNUSED, int ac UNUSED,
+			       char *av[] UNUSED)
+{
+	early_go_on();
 	return 0;
 }
 
@@ -85,7 +95,9 @@ int slurm_spank_exit(spank_t sp, int ac UNUSED, char *av[] UNUSED)
 		return 0;
 	if (the_step.sealed)
 		step_end();
-	else if (step_id(sp) == SLURM_EXTERN_CONT)
+	else if (step_id(sp) == SLURM_EXTERN_CONT) {
+		setup_early_end();
 		extern_end(sp);
+	}
 	return 0;
 }

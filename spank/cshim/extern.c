@@ -41,28 +41,40 @@ static const char foreign_namespaces[] =
     "which --carme cannot build upon; ask the admin to use namespace/tmpfs "
     "instead";
 
-static unsigned long long start_time(pid_t pid)
+/* proc(5) stat, behind the command's closing parenthesis: " S 1 …", or NULL. */
+static const char *read_stat(pid_t pid, char *text, size_t len)
 {
-	unsigned long long t = 0;
-	char path[64], text[1024];
-	const char *p;
+	const char *end;
+	char path[64];
 	ssize_t n;
 	int fd;
 
 	snprintf(path, sizeof(path), "/proc/%d/stat", (int) pid);
 	fd = open(path, O_RDONLY | O_CLOEXEC);
-	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	n = fd < 0 ? -1 : read(fd, text, len - 1);
 	sys_close(&fd);
-	if (n <= 0)
-		return 0;
-	text[n] = '\0';
-	/* Field 22, counted behind the command's closing parenthesis. */
-	p = strrchr(text, ')');
-	for (int field = 2; p && field < 22; field++)
+	text[n > 0 ? n : 0] = '\0';
+	end = strrchr(text, ')');
+	return end ? end + 1 : NULL;
+}
+
+static unsigned long long start_time(pid_t pid)
+{
+	char text[1024];
+	const char *p = read_stat(pid, text, sizeof(text));
+
+	/* Field 22; the state is the third. */
+	for (int field = 3; p && field < 22; field++)
 		p = strchr(p + 1, ' ');
-	if (p)
-		t = strtoull(p, NULL, 10);
-	return t;
+	return p ? strtoull(p, NULL, 10) : 0;
+}
+
+static int is_zombie(pid_t pid)
+{
+	char text[1024];
+	const char *state = read_stat(pid, text, sizeof(text));
+
+	return !state || state[1] == 'Z' || state[1] == 'X';
 }
 
 /* SlurmdSpoolDir with its %n and %h filled in is nowhere to be asked for; the
@@ -114,6 +126,9 @@ int extern_open(uint32_t job, struct extern_step *e, const char **why)
 	e->sock = stepd_connect(NULL, NULL, &id, &e->protocol);
 	if (e->sock < 0)
 		return -1;
+	/* The extern step's own sleeper would keep it, and with it a thread of
+	 * slurmstepd's that answers. */
+	fcntl(e->sock, F_SETFD, FD_CLOEXEC);
 	if (getsockopt(e->sock, SOL_SOCKET, SO_PEERCRED, &u, &len) ||
 	    u.uid != 0 || u.pid <= 0) {
 		/* It has no number here: this slurmstepd is in namespaces that
@@ -143,7 +158,8 @@ static int read_cgroups(pid_t pid, char *text, size_t len)
 	return n > 0 ? 0 : -1;
 }
 
-/* proc(5): the child of the main thread, which forked it; or -1. */
+/* proc(5): the child of the main thread, which forked it; or -1. What has
+ * started an early set-up may lie before it, unburied (contain_spank). */
 static pid_t sleeper(const struct extern_step *e)
 {
 	char path[64], text[256];
@@ -158,7 +174,15 @@ static pid_t sleeper(const struct extern_step *e)
 	if (n <= 0)
 		return -1;
 	text[n] = '\0';
-	return (pid_t) strtol(text, NULL, 10);
+	for (char *at = text, *end; *at; at = end) {
+		pid_t pid = (pid_t) strtol(at, &end, 10);
+
+		if (end == at)
+			break;
+		if (!is_zombie(pid))
+			return pid;
+	}
+	return -1;
 }
 
 /* "4:memory:/slurm/…/step_extern/task_0", or "0::/…" for version 2: the

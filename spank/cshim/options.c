@@ -293,6 +293,21 @@ void options_append(struct record *r)
 	}
 }
 
+void options_append_asked(const struct record *asked, struct record *r)
+{
+	for (int i = 0; i < OPT_COUNT; i++) {
+		char name[64];
+		const char *v;
+
+		snprintf(name, sizeof(name), "inherited.%s", key[i]);
+		v = record_get(asked, name);
+		if (!v)
+			continue;
+		snprintf(name, sizeof(name), "opt.%s", key[i]);
+		record_add(r, name, strcmp(v, "(null)") ? v : "");
+	}
+}
+
 /* On the node all options arrive alike. One that says the same as its variable
  * is taken for that, in what its user reads. */
 void options_append_defaults(spank_t sp, struct record *r)

@@ -28,6 +28,10 @@
 
 #define STEP_NAME_MAX 32
 
+#define SETUP_TOO_LONG                                                         \
+	"sealing the job off took too long on this node; try again, and "      \
+	"tell the admin if it stays so"
+
 /* ---- options.c -------------------------------------------------------- */
 
 /* Register all options; nothing else happens for plain jobs. */
@@ -48,6 +52,8 @@ int options_typed(void);
 int options_inherited(void);
 /* Append them as "opt.NAME", or "inherited.NAME" when nobody typed it. */
 void options_append(struct record *r);
+/* The options of a submission, as a step with the same ones has them. */
+void options_append_asked(const struct record *asked, struct record *r);
 void options_append_defaults(spank_t sp, struct record *r);
 /* A word of sbatch's command line, before options_append(). */
 void options_count_word(const char *word);
@@ -123,6 +129,12 @@ struct step {
 
 extern struct step the_step;
 
+/* Who the step is, as Slurm says. 0, or -1. */
+int step_items(spank_t sp, struct step *s);
+/* What the core is to know of it. mode: "first", "later", or "early" for the
+ * extern step, which stands for the first one. */
+void step_request(spank_t sp, const struct step *s, const char *mode,
+		  struct record *r);
 /* Where image, workdir, path and environment of this step stand. */
 const struct record *step_record(const struct step *s);
 /* Set that environment: before the tasks, and in each one that an image's
@@ -144,15 +156,30 @@ int setup_begin(const struct step *s, struct record *request,
 /* Wait until they are done. The lease, or -1 after fail(). Without may_ask
  * slurmctld cannot be asked any more, and is not. */
 int setup_finish(struct record *result, int may_ask);
+/* In the extern step's slurmstepd: spawn the core. 0, or -1 where it would be
+ * of no use. */
+int setup_early_begin(const struct step *s, struct record *request);
+/* Then the anchor, in the extern step's cgroups, if there is a core. It takes
+ * over, with the lock of s->dir. */
+void setup_early_anchor(const struct step *s);
+/* At the job's end, or where it comes to nothing: if it still goes on, it is
+ * ended. */
+void setup_early_end(void);
 /* probe.c: will it? constrain is as given_append_constrain() says it, dir is
  * where the GPUs are. */
 int probe_core_asks(int anchor, const char *constrain, const char *dir,
 		    int timeout_ms);
+/* Is there a GPU in that directory at all? */
+int probe_any_gpu(const char *dir);
 /* Let the core judge a later step's own options and prepare its container, if
  * it is another one; lease is a connection to the anchor. The result's "image"
  * replaces the plan's. 0, or -1 after fail(). */
 int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 		struct record *result);
+
+/* early.c: init_post_opt and task_post_fork of the extern step. */
+void early_begin(spank_t sp);
+void early_go_on(void);
 
 /* given.c: "constrain", if this slurmstepd knows whether Slurm does. */
 void given_append_constrain(struct record *r);

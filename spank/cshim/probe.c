@@ -63,6 +63,17 @@ static int any_closed(int anchor, const struct msg_fds *fds, int timeout_ms)
 	return closed;
 }
 
+int probe_any_gpu(const char *dir)
+{
+	struct msg_fds fds;
+	int n;
+
+	open_gpus(dir, &fds);
+	n = fds.n;
+	msg_fds_close(&fds);
+	return n > 0;
+}
+
 int probe_core_asks(int anchor, const char *constrain, const char *dir,
 		    int timeout_ms)
 {

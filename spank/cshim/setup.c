@@ -150,9 +150,10 @@ struct core {
 	int result; /* our end of the socket */
 };
 
-/* ns is Slurm's mount namespace of the job, or -1. */
-static int core_start(struct core *c, const struct record *request, int anchor,
-		      int ns)
+/* word is what carme-host is to do; ns is Slurm's mount namespace of the job,
+ * or -1. */
+static int core_start(struct core *c, const char *word,
+		      const struct record *request, int anchor, int ns)
 {
 	int fds[FDS_MAX] = {-1, -1, anchor, ns};
 	int pair[2] = {-1, -1};
@@ -166,7 +167,7 @@ static int core_start(struct core *c, const struct record *request, int anchor,
 		return -1;
 	}
 	fds[1] = pair[1];
-	c->pid = spawn(CARME_HOST, "setup", fds, ns < 0 ? 3 : 4);
+	c->pid = spawn(CARME_HOST, word, fds, ns < 0 ? 3 : 4);
 	sys_close(&fds[0]);
 	close(pair[1]);
 	c->result = pair[0];
@@ -206,8 +207,7 @@ static int core_finish(struct core *c, uint32_t job,
 	sys_close(&c->result);
 	core_end(c, rc ? 0 : time_left(deadline_ms));
 	if (rc && cause == ETIMEDOUT) {
-		fail("sealing the job off took too long on this node; try "
-		     "again, and tell the admin if it stays so");
+		fail(SETUP_TOO_LONG);
 		return -1;
 	}
 	if (rc) {
@@ -230,22 +230,35 @@ static void core_kill(struct core *c)
 	sys_close(&c->result);
 }
 
-/* Without it a step could not tell later that the job's anchor was lost. */
-static int write_identity(int dir, const struct extern_step *e)
+/* What the anchor is to hold of the job. lock is a descriptor of the job's
+ * directory that has its lock, for an early set-up, or -1. */
+static int send_adopted(const struct step *s, const struct extern_step *e,
+			int sock, int lock)
 {
-	int rc = 0;
+	struct msg_fds fds;
+	struct record r;
 	char text[64];
-	int fd = sys_open_beneath(dir, JOB_EXTERN, O_WRONLY | O_CREAT | O_TRUNC,
-				  0600);
+	int sleeper;
+	int rc = -1;
 
+	msg_fds_init(&fds);
+	msg_fds_add(&fds, sys_pidfd_open(e->pid));
+	/* Opened anew: the lock that we hold belongs to our descriptor and
+	 * all its copies, and must not outlive this step. */
+	msg_fds_add(&fds, job_open(s->job, 0));
+	if (lock >= 0)
+		msg_fds_add(&fds, fcntl(lock, F_DUPFD_CLOEXEC, 0));
+	sleeper = extern_sleeper(e);
+	if (sleeper >= 0)
+		msg_fds_add(&fds, sleeper);
 	extern_identity(e, text, sizeof(text));
-	if (fd < 0 || write(fd, text, strlen(text)) != (ssize_t) strlen(text)) {
-		fail("note the extern step in " CARME_JOBS ": %s; tell the "
-		     "admin",
-		     strerror(errno));
-		rc = -1;
-	}
-	sys_close(&fd);
+	record_init(&r);
+	record_add(&r, "type", "adopted");
+	record_add(&r, "extern", text);
+	if (fds.fd[0] >= 0 && fds.fd[1] >= 0 && (lock < 0 || fds.fd[2] >= 0))
+		rc = msg_send(sock, &r, &fds);
+	msg_fds_close(&fds);
+	record_free(&r);
 	return rc;
 }
 
@@ -254,11 +267,8 @@ static int write_identity(int dir, const struct extern_step *e)
 static int adopt(const struct step *s, struct extern_step *e, int sock,
 		 int64_t deadline_ms, int *anchor)
 {
-	struct msg_fds fds;
 	struct record r;
-	int sleeper;
 	long pid;
-	int rc = -1;
 
 	if (msg_recv(sock, &r, NULL, NULL, time_left(deadline_ms)) != 1) {
 		fail("the anchor " CARME_ANCHOR " did not start; ask the admin "
@@ -273,29 +283,15 @@ static int adopt(const struct step *s, struct extern_step *e, int sock,
 		return -1;
 	}
 	*anchor = sys_pidfd_open((pid_t) pid);
-	if (write_identity(s->dir, e))
-		return -1;
-	msg_fds_init(&fds);
-	msg_fds_add(&fds, sys_pidfd_open(e->pid));
-	/* Opened anew: the lock that we hold belongs to our descriptor and
-	 * all its copies, and must not outlive this step. */
-	msg_fds_add(&fds, job_open(s->job, 0));
-	sleeper = extern_sleeper(e);
-	if (sleeper >= 0)
-		msg_fds_add(&fds, sleeper);
-	record_init(&r);
-	record_add(&r, "type", "adopted");
-	if (fds.fd[0] >= 0 && fds.fd[1] >= 0)
-		rc = msg_send(sock, &r, &fds);
-	if (rc)
+	if (send_adopted(s, e, sock, -1)) {
 		fail("the anchor is gone: %s", strerror(errno));
-	msg_fds_close(&fds);
-	record_free(&r);
-	return rc;
+		return -1;
+	}
+	return 0;
 }
 
 /* Where the anchor is to be born; it finds the record when it starts. */
-static int send_places(const struct extern_step *e, int sock)
+static int send_places(const struct extern_step *e, int sock, int early)
 {
 	struct msg_fds fds;
 	struct record r;
@@ -304,7 +300,9 @@ static int send_places(const struct extern_step *e, int sock)
 	record_init(&r);
 	record_add(&r, "type", "places");
 	extern_places(e, &r, &fds);
-	rc = msg_send(sock, &r, &fds);
+	if (early)
+		record_add(&r, "early", "1");
+	rc = early && !fds.n ? -1 : msg_send(sock, &r, &fds);
 	msg_fds_close(&fds);
 	record_free(&r);
 	return rc;
@@ -353,7 +351,7 @@ static int start_both(const struct step *s, struct record *request, int ns)
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, plugin) ||
 	    socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, host) ||
-	    send_places(&going.e, plugin[0])) {
+	    send_places(&going.e, plugin[0], 0)) {
 		fail("reach the anchor: %s", strerror(errno));
 		goto done;
 	}
@@ -362,7 +360,7 @@ static int start_both(const struct step *s, struct record *request, int ns)
 	going.launcher =
 	    spawn(CARME_ANCHOR, NULL, (int[]){plugin[1], host[1]}, 2);
 	if (going.launcher < 0 ||
-	    core_start(&going.core, request, host[0], ns)) {
+	    core_start(&going.core, "setup", request, host[0], ns)) {
 		fail("start the set-up in " CARME_LIBEXEC ": %s; ask the admin "
 		     "to reinstall Carme on this node",
 		     strerror(errno));
@@ -378,6 +376,22 @@ done:
 	sys_close(&host[0]);
 	sys_close(&host[1]);
 	return rc;
+}
+
+/* What only the node knows, and the extern step. Slurm's mount namespace of the
+ * job, or -1; *why is set where Carme cannot build upon what there is. */
+static int add_surroundings(struct extern_step *e, struct record *request,
+			    const char **why)
+{
+	int ns;
+
+	record_add(request, "spool", e->spool);
+	given_append_constrain(request);
+	*why = NULL;
+	ns = extern_namespace(e, why);
+	if (ns >= 0)
+		record_add(request, "slurmns", "1");
+	return ns;
 }
 
 int setup_begin(const struct step *s, struct record *request,
@@ -398,17 +412,12 @@ int setup_begin(const struct step *s, struct record *request,
 	}
 	going.job = s->job;
 	going.deadline = deadline_ms;
-	record_add(request, "spool", going.e.spool);
-	given_append_constrain(request);
-	why = NULL;
-	ns = extern_namespace(&going.e, &why);
+	ns = add_surroundings(&going.e, request, &why);
 	if (why) {
 		fail("%s", why);
 		sys_close(&ns);
 		return end_setup(-1);
 	}
-	if (ns >= 0)
-		record_add(request, "slurmns", "1");
 	rc = start_both(s, request, ns);
 	sys_close(&ns);
 	if (rc)
@@ -416,6 +425,85 @@ int setup_begin(const struct step *s, struct record *request,
 	*asks = probe_core_asks(going.plugin, record_get(request, "constrain"),
 				"/dev", time_left(going.deadline));
 	return 0;
+}
+
+/* One that the extern step has begun. */
+static struct {
+	struct extern_step e;
+	struct core core; /* its socket is the watcher's too (host.c) */
+	int anchor; /* the end of the core's socket that the anchor gets */
+} early = {.e = {.sock = -1}, .core = {.pid = -1, .result = -1}, .anchor = -1};
+
+int setup_early_begin(const struct step *s, struct record *request)
+{
+	const char *constrain, *why;
+	int pair[2] = {-1, -1};
+	int ns = -1;
+
+	if (extern_open(s->job, &early.e, &why))
+		return -1;
+	ns = add_surroundings(&early.e, request, &why);
+	constrain = record_get(request, "constrain");
+	/* Else the core has questions. */
+	if (!why &&
+	    ((constrain && !strcmp(constrain, "yes")) ||
+	     !probe_any_gpu("/dev")) &&
+	    !socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) &&
+	    !core_start(&early.core, "early", request, pair[0], ns)) {
+		early.anchor = pair[1];
+		pair[1] = -1;
+	}
+	sys_close(&pair[0]);
+	sys_close(&pair[1]);
+	sys_close(&ns);
+	if (early.anchor >= 0)
+		return 0;
+	extern_close(&early.e);
+	return -1;
+}
+
+/* All that the anchor is to be told lies in its socket before it starts. */
+static void start_early_anchor(const struct step *s)
+{
+	int pair[2] = {-1, -1};
+	pid_t launcher = -1;
+
+	if (!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) &&
+	    !send_places(&early.e, pair[0], 1) &&
+	    !send_adopted(s, &early.e, pair[0], s->dir))
+		launcher = spawn(CARME_ANCHOR, NULL,
+				 (int[]){pair[1], early.anchor}, 2);
+	sys_close(&pair[0]);
+	sys_close(&pair[1]);
+	sys_close(&early.anchor);
+	extern_sweep(s->job);
+	/* So does this one. */
+	if (launcher > 0)
+		waitpid(launcher, NULL, 0);
+}
+
+void setup_early_anchor(const struct step *s)
+{
+	/* It has left the work to its child long ago. The sleeper must be the
+	 * first of our children (extern.c). */
+	waitpid(early.core.pid, NULL, 0);
+	early.core.pid = -1;
+	start_early_anchor(s);
+	extern_close(&early.e);
+}
+
+void setup_early_end(void)
+{
+	int64_t deadline = sys_now_ms() + KILL_MS;
+	struct record unread;
+
+	if (early.core.result < 0)
+		return;
+	shutdown(early.core.result, SHUT_WR);
+	while (msg_recv(early.core.result, &unread, NULL, NULL,
+			time_left(deadline)) == 1)
+		record_free(&unread);
+	sys_close(&early.core.result);
 }
 
 int setup_finish(struct record *result, int may_ask)
@@ -436,7 +524,7 @@ int setup_later(int lease, const struct record *request, int64_t deadline_ms,
 {
 	struct core core;
 
-	if (core_start(&core, request, lease, -1)) {
+	if (core_start(&core, "setup", request, lease, -1)) {
 		fail("start " CARME_HOST ": %s", strerror(errno));
 		core_kill(&core);
 		return -1;

@@ -56,13 +56,15 @@ static void name_step(struct step *s)
 {
 	if (s->id == SLURM_BATCH_SCRIPT)
 		snprintf(s->name, sizeof(s->name), "batch");
+	else if (s->id == SLURM_EXTERN_CONT)
+		snprintf(s->name, sizeof(s->name), "extern");
 	else if (s->id == SLURM_INTERACTIVE_STEP)
 		snprintf(s->name, sizeof(s->name), "interactive");
 	else
 		snprintf(s->name, sizeof(s->name), "%u", (unsigned int) s->id);
 }
 
-static int read_items(spank_t sp, struct step *s)
+int step_items(spank_t sp, struct step *s)
 {
 	if (spank_get_item(sp, S_JOB_ID, &s->job) ||
 	    spank_get_item(sp, S_JOB_STEPID, &s->id) ||
@@ -129,8 +131,8 @@ static void append_environment(spank_t sp, const struct step *s,
 	}
 }
 
-static void build_request(spank_t sp, const struct step *s, const char *mode,
-			  struct record *r)
+void step_request(spank_t sp, const struct step *s, const char *mode,
+		  struct record *r)
 {
 	const char *version = NULL;
 	gid_t *gids = NULL;
@@ -152,7 +154,9 @@ static void build_request(spank_t sp, const struct step *s, const char *mode,
 	append_environment(sp, s, r);
 	options_append(r);
 	options_append_defaults(sp, r);
-	if (!strcmp(mode, "first"))
+	if (!strcmp(mode, "early"))
+		options_append_asked(&s->asked, r);
+	if (strcmp(mode, "later") != 0)
 		append_asked(s, r);
 }
 
@@ -246,19 +250,76 @@ static int step_is_plain(struct step *s)
 	return 1;
 }
 
+/* The same groups, in their order? */
+static int same_groups(const struct record *plan, const struct record *request)
+{
+	const char *a = NULL, *b = NULL;
+
+	do {
+		a = record_next(plan, "gids", a);
+		b = record_next(request, "gids", b);
+		if (a && b && strcmp(a, b))
+			return 0;
+	} while (a && b);
+	return a == b &&
+	       record_num(plan, "gid", -1) == record_num(request, "gid", -2);
+}
+
+/* Is what the extern step has set up what this step, the job's first here,
+ * would have? Of shares of a GPU only the steps know; the core refuses them. */
+static int early_suits(const struct step *s, const struct record *request)
+{
+	const char *shards = record_get(request, "env.SLURM_SHARDS_ON_NODE");
+
+	return (!shards || !strcmp(shards, "0")) &&
+	       same_groups(&s->plan, request) &&
+	       (!options_any() || same_options(&s->plan, request));
+}
+
+/* End it, so that there is none. 0, or -1 after fail(). */
+static int early_take_back(struct step *s)
+{
+	struct record r;
+	int rc;
+
+	record_init(&r);
+	record_add(&r, "type", "end");
+	rc = msg_send(s->lease, &r, NULL);
+	record_free(&r);
+	/* It closes this when there is nothing left to do. */
+	if (rc || (msg_recv(s->lease, &r, NULL, NULL, SETUP_MS) &&
+		   errno != ECONNRESET)) {
+		fail("the job's anchor does not end: %s", strerror(errno));
+		return -1;
+	}
+	sys_close(&s->lease);
+	sys_close(&s->pid1);
+	sys_close(&s->pidns);
+	sys_close(&s->mntns);
+	sys_close(&s->filter);
+	msg_fds_close(&s->devices);
+	record_free(&s->plan);
+	s->image = NULL;
+	return 0;
+}
+
+/* 1 where nothing is there any more to join. */
 static int join_existing(spank_t sp, struct step *s, int64_t deadline)
 {
 	struct record request;
-	int rc = 0;
+	int early, rc = 0;
 
 	if (join(s))
 		return -1;
 	if (!s->wanted && step_is_plain(s))
 		return 0;
-	if (!options_any())
+	early = record_num(&s->plan, "early", 0) == 1;
+	if (!early && !options_any())
 		return 0;
-	build_request(sp, s, "later", &request);
-	if (!same_options(&s->plan, &request)) {
+	step_request(sp, s, "later", &request);
+	if (early && !early_suits(s, &request)) {
+		rc = early_take_back(s) ? -1 : 1;
+	} else if (options_any() && !same_options(&s->plan, &request)) {
 		rc = setup_later(s->lease, &request, deadline, &s->result);
 		if (!rc) {
 			s->own_options = 1;
@@ -337,7 +398,7 @@ static int begin(spank_t sp, struct step *s)
 {
 	int64_t deadline = sys_now_ms() + SETUP_MS;
 	struct record request;
-	int asks = 0;
+	int asks = 0, rc;
 
 	s->owner = job_ends_with(sp, s);
 	s->dir = job_open_locked(s->job, options_asked(), deadline);
@@ -350,6 +411,10 @@ static int begin(spank_t sp, struct step *s)
 		     (unsigned int) s->job);
 		return -1;
 	}
+	if (s->dir < 0 && errno == ETIMEDOUT) {
+		fail(SETUP_TOO_LONG);
+		return -1;
+	}
 	if (s->dir < 0) {
 		fail("open " CARME_JOBS "/%u: %s", (unsigned int) s->job,
 		     strerror(errno));
@@ -358,9 +423,11 @@ static int begin(spank_t sp, struct step *s)
 	if (read_asked(s))
 		return -1;
 	s->lease = job_connect(s->dir);
-	if (s->lease >= 0)
-		return join_existing(sp, s, deadline);
-	if (lost_anchor(s)) {
+	if (s->lease >= 0) {
+		rc = join_existing(sp, s, deadline);
+		if (rc <= 0)
+			return rc;
+	} else if (lost_anchor(s)) {
 		fail("the isolation of job %u has ended on this node; submit "
 		     "the job again",
 		     (unsigned int) s->job);
@@ -379,7 +446,7 @@ static int begin(spank_t sp, struct step *s)
 		     "); run without --carme, or ask the admin");
 		return -1;
 	}
-	build_request(sp, s, "first", &request);
+	step_request(sp, s, "first", &request);
 	s->pending = !setup_begin(s, &request, deadline, &asks);
 	record_free(&request);
 	if (!s->pending)
@@ -445,7 +512,7 @@ void step_start(spank_t sp)
 		forkhook_install(s);
 		return;
 	}
-	if (read_items(sp, s)) {
+	if (step_items(sp, s)) {
 		fail("Slurm does not tell whose step this is");
 	} else if (!begin(sp, s) && s->sealed) {
 		if (!s->pending)

@@ -101,7 +101,7 @@ func rootOwns(info fs.FileInfo) bool {
 // task_post_fork and task_exit cost plain jobs a process each.
 func callbacks() []string {
 	return []string{
-		"slurm_spank_init", "slurm_spank_init_post_opt", "slurm_spank_user_init",
+		"slurm_spank_init", "slurm_spank_init_post_opt", "slurm_spank_user_init", "slurm_spank_task_post_fork",
 		"slurm_spank_task_init_privileged", "slurm_spank_task_init", "slurm_spank_exit",
 	}
 }

@@ -5,8 +5,14 @@
  * Descriptor 3: a socket to the plugin, in which the cgroups of the extern step
  * lie already (places.c); descriptor 4: a socket to carme-host, whose Go core
  * prepares the namespaces. Later peers come through anchor.sock in the job's
- * directory, which only root can reach. Every peer may send any of these
- * records ("type"):
+ * directory, which only root can reach.
+ *
+ * Where the plugin is in the extern step's own slurmstepd ("early", early.c in
+ * spank/cshim), it does not wait: all that it has to say lies in its socket,
+ * and the lock of the job's directory is held here until the job is complete,
+ * so that the first step waits for it.
+ *
+ * Every peer may send any of these records ("type"):
  *
  *   probe      + O_PATH device fds  -> probed   "ok" 1|0 per device, and
  *                                      "cgroup" lines of the anchor
@@ -18,7 +24,8 @@
  *   container  "key", "argv", "env", -> accepted
  *              "image", + its mount
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
- *              "owner"                 mount namespace, device fds
+ *              "owner"                 mount namespace, device fds; "early"
+ *                                      to the first one of an early set-up
  *   enter      "key"                -> entered  "env", + user and mount
  *                                      namespace, once the container is up
  *   bye                             (the lease ends in peace)
@@ -50,6 +57,9 @@
 #define PLUGIN_FD 3
 #define HOST_FD 4
 #define SETUP_MS 30000
+/* Milliseconds for a set-up that nobody waits for yet: less than a step waits,
+ * which can then still make its own, and say what is wrong. */
+#define EARLY_MS 10000
 /* Milliseconds for what a user has left; the rest is the extern step's. */
 #define CLEAR_MS 5000
 #define PEERS_MAX 1024
@@ -73,6 +83,10 @@ struct anchor {
 	int orphaned; /* the extern step's slurmstepd is gone */
 	int lost;     /* PID 1 is gone, before the job's end */
 	int complete; /* the core has said that the job is sealed off */
+	int lock;     /* the job's directory, until then, in an early set-up */
+	int64_t early_until; /* sys_now_ms(); 0 where a step has made this */
+	int untaken;	     /* no step has joined an early set-up yet */
+	char identity[64];   /* of the extern step, for JOB_EXTERN */
 	int listener;
 	int pid1_pidfd;
 	pid_t pid1;
@@ -269,6 +283,22 @@ static void on_start(struct anchor *a, struct peer *p, struct record *r,
 	record_free(&out);
 }
 
+/* Without it a step could not tell later that the job's anchor was lost. */
+static int write_identity(const struct anchor *a)
+{
+	int fd = sys_open_beneath(a->jobdir, JOB_EXTERN,
+				  O_WRONLY | O_CREAT | O_TRUNC, 0600);
+	size_t n = strlen(a->identity);
+	ssize_t written;
+
+	if (fd < 0)
+		return -1;
+	errno = ENOSPC; /* of a write that is cut short */
+	written = write(fd, a->identity, n);
+	sys_close(&fd);
+	return written == (ssize_t) n ? 0 : -1;
+}
+
 /* Until then nobody may join: mounts are still missing. */
 static void on_complete(struct anchor *a, struct peer *p)
 {
@@ -276,8 +306,14 @@ static void on_complete(struct anchor *a, struct peer *p)
 		answer_error(p->fd, "the job has no namespaces yet");
 		return;
 	}
+	if (write_identity(a)) {
+		answer_errno(p->fd, "note the extern step in the job's "
+				    "directory");
+		return;
+	}
 	a->complete = 1;
 	answer_type(p->fd, "completed");
+	sys_close(&a->lock);
 }
 
 static void on_join(struct anchor *a, struct peer *p, const struct record *r)
@@ -314,6 +350,9 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 		msg_fds_add(&fds, a->devices.fd[i]);
 	/* The core asks on a step's lease too, and takes none for itself. */
 	if (step && record_num(r, "lease", 0) == 1) {
+		if (a->untaken)
+			record_add(&out, "early", "1");
+		a->untaken = 0;
 		snprintf(p->step, sizeof(p->step), "%s", step);
 		p->owner = record_num(r, "owner", 0) == 1;
 	}
@@ -641,14 +680,27 @@ static int leased(const struct anchor *a)
 	return 0;
 }
 
+/* For ever, but in an early set-up that is not complete. */
+static int patience(const struct anchor *a)
+{
+	int64_t left = a->early_until - sys_now_ms();
+
+	if (!a->early_until || a->complete)
+		return -1;
+	return left > 0 ? (int) left : 0;
+}
+
 static int serve_once(struct anchor *a)
 {
 	static struct pollfd p[FIXED + PEERS_MAX + 2 * CONTAINERS_MAX];
 	nfds_t n = watch(a, p);
 	int peers = a->peers;
+	int ready = poll(p, n, patience(a));
 
-	if (poll(p, n, -1) < 0)
+	if (ready < 0)
 		return errno == EINTR ? 0 : -1;
+	if (ready == 0)
+		return patience(a) == 0 ? -1 : 0;
 	a->orphaned = p[0].revents != 0;
 	a->lost = p[2].revents && !a->orphaned && !a->ending;
 	if (a->orphaned || p[2].revents || a->ended)
@@ -685,6 +737,7 @@ static int hello(void)
 
 static int adopted(struct anchor *a)
 {
+	const char *identity;
 	struct msg_fds fds;
 	struct record r;
 
@@ -692,7 +745,12 @@ static int adopted(struct anchor *a)
 		return -1;
 	a->extern_pidfd = msg_fds_take(&fds, 0);
 	a->jobdir = msg_fds_take(&fds, 1);
-	a->sleeper = msg_fds_take(&fds, 2);
+	if (a->early_until)
+		a->lock = msg_fds_take(&fds, 2);
+	a->sleeper = msg_fds_take(&fds, a->early_until ? 3 : 2);
+	identity = record_get(&r, "extern");
+	snprintf(a->identity, sizeof(a->identity), "%s",
+		 identity ? identity : "");
 	msg_fds_close(&fds);
 	record_free(&r);
 	return (a->extern_pidfd < 0 || a->jobdir < 0) ? -1 : 0;
@@ -713,11 +771,16 @@ int main(void)
 	static struct anchor a;
 	struct msg_fds fds;
 	struct record places;
+	int placed = 0;
 	pid_t pid;
 
 	if (msg_recv(PLUGIN_FD, &places, &fds, NULL, SETUP_MS) != 1)
 		return 1;
-	pid = places_fork(&places, &fds);
+	pid = places_fork(&places, &fds, &placed);
+	if (record_num(&places, "early", 0) == 1) {
+		a.early_until = sys_now_ms() + EARLY_MS;
+		a.untaken = 1;
+	}
 	record_free(&places);
 	/* Twice, so that slurmstepd, which waits for any child, never sees
 	 * this one. */
@@ -729,11 +792,13 @@ int main(void)
 	prctl(PR_SET_NAME, "carme-anchor", 0, 0, 0);
 	ignore_signals();
 	a.listener = a.pid1_pidfd = a.extern_pidfd = a.jobdir = a.ns.pid = -1;
-	a.sleeper = a.filter = a.filters = -1;
+	a.sleeper = a.filter = a.filters = a.lock = -1;
 	for (int i = 0; i < NS_COUNT; i++)
 		a.ns.fd[i] = -1;
 	a.plan.bad = 1;
-	if (hello() || adopted(&a))
+	/* The plugin looks where we are, and moves us where that is not right;
+	 * in an early set-up it is gone by now. */
+	if ((a.early_until ? !placed : hello()) || adopted(&a))
 		return 1;
 	fcntl(PLUGIN_FD, F_SETFD, FD_CLOEXEC);
 	fcntl(HOST_FD, F_SETFD, FD_CLOEXEC);

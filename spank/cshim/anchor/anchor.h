@@ -28,8 +28,8 @@ struct user {
 };
 
 /* places.c: fork into the cgroups that extern_places() has opened, as fork(2).
- */
-pid_t places_fork(const struct record *kinds, struct msg_fds *fds);
+ * In the child *placed tells whether it is in all of them. */
+pid_t places_fork(const struct record *kinds, struct msg_fds *fds, int *placed);
 
 /* pid1.c: fork the job's PID 1 into ns; its pidfd, or -1 with *why set. */
 int pid1_start(struct namespaces *ns, pid_t *pid, const char **why);

@@ -14,7 +14,8 @@
 #include "../common/sys.h"
 #include "anchor.h"
 
-static pid_t fork_into(int directory)
+/* *placed becomes 0 where it is born beside its parent. */
+static pid_t fork_into(int directory, int *placed)
 {
 	struct clone_args a = {
 	    .flags = CLONE_INTO_CGROUP,
@@ -24,7 +25,10 @@ static pid_t fork_into(int directory)
 	pid_t pid =
 	    directory < 0 ? -1 : (pid_t) syscall(SYS_clone3, &a, sizeof(a));
 
-	return pid < 0 ? fork() : pid;
+	if (pid >= 0)
+		return pid;
+	*placed = directory < 0;
+	return fork();
 }
 
 static int is_directory(const struct record *kinds, int i)
@@ -37,22 +41,25 @@ static int is_directory(const struct record *kinds, int i)
 	return v && !strcmp(v, "directory");
 }
 
-pid_t places_fork(const struct record *kinds, struct msg_fds *fds)
+pid_t places_fork(const struct record *kinds, struct msg_fds *fds, int *placed)
 {
 	int directory = -1;
+	int there = fds->n > 0;
 	pid_t pid;
 
 	for (int i = 0; i < fds->n && directory < 0; i++)
 		if (is_directory(kinds, i))
 			directory = msg_fds_take(fds, i);
-	pid = fork_into(directory);
+	pid = fork_into(directory, &there);
 	sys_close(&directory);
 	if (pid)
 		return pid;
-	/* The plugin looks where we are, and moves us where this fails. */
 	for (int i = 0; i < fds->n; i++)
-		if (fds->fd[i] >= 0 && write(fds->fd[i], "0", 1) != 1)
+		if (fds->fd[i] >= 0 && write(fds->fd[i], "0", 1) != 1) {
+			there = 0;
 			break;
+		}
 	msg_fds_close(fds);
+	*placed = there;
 	return 0;
 }

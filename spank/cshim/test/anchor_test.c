@@ -5,6 +5,9 @@ int anchor_main(void);
 #undef main
 #include "tap.h"
 
+#include <stdlib.h>
+#include <sys/file.h>
+
 int pid1_start(struct namespaces *ns, pid_t *pid, const char **why)
 {
 	(void) ns;
@@ -13,8 +16,9 @@ int pid1_start(struct namespaces *ns, pid_t *pid, const char **why)
 	return -1;
 }
 
-pid_t places_fork(const struct record *kinds, struct msg_fds *fds)
+pid_t places_fork(const struct record *kinds, struct msg_fds *fds, int *placed)
 {
+	(void) placed;
 	(void) kinds;
 	(void) fds;
 	return -1;
@@ -76,6 +80,103 @@ static int ask(int core, int devices)
 	return n;
 }
 
+/* 1 where the answer to a step that joins says that it is the first one of an
+ * early set-up, 0 where it does not, -1 where there is none. */
+static int join(void)
+{
+	struct peer p = {.core = 0};
+	struct msg_fds fds;
+	struct record r, got;
+	int pair[2], rc = -1;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair))
+		return -1;
+	p.fd = pair[0];
+	record_init(&r);
+	record_add(&r, "step", "0");
+	record_add(&r, "lease", "1");
+	on_join(&anchor, &p, &r);
+	record_free(&r);
+	if (msg_recv(pair[1], &got, &fds, NULL, 1000) == 1) {
+		if (!strcmp(record_get(&got, "type"), "joined"))
+			rc = record_num(&got, "early", 0) == 1;
+		msg_fds_close(&fds);
+		record_free(&got);
+	}
+	close(pair[0]);
+	close(pair[1]);
+	return rc;
+}
+
+/* The core says that all is in place. 1 if the anchor takes it so. */
+static int complete(void)
+{
+	struct peer p = {.core = 1};
+	struct record got;
+	int pair[2], rc = 0;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair))
+		return -1;
+	p.fd = pair[0];
+	on_complete(&anchor, &p);
+	if (msg_recv(pair[1], &got, NULL, NULL, 1000) == 1) {
+		rc = !strcmp(record_get(&got, "type"), "completed");
+		record_free(&got);
+	}
+	close(pair[0]);
+	close(pair[1]);
+	return rc;
+}
+
+static int nobody_has_the_lock(const char *path)
+{
+	int dir = open(path, O_RDONLY | O_DIRECTORY);
+	int rc = flock(dir, LOCK_EX | LOCK_NB);
+
+	close(dir);
+	return !rc;
+}
+
+/* A set-up that the extern step has begun. */
+static void early(void)
+{
+	char path[] = "/tmp/carme-anchor-XXXXXX", text[64] = "";
+	int fd;
+
+	if (!ok(mkdtemp(path) != NULL, "a directory"))
+		return;
+	anchor.jobdir = open(path, O_RDONLY | O_DIRECTORY);
+	anchor.lock = open(path, O_RDONLY | O_DIRECTORY);
+	flock(anchor.lock, LOCK_EX);
+	snprintf(anchor.identity, sizeof(anchor.identity), "42 99");
+	anchor.pid1_pidfd = anchor.ns.pid = -1;
+	anchor.filter = -1;
+	anchor.plan.bad = 1;
+	anchor.untaken = 1;
+	anchor.early_until = sys_now_ms() + 60000;
+	ok(patience(&anchor) > 50000, "it has its time");
+	anchor.early_until = sys_now_ms() - 1;
+	ok(patience(&anchor) == 0, "and no more");
+	ok(!complete() && !anchor.complete && !nobody_has_the_lock(path),
+	   "without namespaces it is not complete, and steps wait");
+	anchor.pid1_pidfd = open("/dev/null", O_RDONLY);
+	anchor.ns.pid = anchor.ns.fd[NS_MNT] = anchor.pid1_pidfd;
+	ok(join() == -1, "nobody joins what is not complete");
+	ok(complete() == 1 && nobody_has_the_lock(path),
+	   "when it is complete, steps may come");
+	ok(patience(&anchor) == -1, "and it has no end of its own");
+	fd = openat(anchor.jobdir, JOB_EXTERN, O_RDONLY);
+	ok(read(fd, text, sizeof(text) - 1) == 5 && !strcmp(text, "42 99"),
+	   "whose it is stands in the directory by then");
+	close(fd);
+	ok(join() == 1, "the first step learns that it is that");
+	ok(join() == 0, "the second does not");
+	rmtree_contents(anchor.jobdir, NULL, sys_now_ms() + 1000);
+	close(anchor.jobdir);
+	close(anchor.pid1_pidfd);
+	rmdir(path);
+}
+
 int main(void)
 {
 	ok(ask(0, 3) == 3 && anchor.devices.n == 0,
@@ -86,5 +187,6 @@ int main(void)
 	ok(ask(1, 1) == 1 && anchor.devices.n == 1,
 	   "until the core asks again");
 	msg_fds_close(&anchor.devices);
+	early();
 	return tap_end();
 }

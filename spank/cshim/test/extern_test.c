@@ -1,4 +1,5 @@
 /* Who the extern step is, told from proc(5) stat. */
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -181,6 +182,27 @@ static void end(void)
 	stub_job = 0;
 }
 
+/* Its other children have ended, and nobody has waited for them. */
+static void sleepers(void)
+{
+	struct extern_step e = {.pid = getpid()};
+	pid_t dead = fork(), alive;
+	siginfo_t info;
+
+	if (!dead)
+		_exit(0);
+	waitid(P_PID, (id_t) dead, &info, WEXITED | WNOWAIT);
+	ok(sleeper(&e) == -1, "a child that has ended is not the sleeper");
+	alive = fork();
+	while (!alive)
+		pause();
+	ok(sleeper(&e) == alive, "one that lives is, however late it is");
+	kill(alive, SIGKILL);
+	waitpid(dead, NULL, 0);
+	waitpid(alive, NULL, 0);
+	ok(sleeper(&e) == -1, "without children there is none");
+}
+
 int main(void)
 {
 	unsigned long long t = start_time(getpid());
@@ -196,6 +218,7 @@ int main(void)
 	ok(!in_extern(getpid()), "this test is in no extern step");
 	without_slurm();
 	cgroups();
+	sleepers();
 	leftovers();
 	end();
 	return tap_end();

@@ -12,7 +12,7 @@
 /* Pipes stand for lists of threads. Returns the child's exit status. */
 static int go(const char *extra, int extra_fd, char *wrote, size_t len)
 {
-	int pipes[PLACES][2], status = -1;
+	int pipes[PLACES][2], status = -1, placed = -1;
 	struct msg_fds fds;
 	struct record r;
 	pid_t pid;
@@ -30,9 +30,9 @@ static int go(const char *extra, int extra_fd, char *wrote, size_t len)
 			msg_fds_add(&fds, extra_fd);
 		}
 	}
-	pid = places_fork(&r, &fds);
+	pid = places_fork(&r, &fds, &placed);
 	if (!pid)
-		_exit(fds.n ? 1 : 42); /* they must not stay open */
+		_exit(fds.n ? 1 : 42 + placed); /* they must not stay open */
 	msg_fds_close(&fds);
 	record_free(&r);
 	waitpid(pid, &status, 0);
@@ -50,15 +50,16 @@ int main(void)
 	char wrote[PLACES + 1];
 	int null;
 
-	ok(go(NULL, -1, wrote, sizeof(wrote)) == 42 && !strcmp(wrote, "00"),
-	   "itself is written into each list");
+	ok(go(NULL, -1, wrote, sizeof(wrote)) == 43 && !strcmp(wrote, "00"),
+	   "itself is written into each list, and then it is placed");
 	ok(go("directory", open("/tmp", O_PATH | O_DIRECTORY), wrote,
 	      sizeof(wrote)) == 42 &&
 	       !strcmp(wrote, "00"),
-	   "a directory that is no cgroup keeps nobody from being born");
+	   "a directory that is no cgroup keeps nobody from being born, but "
+	   "it is not placed");
 	null = open("/dev/null", O_RDONLY);
 	ok(go("tasks", null, wrote, sizeof(wrote)) == 42 &&
 	       !strcmp(wrote, "0-"),
-	   "what cannot be written to ends it, for the plugin to see");
+	   "what cannot be written to ends it, and it is not placed");
 	return tap_end();
 }

@@ -5,11 +5,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/types.h>
+#include <unistd.h>
 
 #define VARIABLES_MAX 32
 
 enum spank_context stub_context = S_CTX_LOCAL;
-uint32_t stub_job;
+uint32_t stub_job, stub_step;
 const struct spank_option *stub_options[16];
 int stub_option_count;
 
@@ -24,15 +26,34 @@ enum spank_context spank_context(void)
 
 spank_err_t spank_get_item(spank_t sp, spank_item_t item, ...)
 {
+	spank_err_t rc = ESPANK_SUCCESS;
 	va_list ap;
 
 	(void) sp;
-	if (item != S_JOB_ID || !stub_job)
+	if (!stub_job)
 		return ESPANK_ERROR;
 	va_start(ap, item);
-	*va_arg(ap, uint32_t *) = stub_job;
+	switch (item) {
+	case S_JOB_ID:
+		*va_arg(ap, uint32_t *) = stub_job;
+		break;
+	case S_JOB_STEPID:
+		*va_arg(ap, uint32_t *) = stub_step;
+		break;
+	case S_JOB_UID:
+		*va_arg(ap, uid_t *) = getuid();
+		break;
+	case S_JOB_GID:
+		*va_arg(ap, gid_t *) = getgid();
+		break;
+	case S_JOB_LOCAL_TASK_COUNT:
+		*va_arg(ap, uint32_t *) = 1;
+		break;
+	default:
+		rc = ESPANK_ERROR;
+	}
 	va_end(ap);
-	return ESPANK_SUCCESS;
+	return rc;
 }
 
 spank_err_t spank_option_register(spank_t sp, struct spank_option *opt)

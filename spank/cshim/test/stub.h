@@ -6,8 +6,9 @@
 
 /* Answer of spank_context(). */
 extern enum spank_context stub_context;
-/* S_JOB_ID, 0 for an error. */
-extern uint32_t stub_job;
+/* S_JOB_ID, 0 for an error in all items, and S_JOB_STEPID; the user is who runs
+ * the test. */
+extern uint32_t stub_job, stub_step;
 /* The options that were registered, in order. */
 extern const struct spank_option *stub_options[16];
 extern int stub_option_count;

@@ -40,8 +40,8 @@ struct spank_option {
 typedef int spank_f(spank_t sp, int ac, char *av[]);
 
 extern spank_f slurm_spank_init, slurm_spank_init_post_opt,
-    slurm_spank_user_init, slurm_spank_task_init_privileged,
-    slurm_spank_task_init, slurm_spank_exit;
+    slurm_spank_user_init, slurm_spank_task_post_fork,
+    slurm_spank_task_init_privileged, slurm_spank_task_init, slurm_spank_exit;
 
 #define SPANK_PLUGIN(name, version)                                            \
 	extern const char plugin_name[];                                       \
