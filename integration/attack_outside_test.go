@@ -37,6 +37,14 @@ func (a allocation) on(t *testing.T, node string, variables []string, args ...st
 	return as(t, a.user, login, prefix(command, variables...)...)
 }
 
+// unmade stops the test if a job is set up on a node.
+func (a allocation) unmade(t *testing.T, node string) {
+	t.Helper()
+	if r := root(t, node, "test", "-e", "/run/carme/jobs/"+a.id+"/anchor.sock"); r.code == 0 {
+		t.Fatalf("job %s is set up on %s already", a.id, node)
+	}
+}
+
 // fresh stops the test unless the job's extern step is all that Slurm has started on
 // a node: then the node cannot know the job by a step's options.
 func (a allocation) fresh(t *testing.T, node string) {
@@ -110,10 +118,10 @@ func TestAttack_J18_a_step_from_outside_cannot_take_the_seal_off(t *testing.T) {
 	}
 	a.on(t, node1, nil, "--carme=base", "--carme-net=host", "true").fails(t, "--carme-net is fixed by the job's submission (private)")
 	a.on(t, node1, nil, "--carme=base", "--carme-home=yes", "true").fails(t, "--carme-home is fixed by the job's submission (no)")
-	a.fresh(t, node1)
+	a.unmade(t, node1)
 	for what, args := range map[string][]string{"nothing": nil, "an image": {"--carme=base"}} {
 		node := map[string]string{"nothing": node1, "an image": node2}[what]
-		a.fresh(t, node)
+		a.unmade(t, node)
 		out := lines(a.on(t, node, nil, append(args, "bash", "-c", look)...).ok(t))
 		if len(out) != 3 || !sealed(t, node, out[0]) || out[1] != "1" || out[2] != "0" {
 			t.Errorf("a step that gives %s sees %q, not loopback alone and no home", what, out)
@@ -123,8 +131,8 @@ func TestAttack_J18_a_step_from_outside_cannot_take_the_seal_off(t *testing.T) {
 
 // A set-up that fails clears what it made, but not what tells of the job.
 func TestAttack_J18_a_failed_set_up_does_not_make_the_job_plain(t *testing.T) {
-	a := bare(t, "--carme=none", "--carme-bind=/scratch/alice/it-later:/tmp/x")
 	root(t, node1, "rm", "-rf", "/scratch/alice/it-later").ok(t)
+	a := bare(t, "--carme=none", "--carme-bind=/scratch/alice/it-later:/tmp/x")
 	for range 2 {
 		a.on(t, node1, nil, "bash", "-c", pidNS).fails(t, "/scratch/alice/it-later")
 	}

@@ -22,6 +22,9 @@
 /* Milliseconds to wait for somebody who looks for what other jobs have left. */
 #define LOCK_MS 100
 
+/* slurmstepd of an extern step whose core is on its way, else 0. */
+static pid_t begun_by;
+
 /* Of an image more must be known than the extern step knows: from where it was
  * asked for, and the binds in the environment. A value that stands for the
  * site's own choice may be one too, which only the core can tell. */
@@ -78,18 +81,18 @@ void early_begin(spank_t sp)
 	if (!spank_get_item(sp, S_JOB_ID, &s->job) && was_asked(s->job) &&
 	    access(CARME_KILL_SWITCH, F_OK) && !step_items(sp, s) &&
 	    begin(sp, s))
-		s->pid = getpid();
+		begun_by = getpid();
 }
 
 void early_go_on(void)
 {
 	struct step *s = &the_step;
 
-	/* In a step this is for its tasks. */
-	if (s->sealed || !s->pid)
+	/* Every step calls this for each of its tasks. */
+	if (!begun_by)
 		return;
 	/* With contain_spank it is another process. */
-	if (s->pid == getpid())
+	if (begun_by == getpid())
 		s->dir = job_open_locked(s->job, 0, sys_now_ms() + LOCK_MS);
 	if (s->dir >= 0)
 		setup_early_anchor(s);

@@ -486,7 +486,8 @@ void setup_early_anchor(const struct step *s)
 {
 	/* It has left the work to its child long ago. The sleeper must be the
 	 * first of our children (extern.c). */
-	waitpid(early.core.pid, NULL, 0);
+	if (early.core.pid > 0)
+		waitpid(early.core.pid, NULL, 0);
 	early.core.pid = -1;
 	start_early_anchor(s);
 	extern_close(&early.e);

@@ -96,10 +96,10 @@ int main(void)
 	early_go_on();
 	ok(!opened && !anchors && !ends, "and nothing goes on");
 	the_step.pid = getpid();
-	the_step.sealed = 1;
 	early_go_on();
-	ok(!opened && !anchors && !ends, "nor in a step");
-	the_step.sealed = 0;
+	ok(!opened && !anchors && !ends,
+	   "nor in a step that has turned out to be plain");
+	begun_by = getpid();
 	early_go_on();
 	ok(opened == 1 && anchors == 1 && !ends && the_step.dir < 0,
 	   "what has begun goes on, with the lock");
@@ -108,7 +108,7 @@ int main(void)
 	ok(opened == 2 && anchors == 1 && ends == 1,
 	   "without it all is taken back");
 	locked = 1;
-	the_step.pid = getppid();
+	begun_by = getppid();
 	early_go_on();
 	ok(opened == 2 && anchors == 1 && ends == 2,
 	   "and in another process than slurmstepd");
