@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -41,9 +42,11 @@ type notice struct {
 	Text string
 }
 
-// loadTemplates parses each page with the shared ones, once per language.
+// loadTemplates finds the pages. Each is parsed with the shared templates, once per
+// language, when it is asked for first: all of them are nine
+// tenths of the portal's heap at rest, and many sites never show half of them.
 func (s *Server) loadTemplates() error {
-	s.pages = map[string]*template.Template{}
+	s.pages = map[string]func() (*template.Template, error){}
 	names, err := fs.Glob(templateFiles, "templates/*.html")
 	if err != nil {
 		return fmt.Errorf("list templates: %w", err)
@@ -54,12 +57,10 @@ func (s *Server) loadTemplates() error {
 			if page == "layout" || page == "fragments" {
 				continue
 			}
-			parsed, err := template.New(page).Funcs(s.functions(texts)).
-				ParseFS(templateFiles, "templates/layout.html", "templates/fragments.html", name)
-			if err != nil {
-				return fmt.Errorf("parse template: %w", err)
-			}
-			s.pages[lang+"/"+page] = parsed
+			s.pages[lang+"/"+page] = sync.OnceValues(func() (*template.Template, error) {
+				return template.New(page).Funcs(s.functions(texts)).
+					ParseFS(templateFiles, "templates/layout.html", "templates/fragments.html", name)
+			})
 		}
 	}
 	return nil
@@ -104,7 +105,11 @@ func (s *Server) render(c *gin.Context, status int, page, name string, v view) {
 func (s *Server) made(c *gin.Context, page, name string, v view) (out bytes.Buffer, ok bool) {
 	r := c.Request
 	v.Lang, v.Theme, v.Version, v.Here = chooseLanguage(r), theme(r), version.String(), here(r)
-	if err := s.pages[v.Lang+"/"+page].ExecuteTemplate(&out, name, v); err != nil {
+	parsed, err := s.pages[v.Lang+"/"+page]()
+	if err == nil {
+		err = parsed.ExecuteTemplate(&out, name, v)
+	}
+	if err != nil {
 		s.log.ErrorContext(r.Context(), "page: cannot be made", "page", page, "error", err)
 		c.AbortWithStatus(http.StatusInternalServerError)
 		return out, false

@@ -41,7 +41,7 @@ type Server struct {
 	stopping  <-chan struct{}
 	texts     map[string]catalogue
 	assets    *assets
-	pages     map[string]*template.Template // by language/page
+	pages     map[string]func() (*template.Template, error) // by language/page
 	policy    string
 	homes     homes
 	// strangers send forms that are none of ours.

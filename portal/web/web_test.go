@@ -825,3 +825,23 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 		t.Error(got)
 	}
 }
+
+// The program parses a page when it is asked for first: too late to find a mistake.
+func TestEveryPageCanBeMadeInEveryLanguage(t *testing.T) {
+	texts, err := loadCatalogues()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{texts: texts, assets: &assets{}}
+	if err := s.loadTemplates(); err != nil {
+		t.Fatal(err)
+	}
+	if len(s.pages) < 2*len(texts) {
+		t.Fatalf("%d pages in %d languages", len(s.pages), len(texts))
+	}
+	for name, parse := range s.pages {
+		if parsed, err := parse(); err != nil || parsed.Lookup("main") == nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
