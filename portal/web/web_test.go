@@ -827,7 +827,7 @@ func TestTexts_there_is_one_for_everything_that_the_backend_says_by_a_code(t *te
 }
 
 // The program parses a page when it is asked for first: too late to find a mistake.
-func TestEveryPageCanBeMadeInEveryLanguage(t *testing.T) {
+func TestPages_can_be_made_in_every_language(t *testing.T) {
 	texts, err := loadCatalogues()
 	if err != nil {
 		t.Fatal(err)

@@ -429,8 +429,8 @@ int setup_begin(const struct step *s, struct record *request,
 
 /* One that the extern step has begun. */
 static struct {
-	struct extern_step e;
-	struct core core; /* its socket is the watcher's too (host.c) */
+	struct extern_step e; /* closed: no more than who it is */
+	struct core core;     /* its socket is the watcher's too (host.c) */
 	int anchor; /* the end of the core's socket that the anchor gets */
 } early = {.e = {.sock = -1}, .core = {.pid = -1, .result = -1}, .anchor = -1};
 
@@ -456,18 +456,22 @@ int setup_early_begin(const struct step *s, struct record *request)
 	sys_close(&pair[0]);
 	sys_close(&pair[1]);
 	sys_close(&ns);
-	if (early.anchor >= 0)
-		return 0;
+	/* slurmstepd waits for its end before it ends itself. */
 	extern_close(&early.e);
-	return -1;
+	return early.anchor < 0 ? -1 : 0;
 }
 
 /* All that the anchor is to be told lies in its socket before it starts. */
-static void start_early_anchor(const struct step *s)
+void setup_early_anchor(const struct step *s)
 {
 	int pair[2] = {-1, -1};
 	pid_t launcher = -1;
 
+	/* It has left the work to its child long ago, and must not be taken for
+	 * the sleeper. */
+	if (early.core.pid > 0)
+		waitpid(early.core.pid, NULL, 0);
+	early.core.pid = -1;
 	if (!socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) &&
 	    !send_places(&early.e, pair[0], 1) &&
 	    !send_adopted(s, &early.e, pair[0], s->dir))
@@ -480,17 +484,6 @@ static void start_early_anchor(const struct step *s)
 	/* So does this one. */
 	if (launcher > 0)
 		waitpid(launcher, NULL, 0);
-}
-
-void setup_early_anchor(const struct step *s)
-{
-	/* It has left the work to its child long ago. The sleeper must be the
-	 * first of our children (extern.c). */
-	if (early.core.pid > 0)
-		waitpid(early.core.pid, NULL, 0);
-	early.core.pid = -1;
-	start_early_anchor(s);
-	extern_close(&early.e);
 }
 
 void setup_early_end(void)
