@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // Runner runs a program without a shell and returns what it writes to its
@@ -19,25 +20,41 @@ type Runner func(ctx context.Context, name string, args ...string) ([]byte, erro
 // Exec is the Runner of a real machine. The error holds the first line that the
 // program wrote to its standard error.
 func Exec(ctx context.Context, name string, args ...string) ([]byte, error) {
-	return ExecEnv(ctx, nil, name, args...)
+	return execute(ctx, 0, nil, name, args...)
 }
 
-// ExecEnv is the EnvRunner of a real machine.
-func ExecEnv(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
+// background is how much a program gives way to those that somebody waits for
+// (nice(2)): of a busy processor it has a tenth.
+const background = 10
+
+// ExecBackground is the EnvRunner of a real machine, for a program for which nobody
+// waits.
+func ExecBackground(ctx context.Context, env []string, name string, args ...string) ([]byte, error) {
+	return execute(ctx, background, env, name, args...)
+}
+
+func execute(ctx context.Context, nice int, env []string, name string, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, name, args...) //nolint:gosec // the callers' names are constants and the admin's settings
 	if len(env) > 0 {
 		cmd.Env = append(os.Environ(), env...)
 	}
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Start()
+	if err == nil && nice != 0 {
+		// It may have ended; and it does its work at any priority.
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, cmd.Process.Pid, nice)
+	}
 	if err == nil {
-		return out, nil
+		err = cmd.Wait()
+	}
+	if err == nil {
+		return stdout.Bytes(), nil
 	}
 	if line, _, _ := strings.Cut(strings.TrimSpace(stderr.String()), "\n"); line != "" {
-		return out, fmt.Errorf("run %s: %w: %s", name, err, line)
+		return stdout.Bytes(), fmt.Errorf("run %s: %w: %s", name, err, line)
 	}
-	return out, fmt.Errorf("run %s: %w", name, err)
+	return stdout.Bytes(), fmt.Errorf("run %s: %w", name, err)
 }
 
 // Config is Slurm's configuration in force, as `scontrol show config` prints it.

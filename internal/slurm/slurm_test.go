@@ -138,3 +138,21 @@ func FuzzGres(f *testing.F) {
 		ParsePlugstack(text)
 	})
 }
+
+func TestExec_a_program_nobody_waits_for_gives_way(t *testing.T) {
+	own, err := Exec(t.Context(), "nice")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(own) == "10\n" {
+		t.Skip("these tests give way themselves")
+	}
+	// Its priority is set when it runs already.
+	const wait = `until [ "$(nice)" = 10 ]; do :; done; echo $A`
+	if out, err := ExecBackground(t.Context(), []string{"A=b"}, "timeout", "20", "sh", "-c", wait); err != nil || string(out) != "b\n" {
+		t.Errorf("it says %q, and %v", out, err)
+	}
+	if out, err := ExecBackground(t.Context(), nil, "sh", "-c", "echo out; echo why >&2; exit 3"); err == nil || string(out) != "out\n" || !strings.Contains(err.Error(), "why") {
+		t.Errorf("a failure says %q, and %v", out, err)
+	}
+}

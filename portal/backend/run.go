@@ -116,7 +116,7 @@ func build(ctx context.Context, cfg *Config, root string, log *slog.Logger) (_ *
 		Hub: &jobs.Hub{Boot: boot()}, Limits: cfg.Limits, Default: cfg.Default, Catalogue: offered.get, Identity: identity, ServiceUser: cfg.Slurm.ServiceUser,
 		AgentPort: cfg.AgentPort, Timeout: cfg.slurmTimeout(),
 		Queue: func(ctx context.Context) ([]slurm.QueueRow, error) {
-			return slurm.Queue(ctx, slurm.ExecEnv, rand.Text())
+			return slurm.Queue(ctx, slurm.ExecBackground, rand.Text())
 		},
 	}
 	registry.Changes, control.Addr, ways.Jobs = p.jobs, p.jobs.Addr, p.jobs
