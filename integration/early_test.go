@@ -12,6 +12,9 @@ import (
 // of it has run, and returns the job's PID namespace there, as pidNS prints it.
 func madeEarly(t *testing.T, node string, a allocation) string {
 	t.Helper()
+	if suite() == "forky" {
+		t.Skip("since Slurm 25.11 the extern step has no process beside which the anchor could be born; the first step sets the job up")
+	}
 	a.fresh(t, node)
 	var inside string
 	eventually(t, 20*time.Second, "set-up of job "+a.id+" on "+node, func() bool {

@@ -15,6 +15,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include <slurm/slurm.h>
+
 #include "common/asked.h"
 #include "common/sys.h"
 #include "plugin.h"
@@ -78,6 +80,10 @@ void early_begin(spank_t sp)
 {
 	struct step *s = &the_step;
 
+	/* Without a process of its own whose cgroups the anchor could be born
+	 * in. To be moved costs what this saves (anchor/places.c). */
+	if (SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 11, 0))
+		return;
 	if (!spank_get_item(sp, S_JOB_ID, &s->job) && was_asked(s->job) &&
 	    access(CARME_KILL_SWITCH, F_OK) && !step_items(sp, s) &&
 	    begin(sp, s))
