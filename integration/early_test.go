@@ -27,11 +27,19 @@ func madeEarly(t *testing.T, node string, a allocation) string {
 	return lines(inside)[0]
 }
 
-// Its cgroups are there some tens of milliseconds before its first step.
-func TestScenario_J4_the_extern_step_sets_a_job_up_for_its_first_step(t *testing.T) {
+// known lets both nodes learn which GPUs they have: the extern step may not ask
+// NVML, which a step does once.
+func known(t *testing.T) {
+	t.Helper()
+	srun(t, "alice", "-N2", "--carme=none", "true").ok(t)
 	for _, node := range []string{node1, node2} {
 		nothingLeft(t, node)
 	}
+}
+
+// Its cgroups are there some tens of milliseconds before its first step.
+func TestScenario_J4_the_extern_step_sets_a_job_up_for_its_first_step(t *testing.T) {
+	known(t)
 	a := bare(t, "--carme=none", "--carme-net=private")
 	for _, node := range []string{node1, node2} {
 		want := madeEarly(t, node, a)
@@ -53,7 +61,7 @@ func TestScenario_J4_the_extern_step_sets_a_job_up_for_its_first_step(t *testing
 // What the extern step has made is of no use to a first step that asks for other
 // things than the submission; of its end nothing is to be seen.
 func TestScenario_J4_a_first_step_with_options_of_its_own_gets_them(t *testing.T) {
-	nothingLeft(t, node1)
+	known(t)
 	a := bare(t, "--carme=none")
 	early := madeEarly(t, node1, a)
 	out := lines(a.on(t, node1, nil, "--carme=none", "--carme-workdir=/var/tmp", "bash", "-c", pidNS+"; pwd").ok(t))
@@ -72,6 +80,7 @@ func TestScenario_J4_a_first_step_with_options_of_its_own_gets_them(t *testing.T
 
 // A step that is refused takes nothing away from the job.
 func TestAttack_J18_a_refused_first_step_leaves_the_job_sealed(t *testing.T) {
+	known(t)
 	a := bare(t, "--carme=none", "--carme-net=private")
 	madeEarly(t, node1, a)
 	for range 2 {

@@ -57,6 +57,11 @@ func TestScenario_W6_start_up_is_shown_as_it_happens(t *testing.T) {
 	put(t, "bob", "it-mirror.py", mirror)
 	b := open(t)
 	b.login("bob")
+	// The backend reads what the site offers every ten seconds.
+	eventually(t, 30*time.Second, "the app among those offered", func() bool {
+		b.do(goTo(portalURL+"/"), appears("#start"))
+		return ask[bool](b, `document.querySelector("label[for=app-slow]") !== null`)
+	})
 	b.do(click("label[for=app-slow]"), choose("#image", "lab"), choose("#gpus", "0"), click(startButton), appears("#jobhead"))
 	b.mark()
 	b.jobNumber()

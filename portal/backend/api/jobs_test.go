@@ -403,7 +403,8 @@ func TestJob_from_the_command_line_keeps_what_its_nodes_said_once_it_has_ended(t
 	}}, nil)
 	at := "/v1/jobs/" + strconv.FormatUint(uint64(id), 10)
 	var before, after wire.Job
-	w.clock.add(2 * time.Second) // younger than the picture is, which is not old yet
+	// The first answer is for a job that the picture, which was made a moment ago,
+	// does not have.
 	w.eventually("the session", func() bool {
 		w.must(w.portal, "GET", at, tok, nil, &before)
 		return before.Stage == wire.StageReady

@@ -420,7 +420,7 @@ func (s *Service) find(ctx context.Context, sess *auth.Session, id string) (api.
 }
 
 // named are those of the user's jobs that an id may mean (pick). One that is not in
-// the picture may be younger than that.
+// the picture may be younger than that: the answer waits for the next one.
 func (s *Service) named(ctx context.Context, sess *auth.Session, id string) (api.Jobs, error) {
 	uid := sess.User().UID
 	s.Look(ctx, uid)
@@ -429,12 +429,22 @@ func (s *Service) named(ctx context.Context, sess *auth.Session, id string) (api
 			i != nil && (i.ID == id || row == nil && strconv.FormatInt(i.Job, 10) == id)
 	}
 	all, err := s.list(ctx, sess.UserName, uid, wanted)
-	if err != nil || len(all.Jobs) > 0 || all.Problem != "" || s.Now().Sub(s.tried()).Abs() <= pokedEvery {
+	if err != nil || len(all.Jobs) > 0 || all.Problem != "" {
 		return all, err
 	}
+	arrived := s.Now()
 	limit, cancel := context.WithTimeout(ctx, waitFor)
-	s.Refresh(limit)
-	cancel()
+	defer cancel()
+	if left := pokedEvery - arrived.Sub(s.tried()).Abs(); left > 0 {
+		select {
+		case <-time.After(left):
+		case <-limit.Done():
+		}
+	}
+	// Of those who have waited one asks.
+	if !s.tried().After(arrived) {
+		s.Refresh(limit)
+	}
 	return s.list(ctx, sess.UserName, uid, wanted)
 }
 
