@@ -379,7 +379,9 @@ func (b *browser) axe(name string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	const run = `axe.run(document, {resultTypes: ["violations"]}).then(r => JSON.stringify(
+	// Colours that are on their way to others have any contrast.
+	const run = `Promise.allSettled(document.getAnimations().filter(a => a.effect.getTiming().iterations !== Infinity).map(a => a.finished)).then(() =>
+		axe.run(document, {resultTypes: ["violations"]})).then(r => JSON.stringify(
 		r.violations.map(v => v.id + ": " + v.help + " (" + v.nodes.map(n => n.target.join(" ")).join(", ") + ")")))`
 	yes := true
 	var found string
