@@ -43,8 +43,8 @@ type notice struct {
 }
 
 // loadTemplates finds the pages. Each is parsed with the shared templates, once per
-// language, when it is asked for first: all of them are nine
-// tenths of the portal's heap at rest, and many sites never show half of them.
+// language, when it is asked for first: all of them are nine tenths of the portal's
+// heap at rest, and many sites never show half of them.
 func (s *Server) loadTemplates() error {
 	s.pages = map[string]func() (*template.Template, error){}
 	names, err := fs.Glob(templateFiles, "templates/*.html")
