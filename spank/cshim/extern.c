@@ -476,8 +476,10 @@ void extern_sweep(uint32_t own)
 		if (dir >= 0 && !flock(dir, LOCK_EX | LOCK_NB) &&
 		    is_leftover((uint32_t) job, dir)) {
 			/* Its extern step was killed: the job may live on. */
-			job_note_end((uint32_t) job);
-			job_remove((uint32_t) job, deadline);
+			if (job_end((uint32_t) job, deadline))
+				slurm_error("carme: remove what job %lu has "
+					    "left: %m",
+					    job);
 		}
 		sys_close(&dir);
 	}
@@ -495,18 +497,21 @@ void extern_end(spank_t sp)
 	const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
 	int64_t deadline = sys_now_ms() + REMOVE_MS;
 	uint32_t job = 0;
+	int left;
 
 	if (spank_get_item(sp, S_JOB_ID, &job))
 		return;
 	/* Slurm's X11 forwarding ends at the same time, in another thread, and
 	 * makes the whole process the user's for a moment. access(2) asks as
 	 * the real user, root; the system call takes this thread alone back. */
-	for (int i = 0; i < 50 && job_is_sealed(job); i++) {
+	left = job_is_sealed(job);
+	for (int i = 0; left && i < 50; i++) {
 		if (i)
 			nanosleep(&pause, NULL);
 		syscall(SYS_setresuid, -1, 0, -1);
-		job_note_end(job);
-		filter_remove(job);
-		job_remove(job, deadline);
+		left = filter_remove(job) || job_end(job, deadline);
 	}
+	if (left)
+		slurm_error("carme: remove what job %u has left: %m",
+			    (unsigned int) job);
 }

@@ -46,18 +46,24 @@ static int own_devices(char *path, size_t len)
 	return rc;
 }
 
-void filter_remove(uint32_t job)
+int filter_remove(uint32_t job)
 {
 	/* The last process may still be on its way out of the kernel. */
 	const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
 	char own[4096], path[sizeof(own) + 64];
 
+	int rc;
+
 	if (own_devices(own, sizeof(own)))
-		return;
+		return 0;
 	snprintf(path, sizeof(path), DEVICES "%s/carme/job_%u", own,
 		 (unsigned int) job);
-	for (int i = 0; rmdir(path) && errno == EBUSY && i < 100; i++)
+	for (int i = 0; (rc = rmdir(path)) && errno == EBUSY && i < 100; i++)
 		nanosleep(&pause, NULL);
-	if (!access(path, F_OK))
-		slurm_error("carme: remove %s: it is still in use", path);
+	if (!rc || errno == ENOENT)
+		return 0;
+	if (errno != EBUSY)
+		return -1;
+	slurm_error("carme: remove %s: it is still in use", path);
+	return 0;
 }

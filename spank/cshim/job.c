@@ -31,20 +31,6 @@ int job_has_ended(uint32_t job)
 	return ended_lately(CARME_ENDED, job);
 }
 
-void job_note_end(uint32_t job)
-{
-	char path[64];
-
-	/* Other steps of a job that has a sealed step only were plain, and may
-	 * be so when it is requeued. */
-	snprintf(path, sizeof(path), CARME_JOBS "/%u/" JOB_ASKED,
-		 (unsigned int) job);
-	if (!access(path, F_OK) && ended_note(CARME_ENDED, job))
-		slurm_error("carme: note in " CARME_ENDED
-			    " that job %u has ended: %m",
-			    (unsigned int) job);
-}
-
 int job_open(uint32_t job, int create)
 {
 	return jobdir_open(job, create);
@@ -123,24 +109,47 @@ int job_connect(int dir)
 	return fd;
 }
 
-void job_remove(uint32_t job, int64_t deadline_ms)
+int job_remove(uint32_t job, int64_t deadline_ms)
 {
 	char path[64];
 	int dir = job_open(job, 0);
+	int e;
 
 	if (dir < 0)
-		return;
+		return errno == ENOENT ? 0 : -1;
 	/* Whose it is stays to the last: what there was no time for is known to
 	 * be a leftover by it. */
 	if (rmtree_contents(dir, JOB_EXTERN, deadline_ms) ||
 	    (unlinkat(dir, JOB_EXTERN, 0) && errno != ENOENT)) {
-		slurm_error("carme: empty " CARME_JOBS "/%u: %m",
-			    (unsigned int) job);
+		e = errno;
 		close(dir);
-		return;
+		errno = e;
+		return -1;
 	}
 	close(dir);
 	snprintf(path, sizeof(path), CARME_JOBS "/%u", (unsigned int) job);
-	if (rmdir(path) && errno != ENOENT)
-		slurm_error("carme: remove %s: %m", path);
+	return rmdir(path) && errno != ENOENT ? -1 : 0;
+}
+
+void job_discard(uint32_t job, int64_t deadline_ms)
+{
+	if (job_remove(job, deadline_ms))
+		slurm_error("carme: remove " CARME_JOBS "/%u: %m",
+			    (unsigned int) job);
+}
+
+static int note_end(uint32_t job)
+{
+	char path[64];
+
+	/* Other steps of a job that has a sealed step only were plain, and may
+	 * be so when it is requeued. */
+	snprintf(path, sizeof(path), CARME_JOBS "/%u/" JOB_ASKED,
+		 (unsigned int) job);
+	return access(path, F_OK) ? 0 : ended_note(CARME_ENDED, job);
+}
+
+int job_end(uint32_t job, int64_t deadline_ms)
+{
+	return note_end(job) ? -1 : job_remove(job, deadline_ms);
 }

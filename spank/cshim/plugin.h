@@ -76,8 +76,6 @@ int job_is_sealed(uint32_t job);
 /* Has a job with that id, submitted with --carme, just ended on this node? To
  * be asked when it has no directory. */
 int job_has_ended(uint32_t job);
-/* Remember that, before the directory goes. */
-void job_note_end(uint32_t job);
 /* Open (create) the job's directory; -1 with errno. */
 int job_open(uint32_t job, int create);
 /* The same, with a lock that nobody else has until job_unlock(), or until all
@@ -86,8 +84,13 @@ int job_open_locked(uint32_t job, int create, int64_t deadline_ms);
 void job_unlock(int dir);
 /* Connect to the anchor's socket; -1 with errno. */
 int job_connect(int dir);
-/* What is in it, as far as there is time until deadline_ms, and itself. */
-void job_remove(uint32_t job, int64_t deadline_ms);
+/* What is in it, as far as there is time until deadline_ms, and itself. 0, or
+ * -1 with errno where something is left. */
+int job_remove(uint32_t job, int64_t deadline_ms);
+/* The same, where an error is Slurm's to log. */
+void job_discard(uint32_t job, int64_t deadline_ms);
+/* job_remove(), once job_has_ended() knows: without that nothing is removed. */
+int job_end(uint32_t job, int64_t deadline_ms);
 
 /* ---- step.c, setup.c, task.c: slurmstepd of a step -------------------- */
 
@@ -200,8 +203,9 @@ void task_start(spank_t sp);
 
 /* Move this process into the job's, if it has one. 0, or -1 with errno. */
 int filter_enter(const struct step *s);
-/* In the extern step's slurmstepd, when all processes are gone. */
-void filter_remove(uint32_t job);
+/* In the extern step's slurmstepd, when all processes are gone. 0, also where
+ * one of them does not go; or -1 with errno. */
+int filter_remove(uint32_t job);
 
 /* ---- forkhook.c ------------------------------------------------------- */
 

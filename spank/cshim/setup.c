@@ -407,7 +407,7 @@ int setup_begin(const struct step *s, struct record *request,
 		 * was submitted with stays as long as there may be steps, until
 		 * extern_sweep() finds it. */
 		if (!record_ok(&s->asked))
-			job_remove(s->job, deadline_ms);
+			job_discard(s->job, deadline_ms);
 		return -1;
 	}
 	going.job = s->job;

@@ -436,7 +436,7 @@ static int begin(spank_t sp, struct step *s)
 	if (!s->wanted) {
 		/* A leftover of another job; this one is plain. Nobody makes
 		 * anything of it before it is gone: we have the lock. */
-		job_remove(s->job, deadline);
+		job_discard(s->job, deadline);
 		sys_close(&s->dir);
 		s->sealed = 0;
 		return 0;

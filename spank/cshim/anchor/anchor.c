@@ -576,20 +576,23 @@ static void remove_jobdir(const struct anchor *a)
 }
 
 /* Slurm may let a job live on whose extern step was killed. What told the node
- * of it goes now, and its next step would be plain. */
-static void note_end(const struct anchor *a)
+ * of it goes now, and its next step would be plain if this could not be noted.
+ */
+static int note_end(const struct anchor *a)
 {
 	unsigned long job;
 	char path[256];
 	char *name;
 
-	if (faccessat(a->jobdir, JOB_ASKED, F_OK, 0) ||
-	    name_jobdir(a, path, sizeof(path)))
-		return;
+	if (faccessat(a->jobdir, JOB_ASKED, F_OK, 0))
+		return 0;
+	if (name_jobdir(a, path, sizeof(path)))
+		return -1;
 	name = strrchr(path, '/');
 	job = name ? strtoul(name + 1, NULL, 10) : 0;
-	if (job && job <= UINT32_MAX)
-		ended_note(CARME_ENDED, (uint32_t) job);
+	if (!job || job > UINT32_MAX)
+		return -1;
+	return ended_note(CARME_ENDED, (uint32_t) job);
 }
 
 /*
@@ -635,9 +638,11 @@ static void end_job(struct anchor *a)
 	/* Without the extern step's last callback nobody removes the
 	 * directory, or ends the process for which its slurmstepd waited. */
 	if (a->orphaned) {
-		note_end(a);
-		rmtree_contents(a->jobdir, NULL, sys_now_ms() + CLEAR_MS);
-		remove_jobdir(a);
+		if (!note_end(a)) {
+			rmtree_contents(a->jobdir, NULL,
+					sys_now_ms() + CLEAR_MS);
+			remove_jobdir(a);
+		}
 		if (a->sleeper >= 0)
 			sys_pidfd_kill(a->sleeper, SIGKILL);
 	}

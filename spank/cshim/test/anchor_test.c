@@ -177,6 +177,32 @@ static void early(void)
 	rmdir(path);
 }
 
+/* The extern step was killed, and nobody comes after the anchor. */
+static void orphan(void)
+{
+	static struct anchor a = {.orphaned = 1,
+				  .pid1_pidfd = -1,
+				  .filter = -1,
+				  .filters = -1,
+				  .sleeper = -1};
+	/* No job has this number, so that its end cannot be noted. */
+	char path[] = "/tmp/carme-anchor-XXXXXX";
+
+	if (!ok(mkdtemp(path) != NULL, "a directory"))
+		return;
+	a.jobdir = open(path, O_RDONLY | O_DIRECTORY);
+	close(openat(a.jobdir, JOB_ASKED, O_WRONLY | O_CREAT, 0600));
+	a.complete = 1;
+	end_job(&a);
+	ok(!faccessat(a.jobdir, JOB_ASKED, F_OK, 0),
+	   "while a job's end is not known, what tells of the job stays");
+	unlinkat(a.jobdir, JOB_ASKED, 0);
+	end_job(&a);
+	ok(access(path, F_OK), "else its directory goes");
+	close(a.jobdir);
+	rmdir(path);
+}
+
 int main(void)
 {
 	ok(ask(0, 3) == 3 && anchor.devices.n == 0,
@@ -188,5 +214,6 @@ int main(void)
 	   "until the core asks again");
 	msg_fds_close(&anchor.devices);
 	early();
+	orphan();
 	return tap_end();
 }

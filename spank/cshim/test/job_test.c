@@ -10,6 +10,13 @@
 
 /* The directory of jobs is another one here. */
 #define jobdir_open jobdir_of_the_test
+#include "../common/ended.h"
+#include "../common/jobdir.h"
+#include "../plugin.h"
+#undef CARME_JOBS
+#define CARME_JOBS "."
+#undef CARME_ENDED
+#define CARME_ENDED "ended"
 #include "../job.c"
 #include "stub.h"
 #include "tap.h"
@@ -55,12 +62,29 @@ static int removed_meanwhile(int create)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
+/* Of a job that was submitted with --carme. */
+static void ends(void)
+{
+	close(job_open(7, 1));
+	close(openat(top, "7/" JOB_ASKED, O_WRONLY | O_CREAT, 0600));
+	mkdirat(top, "ended", 0700);
+	ok(job_end(7, sys_now_ms() + 1000) && !faccessat(top, "7", F_OK, 0),
+	   "a job whose end cannot be noted keeps its directory");
+	unlinkat(top, "ended", AT_REMOVEDIR);
+	ok(!job_end(7, sys_now_ms() + 1000) && faccessat(top, "7", F_OK, 0) &&
+	       job_has_ended(7),
+	   "and when it goes, the end is known");
+	ok(!job_end(7, sys_now_ms() + 1000), "once gone it stays gone");
+	unlinkat(top, "ended", 0);
+}
+
 int main(void)
 {
 	char path[] = "/tmp/carme-job-XXXXXX";
 	int dir;
 
 	top = mkdtemp(path) ? open(path, O_RDONLY | O_DIRECTORY) : -1;
+	ok(top >= 0 && !fchdir(top), "a place for it");
 	ok(job_open_locked(7, 0, sys_now_ms()) < 0 && errno == ENOENT,
 	   "a job that is not sealed has no directory");
 	ok(removed_meanwhile(1) == 0,
@@ -79,6 +103,7 @@ int main(void)
 	ok(dir >= 0, "nor longer than it takes");
 	close(dir);
 	unlinkat(top, "7", AT_REMOVEDIR);
+	ends();
 	close(top);
 	rmdir(path);
 	return tap_end();

@@ -57,7 +57,7 @@ int job_connect(int dir)
 	return seen.anchor[0];
 }
 
-void job_remove(uint32_t job, int64_t deadline_ms)
+void job_discard(uint32_t job, int64_t deadline_ms)
 {
 	(void) job;
 	(void) deadline_ms;

@@ -14,6 +14,7 @@ enum spank_context stub_context = S_CTX_LOCAL;
 uint32_t stub_job, stub_step;
 const struct spank_option *stub_options[16];
 int stub_option_count;
+int stub_errors;
 
 static struct {
 	char name[64], value[1024];
@@ -104,6 +105,7 @@ void slurm_error(const char *fmt, ...)
 {
 	va_list ap;
 
+	stub_errors++;
 	va_start(ap, fmt);
 	fputs("# slurm_error: ", stderr);
 	vfprintf(stderr, fmt, ap);

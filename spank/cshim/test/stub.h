@@ -12,6 +12,8 @@ extern uint32_t stub_job, stub_step;
 /* The options that were registered, in order. */
 extern const struct spank_option *stub_options[16];
 extern int stub_option_count;
+/* Lines that slurmstepd was given for its log. */
+extern int stub_errors;
 /* The value that was set last for a variable, or NULL. */
 const char *stub_env(const char *name);
 
