@@ -92,6 +92,11 @@ static int on_option(int val, const char *arg, int remote)
 	if (val < 0 || val >= OPT_COUNT)
 		return 0;
 	s = &seen[val];
+	/* Before 24.05 a step's options come twice, in its launch message and
+	 * then in its environment (spank.c:spank_stack_post_opt): the message
+	 * has what srun was told. */
+	if (remote && s->n)
+		return 0;
 	/* Now, because srun would first ask for a command to run. */
 	if (!remote && val == OPT_CARME && s->n >= s->from_env && arg &&
 	    (!strcmp(arg, "list") || !strcmp(arg, "help")))

@@ -86,6 +86,17 @@ static void repeated(void)
 	forget();
 }
 
+/* As before 24.05. */
+static void both_ways(void)
+{
+	typed("carme", "base", 1);
+	typed("carme", "no", 1);
+	IS("opt.carme=base", "on the node the launch message comes first");
+	ok(options_asked() && !options_refused(),
+	   "and what stands in the environment does not undo it");
+	forget();
+}
+
 static void environment(void)
 {
 	const char *inherited =
@@ -176,6 +187,7 @@ int main(void)
 	   "all options are registered");
 	values();
 	repeated();
+	both_ways();
 	environment();
 	node();
 	odd();
