@@ -106,6 +106,32 @@ func until(t *testing.T, what string, yes func() bool) {
 	}
 }
 
+func TestSelfTest_that_failed_is_soon_run_again(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "asked")
+	s := program(t, `[ -e `+mark+` ] && echo '{"ok":true}' || { >`+mark+`; echo '{"ok":false}'; }`)
+	outcome := make(chan string, 10)
+	s.Changed = func() { outcome <- s.Problem() }
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(ctx)
+	}()
+	if problem := <-outcome; problem == "" {
+		t.Error("the first one has not failed")
+	}
+	select {
+	case problem := <-outcome:
+		if problem != "" {
+			t.Errorf("the second one has failed: %s", problem)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("there is no second one")
+	}
+	cancel()
+	<-done
+}
+
 func TestSelfTest_runs_when_files_change(t *testing.T) {
 	dir := t.TempDir()
 	below := filepath.Join(dir, "plugstack.d")

@@ -20,6 +20,10 @@ import (
 )
 
 const (
+	// again is when a self-test that has failed is run the next time, and each
+	// further one after twice as long, up to Every: what it asks may have been
+	// away for a moment.
+	again = 2 * time.Second
 	// settle is how long changes are gathered: a package writes many files.
 	settle = time.Second
 	// killTime is how long a self-test that was killed is waited for.
@@ -54,15 +58,23 @@ func (s *SelfTest) Problem() string {
 	return s.problem
 }
 
-// Run tests at once, regularly, and when files change, until ctx ends.
+// Run tests at once, regularly, soon again after a failure, and when files change,
+// until ctx ends.
 func (s *SelfTest) Run(ctx context.Context) {
 	changed := make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	watching.Go(func() { s.watch(ctx, changed) })
+	next := again
 	for {
 		s.Test(ctx)
-		timer := time.NewTimer(s.Every)
+		wait := s.Every
+		if s.Problem() == "" {
+			next = again
+		} else {
+			wait, next = min(next, s.Every), min(2*next, s.Every)
+		}
+		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			timer.Stop()

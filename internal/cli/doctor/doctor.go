@@ -20,6 +20,9 @@ const (
 	nvmlTime = 20 * time.Second
 )
 
+// slurmsConfiguration is the check that fails while slurmctld does not answer.
+const slurmsConfiguration = "Slurm's configuration"
+
 // Doctor looks at a node. Its fields are what a test replaces.
 type Doctor struct {
 	// Root is the root of the file system: "/".
@@ -46,9 +49,9 @@ func (d Doctor) Examine(ctx context.Context) Report {
 	findings = append(findings, d.files()...)
 	findings = append(findings, d.exports(), d.release(ctx))
 	if err != nil {
-		findings = append(findings, fail("Slurm's configuration", "start slurmctld, or mend the way to it, and ask again", "%v", err))
+		findings = append(findings, fail(slurmsConfiguration, "start slurmctld, or mend the way to it, and ask again", "%v", err))
 	} else {
-		findings = append(findings, ok("Slurm's configuration", "read from slurmctld"))
+		findings = append(findings, ok(slurmsConfiguration, "read from slurmctld"))
 	}
 	findings = append(findings, d.plugstack(cfg), d.switchFile(), d.prologFlags(cfg), d.prolog(cfg), d.adoption(), d.cgroup(cfg))
 	findings = append(findings, d.config(ctx)...)

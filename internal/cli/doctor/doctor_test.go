@@ -580,3 +580,39 @@ func (h hanging) Init() nvml.Return {
 	<-h.done
 	return nvml.ERROR_UNKNOWN
 }
+
+// A slurmctld that is being restarted answers the next question again.
+func TestFeatureStaysWhileNothingButSlurmctldIsMissing(t *testing.T) {
+	for name, c := range map[string]struct {
+		ail  func(*testing.T, *patient)
+		want []string
+	}{
+		"nothing else is wrong": {change(func(*patient) {}), nil},
+		"the core is gone too":  {gone("usr/lib/carme/libcarme.so"), []string{"update NodeName=node1 AvailableFeatures= ActiveFeatures="}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := healthy(t)
+			c.ail(t, p)
+			d := p.doctor()
+			answer := d.Run
+			var told []string
+			d.Run = func(ctx context.Context, name string, args ...string) ([]byte, error) {
+				switch {
+				case name != "scontrol":
+					return answer(ctx, name, args...)
+				case args[1] == "config":
+					return nil, errors.New("slurm_load_ctl_conf error: Unable to contact slurm controller (connect failure)")
+				case args[0] == "show":
+					return []byte("NodeName=node1 ActiveFeatures=carme"), nil
+				}
+				told = append(told, strings.Join(args, " "))
+				return nil, nil
+			}
+			r := d.Examine(t.Context())
+			changed, err := d.KeepFeature(t.Context(), r)
+			if r.OK || err != nil || changed != (c.want != nil) || !slices.Equal(told, c.want) {
+				t.Errorf("ok %v, changed %v, %v; Slurm is told %q, not %q", r.OK, changed, err, told, c.want)
+			}
+		})
+	}
+}
