@@ -94,6 +94,15 @@ func TestAttack_J14_tiny_limits_of_srun_are_refused_in_a_line_or_do_no_harm(t *t
 	}
 }
 
+func TestFault_J14_who_reads_the_options_is_killed(t *testing.T) {
+	const host = "/usr/libexec/carme/carme-host"
+	undo(t, login, "mv -f "+host+".away "+host)
+	sh(t, login, "mv "+host+" "+host+".away; printf '%s\\n' '#!/bin/sh' 'kill -KILL $$' >"+host+"; chmod 755 "+host)
+	for _, command := range [][]string{{"srun", "--carme", "true"}, {"sbatch", "--carme", "--wrap=true"}, {"salloc", "--carme", "true"}} {
+		as(t, "alice", login, append([]string{"timeout", "60"}, command...)...).fails(t, "carme-host", "Killed")
+	}
+}
+
 // Who stops or kills what is theirs gets no more and no less than that.
 func TestAttack_J2_J14_who_stops_or_kills_all_that_is_theirs_leaves_nothing(t *testing.T) {
 	var ids []string

@@ -126,7 +126,14 @@ static int run_check(struct record *r)
 	while (waitpid(pid, &status, 0) < 0)
 		if (errno != EINTR)
 			return -1;
-	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+	if (WIFEXITED(status))
+		return WEXITSTATUS(status);
+	fprintf(stderr,
+		"carme: " CARME_HOST " was ended by a signal (%s) before it "
+		"had read the options; try again, and tell the admin if that "
+		"does not help\n",
+		strsignal(WTERMSIG(status)));
+	return 1;
 }
 
 /* Nothing is queued yet, and a return code would be ignored. */
