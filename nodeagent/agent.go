@@ -153,7 +153,7 @@ func (a *agent) build(ctx context.Context) error {
 	a.gpus = &metrics.GPUs{Program: a.Self, Args: []string{GPUChild}, Silence: gpuSilence, Again: gpuAgain, Log: a.log}
 	a.sampler = &metrics.Sampler{Jobs: a.running, GPU: a.gpus.Get, Now: a.Now}
 	a.selfTest = &reconcile.SelfTest{
-		Carme: a.Carme, Every: testEvery, Limit: testTime, Files: pluginFiles(), Changed: a.tell, Log: a.log,
+		Carme: a.Carme, Every: testEvery, Limit: testTime, Files: pluginFiles(), Slurmd: reconcile.Slurmd, Changed: a.tell, Log: a.log,
 	}
 	a.jobs, err = session.Open(session.Options{
 		Dir: a.JobsDir, Socket: a.Socket, Owner: a.Owner, IsAnchor: a.IsAnchor, Now: a.Now, Log: a.log, Ended: a.ended,

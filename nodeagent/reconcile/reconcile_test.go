@@ -6,10 +6,12 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,6 +132,67 @@ func TestSelfTest_that_failed_is_soon_run_again(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+func TestSelfTest_runs_when_slurmd_has_ended(t *testing.T) {
+	runs := filepath.Join(t.TempDir(), "runs")
+	s := program(t, `echo >>`+runs+`; echo '{"ok":true}'`)
+	slurmd := exec.CommandContext(t.Context(), "sleep", "600")
+	if err := slurmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	s.Slurmd = func() int {
+		select {
+		case <-ended:
+			return 0
+		default:
+			return slurmd.Process.Pid
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(ctx)
+	}()
+	count := func() int {
+		text, _ := os.ReadFile(runs)
+		return len(text)
+	}
+	until(t, "the first self-test", func() bool { return count() == 1 })
+	if err := slurmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = slurmd.Wait()
+	close(ended)
+	until(t, "another one", func() bool { return count() == 2 })
+	cancel()
+	<-done
+}
+
+func TestSlurmd_is_no_users_program(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "slurmd")
+	before := Slurmd()
+	c := exec.CommandContext(t.Context(), file, "600")
+	if os.Getuid() == 0 { // else it is a user's anyway
+		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	}
+	for _, err := range []error{os.Symlink("/bin/sleep", file), os.Chmod(filepath.Dir(dir), 0o755), c.Start()} { //nolint:gosec // G302: the user is to get in
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.Process.Pid), "comm"))
+	if err != nil || string(name) != "slurmd\n" {
+		t.Errorf("it is called %q, %v", name, err)
+	}
+	if got := Slurmd(); got != before {
+		t.Errorf("slurmd is %d, not %d", got, before)
+	}
+	_ = c.Process.Kill()
+	_ = c.Wait()
 }
 
 func TestSelfTest_runs_when_files_change(t *testing.T) {

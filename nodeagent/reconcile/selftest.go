@@ -42,6 +42,8 @@ type SelfTest struct {
 	Limit time.Duration
 	// Files are directories whose changes are a reason.
 	Files []string
+	// Slurmd finds the process whose end is a reason too; nil for none.
+	Slurmd func() int
 	// Changed is called when the outcome is another; may be nil.
 	Changed func()
 	Log     *slog.Logger
@@ -65,6 +67,9 @@ func (s *SelfTest) Run(ctx context.Context) {
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	watching.Go(func() { s.watch(ctx, changed) })
+	if s.Slurmd != nil {
+		watching.Go(func() { s.follow(ctx, changed) })
+	}
 	next := again
 	for {
 		s.Test(ctx)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/carme-hpc/carme/internal/wire"
+	"github.com/carme-hpc/carme/nodeagent/process"
 	"github.com/carme-hpc/carme/nodeagent/watch"
 )
 
@@ -184,7 +185,7 @@ func (t *Table) look(id uint32) {
 		return
 	}
 	t.end(id, old)
-	if err := t.add(dir, notes); err != nil && !errors.Is(err, errEnded) {
+	if err := t.add(dir, notes); err != nil && !errors.Is(err, process.ErrEnded) {
 		t.Log.Warn("job cannot be taken", "job", id, "error", err)
 	}
 }
@@ -264,14 +265,14 @@ func (t *Table) notes(dir *os.File, id uint32) (wire.Session, error) {
 // add takes a job whose processes run.
 func (t *Table) add(dir *os.File, notes wire.Session) error {
 	e := &entry{job: &Job{Session: notes, done: make(chan struct{})}, sess: -1}
-	anchor, err := openProcess(notes.Anchor, t.IsAnchor)
+	anchor, err := process.Open(notes.Anchor, t.IsAnchor)
 	if err != nil {
 		return err
 	}
 	e.pidfds = append(e.pidfds, anchor)
 	if text, err := t.readNote(dir, "extern"); err == nil {
 		if pid, started, ok := extern(string(text)); ok {
-			stepd, err := openProcess(pid, func(pid int) bool { return startedAt(pid) == started })
+			stepd, err := process.Open(pid, func(pid int) bool { return startedAt(pid) == started })
 			if err != nil {
 				_ = anchor.Close()
 				return err
@@ -293,7 +294,7 @@ func (t *Table) add(dir *os.File, notes wire.Session) error {
 	t.jobs[notes.Job] = e
 	for _, p := range e.pidfds {
 		go func() {
-			waitEnd(p)
+			process.Wait(p)
 			t.endEntry(notes.Job, e)
 		}()
 	}

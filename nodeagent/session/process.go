@@ -1,8 +1,6 @@
 package session
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -25,45 +23,6 @@ func IsAnchor(pid int) bool {
 	}
 	var st unix.Stat_t
 	return unix.Stat(proc, &st) == nil && st.Uid == 0
-}
-
-var errEnded = errors.New("has ended")
-
-// openProcess opens a pidfd of a process that is not a zombie, and checks that
-// it is the one meant.
-func openProcess(pid int, is func(pid int) bool) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
-	if errors.Is(err, unix.ESRCH) {
-		return nil, errEnded
-	}
-	if err != nil {
-		return nil, fmt.Errorf("open process %d: %w", pid, err)
-	}
-	// While the descriptor says that its process lives, the id is its own.
-	if !is(pid) || hasEnded(fd) {
-		unix.Close(fd)
-		return nil, errEnded
-	}
-	return os.NewFile(uintptr(fd), "pidfd"), nil
-}
-
-func hasEnded(fd int) bool {
-	for {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // G115: a descriptor
-		n, err := unix.Poll(poll, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return err == nil && n > 0
-		}
-	}
-}
-
-// waitEnd returns when the process has ended, or the descriptor is closed.
-func waitEnd(pidfd *os.File) {
-	raw, err := pidfd.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Read(func(fd uintptr) bool { return hasEnded(int(fd)) })
 }
 
 // startedAt is the start time of a process in clock ticks since boot (field 22
