@@ -67,6 +67,22 @@ func TestFault_A15_J18_A13_a_node_withdraws_itself_and_comes_back_within_seconds
 	idle(t)
 }
 
+// slurmctld forgets what it was told of nodes. A self-test that nothing asks for comes
+// once a minute, so that three times in a row cannot be luck.
+func TestFault_A15_nodes_have_the_feature_back_when_slurm_has_read_its_configuration_again(t *testing.T) {
+	undo(t, ctl, "scontrol reconfigure")
+	for _, m := range []string{ctl, login, node1, node2} {
+		undo(t, m, "sed -i 's/ State=UNKNOWN/ Feature=carme State=UNKNOWN/' /etc/slurm/slurm.conf")
+		sh(t, m, "sed -i 's/ Feature=carme / /' /etc/slurm/slurm.conf")
+	}
+	for range 3 {
+		root(t, ctl, "scontrol", "reconfigure").ok(t)
+		turns(t, node1, true)
+		turns(t, node2, true)
+	}
+	srun(t, "alice", "-N2", "--carme=none", "true").ok(t)
+}
+
 // slurm.conf may say that the node has the feature; what counts is what the agent
 // finds when it comes up, as on a machine that was just booted.
 func TestFault_A15_a_fresh_node_is_examined_before_it_is_trusted_for_long(t *testing.T) {

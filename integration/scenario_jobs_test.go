@@ -142,7 +142,7 @@ func TestScenario_J2_a_terminal_with_job_control(t *testing.T) {
 			s.says(`Stopped\s+sleep 100`)
 			s.says("ready> ")
 			// Whether bash says "Terminated" besides is a matter of who sees the end first.
-			s.types("bg; kill %1; wait %1; echo status $?; echo size $(stty size); echo 'no job con'trol\n")
+			s.types("bg; kill %1; wait $!; echo status $?; echo size $(stty size); echo 'no job con'trol\n")
 			s.says(`status 143`)
 			s.says(`size \d+ \d+`)
 			s.says("ready> ")

@@ -166,7 +166,7 @@ func TestSelfTest_runs_when_slurmd_has_ended(t *testing.T) {
 	}
 	_ = slurmd.Wait()
 	close(ended)
-	until(t, "another one", func() bool { return count() == 2 })
+	until(t, "another two", func() bool { return count() == 3 })
 	cancel()
 	<-done
 }
@@ -179,14 +179,14 @@ func TestSlurmd_is_no_users_program(t *testing.T) {
 	if os.Getuid() == 0 { // else it is a user's anyway
 		c.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	}
-	for _, err := range []error{os.Symlink("/bin/sleep", file), os.Chmod(filepath.Dir(dir), 0o755), c.Start()} { //nolint:gosec // G302: the user is to get in
+	sleep, err := os.ReadFile("/bin/sleep")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, err := range []error{os.WriteFile(file, sleep, 0o755), os.Chmod(filepath.Dir(dir), 0o755), c.Start()} { //nolint:gosec // G302, G306: the user is to get in
 		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(c.Process.Pid), "comm"))
-	if err != nil || string(name) != "slurmd\n" {
-		t.Errorf("it is called %q, %v", name, err)
 	}
 	if got := Slurmd(); got != before {
 		t.Errorf("slurmd is %d, not %d", got, before)

@@ -24,6 +24,9 @@ const (
 	// further one after twice as long, up to Every: what it asks may have been
 	// away for a moment.
 	again = 2 * time.Second
+	// after is how many more self-tests follow as soon on one for the end of slurmd,
+	// whatever they say: slurmctld may still be busy with what ended it.
+	after = 3
 	// settle is how long changes are gathered: a package writes many files.
 	settle = time.Second
 	// killTime is how long a self-test that was killed is waited for.
@@ -63,21 +66,21 @@ func (s *SelfTest) Problem() string {
 // Run tests at once, regularly, soon again after a failure, and when files change,
 // until ctx ends.
 func (s *SelfTest) Run(ctx context.Context) {
-	changed := make(chan struct{}, 1)
+	changed, restarted := make(chan struct{}, 1), make(chan struct{}, 1)
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	watching.Go(func() { s.watch(ctx, changed) })
 	if s.Slurmd != nil {
-		watching.Go(func() { s.follow(ctx, changed) })
+		watching.Go(func() { s.follow(ctx, restarted) })
 	}
-	next := again
+	next, more := again, 0
 	for {
 		s.Test(ctx)
 		wait := s.Every
-		if s.Problem() == "" {
+		if s.Problem() == "" && more == 0 {
 			next = again
 		} else {
-			wait, next = min(next, s.Every), min(2*next, s.Every)
+			wait, next, more = min(next, s.Every), min(2*next, s.Every), max(more-1, 0)
 		}
 		timer := time.NewTimer(wait)
 		select {
@@ -87,6 +90,8 @@ func (s *SelfTest) Run(ctx context.Context) {
 		case <-timer.C:
 			continue
 		case <-changed:
+		case <-restarted:
+			next, more = again, after
 		}
 		timer.Reset(settle)
 		select {
