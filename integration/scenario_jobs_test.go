@@ -294,11 +294,15 @@ func TestScenario_J12_arrays_heterogeneous_jobs_and_sixteen_tasks(t *testing.T) 
 }
 
 // soon lets a requeued job start that waits: Slurm makes it wait for two minutes,
-// and once more when the node has told of its end. To be called until it runs.
+// and once more when the node has told of its end. To be called until it runs. It does
+// not start in the second of its end: slurmd takes its credential for one that was
+// revoked then (slurm_cred.c, times are whole seconds).
 func soon(t *testing.T, id string) {
 	t.Helper()
 	if state(t, id) == "PENDING" {
-		_ = root(t, ctl, "scontrol", "update", "JobId="+id, "StartTime=now") // it may just have started
+		// It may just have started.
+		_ = root(t, ctl, "sh", "-c", `at=$(scontrol show job `+id+` | sed -n 's/.*EligibleTime=\([^ ]*\).*/\1/p')
+			[ "$(date -d "$at" +%s)" -le "$(($(date +%s) + 5))" ] || scontrol update JobId=`+id+` StartTime=now+3`)
 	}
 }
 
