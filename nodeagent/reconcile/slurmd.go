@@ -49,8 +49,8 @@ func Slurmd() int {
 }
 
 // follow tells of each end of slurmd. It starts anew when its configuration is read
-// again (`scontrol reconfigure`, since Slurm 23.11), and by then slurmctld has
-// forgotten the features that it was told of nodes, or soon does. No file tells of that: under
+// again (`scontrol reconfigure`, since Slurm 23.11), and by then slurmctld has forgotten
+// the features that it was told of nodes, or soon does. No file tells of that: under
 // systemd slurmd writes no pid file.
 func (s *SelfTest) follow(ctx context.Context, ended chan<- struct{}) {
 	for ctx.Err() == nil {
