@@ -273,6 +273,14 @@ func TestHazard_J16_slurms_own_private_tmp(t *testing.T) {
 	}
 }
 
+// misses counts the jobs for which Slurm could not make namespaces of its own. Now and
+// then it cannot (namespace/linux of 26.05: "ns mnt mount failed: Invalid argument"), in
+// the extern step, and srun ends without a word.
+func misses(t *testing.T) string {
+	t.Helper()
+	return sh(t, node1, "grep -c 'error: _create_ns: ns mnt mount failed' /var/log/testbed/slurmd.log || true")
+}
+
 // Slurm's namespace/linux can put slurmstepd itself into a PID namespace, in which
 // Carme's cannot be made: the step is refused, and says why.
 func TestHazard_J16_J14_slurms_own_namespaces(t *testing.T) {
@@ -299,7 +307,17 @@ func TestHazard_J16_J14_slurms_own_namespaces(t *testing.T) {
 			}
 			eventually(t, 40*time.Second, "a plain job", func() bool { return srun(t, "alice", "-w", node1, "true").code == 0 })
 			for where, seal := range seals {
-				r := srun(t, "alice", "-w", node1, seal, "sh", "-c", "touch /tmp/mine && readlink /proc/self/ns/pid")
+				args := []string{"-w", node1, seal, "sh", "-c", "touch /tmp/mine && readlink /proc/self/ns/pid"}
+				before := misses(t)
+				r := srun(t, "alice", args...)
+				for range 3 {
+					now := misses(t)
+					if r.code == 0 || strings.TrimSpace(r.err) != "" || now == before {
+						break
+					}
+					t.Log("Slurm could not make its own namespaces, by its own log")
+					before, r = now, srun(t, "alice", args...)
+				}
 				if c.refused {
 					r.fails(t, "namespace/linux", "namespace/tmpfs")
 				} else if r.ok(t); !sealed(t, node1, r.out) {
