@@ -28,6 +28,21 @@ func program(t *testing.T, script string) *SelfTest {
 	return &SelfTest{Carme: file, Every: time.Hour, Limit: 10 * time.Second, Log: slog.New(slog.DiscardHandler)}
 }
 
+// start runs the self-test until the test ends.
+func start(t *testing.T, s *SelfTest) {
+	t.Helper()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		s.Run(ctx)
+	}()
+	t.Cleanup(func() {
+		stop()
+		<-done
+	})
+}
+
 func TestSelfTest_takes_what_the_doctor_says(t *testing.T) {
 	for name, c := range map[string]struct{ script, want string }{
 		"a healthy node": {`[ "$*" = "doctor --json --feature" ] && echo '{"ok":true,"findings":[]}'`, ""},
@@ -113,12 +128,7 @@ func TestSelfTest_that_failed_is_soon_run_again(t *testing.T) {
 	s := program(t, `[ -e `+mark+` ] && echo '{"ok":true}' || { >`+mark+`; echo '{"ok":false}'; }`)
 	outcome := make(chan string, 10)
 	s.Changed = func() { outcome <- s.Problem() }
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Run(ctx)
-	}()
+	start(t, s)
 	if problem := <-outcome; problem == "" {
 		t.Error("the first one has not failed")
 	}
@@ -130,8 +140,6 @@ func TestSelfTest_that_failed_is_soon_run_again(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Error("there is no second one")
 	}
-	cancel()
-	<-done
 }
 
 func TestSelfTest_runs_when_slurmd_has_ended(t *testing.T) {
@@ -150,12 +158,7 @@ func TestSelfTest_runs_when_slurmd_has_ended(t *testing.T) {
 			return slurmd.Process.Pid
 		}
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Run(ctx)
-	}()
+	start(t, s)
 	count := func() int {
 		text, _ := os.ReadFile(runs)
 		return len(text)
@@ -167,8 +170,6 @@ func TestSelfTest_runs_when_slurmd_has_ended(t *testing.T) {
 	_ = slurmd.Wait()
 	close(ended)
 	until(t, "another two", func() bool { return count() == 3 })
-	cancel()
-	<-done
 }
 
 func TestSlurmd_is_no_users_program(t *testing.T) {
@@ -207,12 +208,7 @@ func TestSelfTest_runs_when_files_change(t *testing.T) {
 	s.Files = []string{dir, below, "/nowhere"}
 	outcome := make(chan string, 10)
 	s.Changed = func() { outcome <- s.Problem() }
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.Run(ctx)
-	}()
+	start(t, s)
 	if first := <-outcome; first == "" {
 		t.Error("healthy with an empty plugin")
 	}
@@ -248,8 +244,6 @@ func TestSelfTest_runs_when_files_change(t *testing.T) {
 			t.Errorf("%s: it was not noticed", change.what)
 		}
 	}
-	cancel()
-	<-done
 }
 
 func TestLeftovers_are_removed_and_problems_told_once(t *testing.T) {
