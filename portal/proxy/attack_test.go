@@ -378,6 +378,7 @@ func TestHandover_goes_by_nonce_and_one_time_code(t *testing.T) {
 	for name, names := range layouts {
 		t.Run(name, func(t *testing.T) {
 			w := newWorldNamed(t, names, http.HandlerFunc(mirror))
+			w.clock.Store(int64(24 * time.Hour)) // how long the way in is good is not for this clock to say
 			host, _ := w.session("alice", "a")
 			label, _ := names.Label(host)
 			c := w.client(true)
@@ -415,7 +416,7 @@ func TestHandover_goes_by_nonce_and_one_time_code(t *testing.T) {
 					app = one
 				}
 			}
-			if app == nil || !app.Secure || !app.HttpOnly || app.Path != "/" || app.Domain != "" || app.SameSite != http.SameSiteLaxMode {
+			if app == nil || !app.Secure || !app.HttpOnly || app.Path != "/" || app.Domain != "" || app.SameSite != http.SameSiteLaxMode || app.MaxAge < 60 || app.MaxAge > 12*60*60 {
 				t.Fatalf("app cookie %v", app)
 			}
 			if got := w.ask(c, "GET", host, "/lab/tree?x=1", app.Value, nil, page...); got.StatusCode != 200 {

@@ -115,7 +115,7 @@ func (p *Proxy) come(w http.ResponseWriter, r *http.Request, label string) {
 		p.problem(w, r, pageLogin)
 		return
 	}
-	setCookie(w, appCookie, redeemed.Token, redeemed.Expires.Sub(p.now()))
+	setCookie(w, appCookie, redeemed.Token, time.Duration(redeemed.ExpiresIn)*time.Second)
 	setCookie(w, nonceCookie, arrived, arrivedFor)
 	lead(w, r, rememberedPath(path))
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"time"
 
 	"github.com/gin-gonic/gin"
 
@@ -96,7 +97,7 @@ func (s *Server) entered(c *gin.Context, answer api.LoginAnswer, next string) {
 }
 
 func (s *Server) keep(c *gin.Context, answer api.LoginAnswer) {
-	s.cookie(c, cookieSession, answer.Token, answer.Expires.Sub(s.now()))
+	s.cookie(c, cookieSession, answer.Token, time.Duration(answer.ExpiresIn)*time.Second)
 	if answer.Device != "" {
 		s.cookie(c, cookieDevice, answer.Device, deviceFor)
 	}

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,7 @@ type browser struct {
 	client   *http.Client
 	stopping chan struct{}
 	log      *lockedBuffer
+	wrong    atomic.Int64 // by how much the portal's clock is
 }
 
 // lockedBuffer is a log that several goroutines write to.
@@ -58,7 +60,7 @@ func newBrowser(t *testing.T) *browser {
 	b := &browser{t: t, backend: clienttest.New(), stopping: make(chan struct{}), log: &lockedBuffer{}}
 	rest := httptest.NewServer(b.backend)
 	pages, err := New(Options{
-		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: time.Now, Bare: true, Stopping: b.stopping,
+		Backend: client.New(rest.URL, &http.Transport{}), AppsPattern: "https://*.apps.example", Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: b.now, Bare: true, Stopping: b.stopping,
 		AppOrigin: func(label string) (string, bool) {
 			return "https://" + label + ".apps.example", strings.HasPrefix(label, "s-")
 		},
@@ -76,6 +78,8 @@ func newBrowser(t *testing.T) *browser {
 	b.fresh()
 	return b
 }
+
+func (b *browser) now() time.Time { return time.Now().Add(time.Duration(b.wrong.Load())) }
 
 // fresh forgets all cookies.
 func (b *browser) fresh() {
@@ -422,6 +426,27 @@ func TestAttack_answers_carry_the_headers_that_protect_them(t *testing.T) {
 				t.Errorf("%s: %s is %q", path, name, got)
 			}
 		}
+	}
+}
+
+// The backend says for how long a cookie is good; a portal whose clock is wrong
+// keeps it for as long.
+func TestFault_a_portal_whose_clock_is_wrong_lets_people_log_in(t *testing.T) {
+	for name, off := range map[string]time.Duration{"a day ahead": 24 * time.Hour, "a day behind": -24 * time.Hour} {
+		t.Run(name, func(t *testing.T) {
+			b := newBrowser(t)
+			b.wrong.Store(int64(off))
+			answer, _ := b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}})
+			for _, c := range answer.Cookies() {
+				if c.Name == cookieSession && (c.MaxAge < 60 || c.MaxAge > 12*60*60) {
+					t.Errorf("the login is kept for %d s", c.MaxAge)
+				}
+			}
+			b.login()
+			if answer, _ := b.get("/jobs"); answer.StatusCode != http.StatusOK {
+				t.Errorf("/jobs: %d", answer.StatusCode)
+			}
+		})
 	}
 }
 

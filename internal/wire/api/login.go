@@ -37,6 +37,8 @@ type LoginAnswer struct {
 	State   string    `json:"state"`
 	User    User      `json:"user"`
 	Expires time.Time `json:"expires"`
+	// ExpiresIn is the same in seconds from now, for those whose clock may be wrong.
+	ExpiresIn int `json:"expires_in"`
 	// Device marks this browser as known to its owner, after a full login.
 	Device string `json:"device,omitempty"`
 	// RecoveryCodes are shown once, after the confirmation of a factor.

@@ -26,6 +26,8 @@ type Redeem struct {
 type Redeemed struct {
 	Token   string    `json:"token"`
 	Expires time.Time `json:"expires"`
+	// ExpiresIn is the same in seconds from now, for those whose clock may be wrong.
+	ExpiresIn int `json:"expires_in"`
 }
 
 // GrantRequest is the body of POST /v1/grants: a portal asks for the way to an

@@ -73,7 +73,8 @@ func (s *Service) promote(ctx context.Context, sess *Session, who []subject, spe
 	}
 	now := s.Now()
 	answer := api.LoginAnswer{
-		Token: tok, State: api.SessionFull, User: sess.User(), Expires: now.Add(s.Rules.SessionLife).UTC(), Device: device,
+		Token: tok, State: api.SessionFull, User: sess.User(), Device: device,
+		Expires: now.Add(s.Rules.SessionLife).UTC(), ExpiresIn: seconds(s.Rules.SessionLife),
 	}
 	err = s.DB.Write(ctx, func(tx store.Tx) error {
 		if err := spend(tx); err != nil {
@@ -308,7 +309,8 @@ func (s *Service) Recovery(ctx context.Context, sess *Session, token string, in 
 	if err := s.reserve(ctx, who); err != nil {
 		return api.LoginAnswer{}, err
 	}
-	answer := api.LoginAnswer{Token: token, State: sess.State, User: sess.User(), Expires: at(sess.Expires)}
+	expires := at(sess.Expires)
+	answer := api.LoginAnswer{Token: token, State: sess.State, User: sess.User(), Expires: expires, ExpiresIn: seconds(expires.Sub(s.Now()))}
 	err := s.DB.Write(ctx, func(tx store.Tx) (err error) {
 		if err := s.spendCode(ctx, tx, sess.UserName, in.Code); err != nil {
 			return err

@@ -125,6 +125,8 @@ func (s *Session) API(current string) api.LoginSession {
 
 func at(micro int64) time.Time { return time.UnixMicro(micro).UTC() }
 
+func seconds(d time.Duration) int { return int(d.Seconds()) }
+
 func list(text string) []string {
 	out := []string{}
 	_ = json.Unmarshal([]byte(text), &out) // written by text
@@ -302,7 +304,7 @@ func (s *Service) begin(ctx context.Context, portal string, p Person, in api.Log
 		default:
 			answer.State = api.SessionPending
 		}
-		answer.Expires = now.Add(life).UTC()
+		answer.Expires, answer.ExpiresIn = now.Add(life).UTC(), seconds(life)
 		if _, err := store.Exec(ctx, tx, `INSERT INTO login_sessions (id, hash, user_name, state, created, seen, expires, source, agent, device, portal)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`, id.String(), hash(tok), p.Name, answer.State, now.UnixMicro(), now.UnixMicro(),
 			answer.Expires.UnixMicro(), clip(in.Source), clip(in.Agent), device, portal); err != nil {

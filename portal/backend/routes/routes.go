@@ -283,7 +283,8 @@ func (s *Service) Redeem(ctx context.Context, portal string, in api.Redeem) (api
 	if err != nil {
 		return api.Redeemed{}, err
 	}
-	out := api.Redeemed{Token: base64.RawURLEncoding.EncodeToString(raw), Expires: time.UnixMicro(sess.Expires).UTC()}
+	expires := time.UnixMicro(sess.Expires).UTC()
+	out := api.Redeemed{Token: base64.RawURLEncoding.EncodeToString(raw), Expires: expires, ExpiresIn: int(expires.Sub(s.Now()).Seconds())}
 	err = s.DB.Write(ctx, func(tx store.Tx) error {
 		h, err := s.host(ctx, tx, in.Host)
 		if err != nil {

@@ -306,10 +306,13 @@ func (b *Backend) as(handle func(http.ResponseWriter, *http.Request, *session), 
 	}
 }
 
+// left is the time until then, in seconds.
+func left(expires time.Time) int { return int(time.Until(expires).Seconds()) }
+
 func (b *Backend) step(w http.ResponseWriter, s *session, state string, codes []string) {
 	delete(b.sessions, s.token)
 	fresh := b.open(s.user, state, s.Source, s.Agent)
-	answer(w, http.StatusOK, api.LoginAnswer{Token: fresh.token, State: state, User: s.user.User, Expires: fresh.Expires, Device: "device-" + s.user.Name, RecoveryCodes: codes})
+	answer(w, http.StatusOK, api.LoginAnswer{Token: fresh.token, State: state, User: s.user.User, Expires: fresh.Expires, ExpiresIn: left(fresh.Expires), Device: "device-" + s.user.Name, RecoveryCodes: codes})
 }
 
 func recoveryCodes() []string {
@@ -375,7 +378,7 @@ func (b *Backend) login(w http.ResponseWriter, r *http.Request) {
 		state = api.SessionEnrol
 	}
 	s := b.open(u, state, in.Source, in.Agent)
-	answer(w, http.StatusOK, api.LoginAnswer{Token: s.token, State: state, User: u.User, Expires: s.Expires})
+	answer(w, http.StatusOK, api.LoginAnswer{Token: s.token, State: state, User: u.User, Expires: s.Expires, ExpiresIn: left(s.Expires)})
 }
 
 func (b *Backend) factor(w http.ResponseWriter, r *http.Request, s *session) {

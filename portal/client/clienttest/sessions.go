@@ -78,7 +78,7 @@ func (b *Backend) redeem(w http.ResponseWriter, r *http.Request) {
 	}
 	token := random()
 	b.apps[token] = known
-	answer(w, http.StatusOK, api.Redeemed{Token: token, Expires: known.session.Expires})
+	answer(w, http.StatusOK, api.Redeemed{Token: token, Expires: known.session.Expires, ExpiresIn: left(known.session.Expires)})
 }
 
 func (b *Backend) grant(w http.ResponseWriter, r *http.Request) {
