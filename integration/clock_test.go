@@ -130,7 +130,8 @@ func TestFault_W1_W6_W14_A9_the_clock_of_a_machine_is_set(t *testing.T) {
 // wrongClock sets a clock by an offset and back.
 func wrongClock(t *testing.T, v, bob *visitor, app opened, offset time.Duration, set func(time.Duration)) {
 	t.Helper()
-	defer func(whole *testing.T) { v.t, bob.t = whole, whole }(v.t)
+	whole := v.t
+	defer func() { v.t, bob.t = whole, whole }()
 	v.t, bob.t = t, t
 	forgetAttempts(t)
 	socket := v.socket(app)
