@@ -54,8 +54,8 @@ bench: bench-programs ## Benchmarks side by side, with a table of ratios at the 
 	@go run -buildvcs=false ./bench
 
 .PHONY: bench-plugin
-bench-plugin: testbed ## Of them, the plugin on the testbed; ONLY=P1,P4b for some rows
-	@go run -buildvcs=false ./bench plugin $(if $(ONLY),-only '$(ONLY)')
+bench-plugin: testbed ## Of them, the plugin on the testbed; ONLY=P1,P4b for some rows, KILLS=1000 for all of P6's
+	@go run -buildvcs=false ./bench plugin $(if $(ONLY),-only '$(ONLY)') $(if $(KILLS),-kills '$(KILLS)')
 
 .PHONY: bench-web
 bench-web: bench-programs ## Of them, the way from a browser to an app: needs no cluster; ONLY=R1,W1 for some rows

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -151,25 +152,38 @@ func (c cluster) measure(ctx context.Context, r *row, rounds int) error {
 	return nil
 }
 
-// killed ends all of a job's slurmstepd with SIGKILL and waits until nothing of
-// the job runs; it returns the longest time of all rounds, in milliseconds.
-func (c cluster) killed(ctx context.Context, rounds int) (float64, error) {
-	longest := 0.0
-	for range rounds {
-		if _, err := c.user(ctx, idle+"true"); err != nil {
-			return 0, err
+// fate waits on a node for the first slurmstepd of a job, and then for up to 0.8 s: until
+// then the extern step, the image and the batch script start one after the other. It ends
+// all slurmstepd that are there by SIGKILL, and the job, of which Slurm would think for
+// minutes that it runs; it tells after how many milliseconds nothing of the job is left.
+const fate = `left() {
+	pgrep -lx 'carme-(anchor|host|session)'; pgrep -lfx '.*sleep 900'; ls -d /run/carme/jobs/ID 2>/dev/null
+}
+for i in {1..1000}; do pgrep -f '^slurmstepd: \[ID\.' >/dev/null && break; sleep 0.01; done
+sleep 0.$(printf %03d $((RANDOM % 800)))
+t0=${EPOCHREALTIME/./}
+pkill -KILL -f '^slurmstepd: \[ID\.' || { echo "job ID does not start" >&2; exit 1; }
+scancel ID
+for i in {1..1000}; do
+	[ -n "$(left)" ] || { echo $(( (${EPOCHREALTIME/./} - t0) / 1000 )); exit; }
+	sleep 0.005
+done
+echo "left of job ID:" >&2; left >&2; exit 1`
+
+// killed ends all of a job's slurmstepd with SIGKILL at a moment of its start or later,
+// again and again; it returns the longest time until nothing of the job was left, in
+// milliseconds.
+func (p *plugin) killed(ctx context.Context, times int) (float64, error) {
+	c, longest := p.cluster, 0.0
+	for n := range times {
+		if n > 0 && n%100 == 0 {
+			fmt.Fprintf(p.out, "P6   %d of %d, longest %.0f ms\n", n, times, longest)
 		}
-		id, err := c.hold(ctx, "--carme=base --no-requeue")
+		id, err := c.user(ctx, idle+"sbatch --parsable -w "+node+" --mem=4000 -o /dev/null --carme=base --no-requeue --wrap 'exec sleep 900'")
 		if err != nil {
 			return 0, err
 		}
-		out, err := c.root(ctx, node, strings.ReplaceAll(`t0=${EPOCHREALTIME/./}
-pkill -KILL -f '^slurmstepd: \[ID\.' || exit 1
-for i in $(seq 1000); do
-	[ -z "$(pgrep -x 'carme-(anchor|host|session)'; pgrep -fx '.*sleep 900'; ls -d /run/carme/jobs/ID 2>/dev/null)" ] && break
-	sleep 0.005
-done
-echo $(( (${EPOCHREALTIME/./} - t0) / 1000 ))`, "ID", id))
+		out, err := c.root(ctx, node, strings.ReplaceAll(fate, "ID", id))
 		if err != nil {
 			return 0, err
 		}
@@ -178,8 +192,12 @@ echo $(( (${EPOCHREALTIME/./} - t0) / 1000 ))`, "ID", id))
 			return 0, fmt.Errorf("read a time: %w", err)
 		}
 		longest = max(longest, ms)
-		if _, err := c.user(ctx, "scancel "+id); err != nil {
+		// Slurm may have been about to start the batch script: that leaves nothing either.
+		if _, err := c.user(ctx, idle+"true"); err != nil {
 			return 0, err
+		}
+		if out, err := c.root(ctx, node, "ls /run/carme/jobs; pgrep -lx 'carme-(anchor|host|session)' || true"); err != nil || out != "" {
+			return 0, errors.Join(err, fmt.Errorf("left of job %s: %s", id, out))
 		}
 	}
 	return longest, nil

@@ -52,7 +52,7 @@ const (
 	gpuSilence = 30 * time.Second
 	gpuAgain   = time.Minute
 	// cleanEvery is how often what ended jobs left is looked for.
-	cleanEvery = 10 * time.Second
+	cleanEvery = 2 * time.Second
 	// testEvery is how often the node examines itself, testTime how long it may
 	// take (doctor.Doctor.Examine).
 	testEvery = time.Minute
@@ -234,7 +234,7 @@ func (a *agent) run(ctx context.Context) error {
 	always(a.gpus.Run)
 	always(func(ctx context.Context) { a.sampler.Run(ctx, measureEvery) })
 	always(a.selfTest.Run)
-	always((&reconcile.Leftovers{Clean: a.doctor().Clean, Every: cleanEvery, Log: a.log}).Run)
+	always((&reconcile.Leftovers{Clean: a.cleaner().Clean, Every: cleanEvery, Log: a.log}).Run)
 	always(func(ctx context.Context) { daemon.OnHangup(ctx, a.reload) })
 	if a.Listening != nil {
 		a.Listening(a.listener.Addr())
@@ -267,6 +267,13 @@ func (a *agent) server() *server {
 
 func (a *agent) doctor() doctor.Doctor {
 	return doctor.Doctor{Root: a.Root, Node: a.Node, Now: a.Now, Run: a.Run}
+}
+
+// cleaner is for one goroutine.
+func (a *agent) cleaner() doctor.Doctor {
+	d := a.doctor()
+	d.Asked = doctor.NewAsked()
+	return d
 }
 
 func (a *agent) sources() metrics.Sources {

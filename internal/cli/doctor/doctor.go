@@ -37,6 +37,8 @@ type Doctor struct {
 	Object func(path string) (Object, error)
 	// Now is the time.
 	Now func() time.Time
+	// Asked is for who cleans again and again.
+	Asked *Asked
 	// TrustOwner leaves out the checks that files belong to root.
 	TrustOwner bool
 }

@@ -495,6 +495,39 @@ func TestCleanRemovesWhatSlurmHasGivenUpBeforeItRan(t *testing.T) {
 	}
 }
 
+// What looks every two seconds asks less often: a Prolog may take minutes, on all nodes
+// of a job at once.
+func TestCleanAsksSlurmLessOftenTheLongerAJobWaits(t *testing.T) {
+	p := healthy(t)
+	p.write(t, "run/carme/jobs/21/asked", "x")
+	p.write(t, "proc/self/mountinfo", "")
+	must(t, os.Chtimes(filepath.Join(p.root, jobsDir, "21"), p.now, p.now))
+	var asked []int
+	age, state := 0, "RUNNING"
+	d := p.doctor()
+	d.Asked = NewAsked()
+	d.Now = func() time.Time { return p.now.Add(time.Duration(age) * time.Second) }
+	d.Run = func(context.Context, string, ...string) ([]byte, error) {
+		asked = append(asked, age)
+		return []byte("21|" + state + "\n"), nil
+	}
+	for age = 0; age <= 60; age += 2 {
+		if removed, err := d.Clean(t.Context()); err != nil || len(removed) > 0 {
+			t.Fatalf("after %d s it removed %q, %v", age, removed, err)
+		}
+	}
+	if want := []int{2, 4, 6, 10, 16, 24, 34, 44, 54}; !slices.Equal(asked, want) {
+		t.Errorf("asked after %v s, not %v", asked, want)
+	}
+	state = "CANCELLED"
+	for ; age <= 66; age += 2 {
+		removed, err := d.Clean(t.Context())
+		if want := age == 64; err != nil || (len(removed) == 1) != want {
+			t.Errorf("after %d s it removed %q, %v", age, removed, err)
+		}
+	}
+}
+
 // Between the question and the removal it may have been requeued.
 func TestCleanLeavesAJobThatIsBackByThen(t *testing.T) {
 	p := healthy(t)

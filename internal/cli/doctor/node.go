@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -11,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/config"
@@ -288,7 +288,34 @@ const (
 
 // doubtful is the age from which on Slurm is asked about a job that its Prolog has
 // told of and that has no extern step: it may have been cancelled meanwhile.
-const doubtful = 5 * time.Second
+const doubtful = 2 * time.Second
+
+// seldom is how often, at the least, it is asked about a job that waits on.
+const seldom = 10 * time.Second
+
+// Asked remembers how old the directories of jobs without an extern step were when it was
+// last looked what has become of them, for who cleans again and again: that means to read
+// the names of all processes, and to ask slurmctld, as all nodes of a large job do whose
+// Prologs are slow. The gaps grow with the age.
+type Asked struct{ ages map[string]time.Duration }
+
+// NewAsked returns one that has not asked yet; it is for one goroutine.
+func NewAsked() *Asked { return &Asked{ages: map[string]time.Duration{}} }
+
+// due keeps those of some waiting jobs that are to be asked about now.
+func (a *Asked) due(waiting map[string]time.Duration) map[string]time.Duration {
+	if a == nil {
+		return waiting
+	}
+	maps.DeleteFunc(a.ages, func(id string, before time.Duration) bool { return waiting[id] < before })
+	due := map[string]time.Duration{}
+	for id, age := range waiting {
+		if before, ok := a.ages[id]; !ok || age >= before+min(before/2, seldom) {
+			due[id], a.ages[id] = age, age
+		}
+	}
+	return due
+}
 
 func (d Doctor) leftovers(ctx context.Context) Finding {
 	const name = "leftovers"
@@ -345,38 +372,52 @@ func (d Doctor) jobs(ctx context.Context) (dead []string, live int, err error) {
 	if err != nil {
 		return nil, 0, fmt.Errorf("list jobs: %w", err)
 	}
-	running := sync.OnceValue(d.externs)
-	var waiting []string
+	waiting := map[string]time.Duration{}
 	for _, e := range entries {
 		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil || !e.IsDir() {
 			continue
 		}
-		switch state, err := d.judge(e.Name(), running); {
+		switch state, age, err := d.judge(e.Name()); {
 		case err != nil: // it has just gone
 		case state == ended:
 			dead = append(dead, e.Name())
 		default:
 			live++
 			if state == waits {
-				waiting = append(waiting, e.Name())
+				waiting[e.Name()] = age
 			}
 		}
 	}
-	gone := d.neverStarted(ctx, waiting)
+	gone := d.givenUp(ctx, d.Asked.due(waiting))
 	return append(dead, gone...), live - len(gone), nil
 }
 
-// neverStarted are those of some jobs that Slurm no longer has. Where it does not
+// givenUp are those of some jobs, by the ages of their directories, that have no extern
+// step, and wait for their Prolog no more: Slurm no longer has them. Where it does not
 // answer it is asked again the next time.
-func (d Doctor) neverStarted(ctx context.Context, waiting []string) []string {
-	if len(waiting) == 0 || d.Run == nil {
+func (d Doctor) givenUp(ctx context.Context, waiting map[string]time.Duration) (gone []string) {
+	if len(waiting) == 0 {
 		return nil
 	}
-	gone, err := slurm.Ended(ctx, d.run, waiting...)
+	running := d.externs()
+	var doubted []string
+	for id, age := range waiting {
+		switch {
+		case running[id]:
+		case age >= prologing:
+			gone = append(gone, id)
+		default:
+			doubted = append(doubted, id)
+		}
+	}
+	if len(doubted) == 0 || d.Run == nil {
+		return gone
+	}
+	over, err := slurm.Ended(ctx, d.run, doubted...)
 	if err != nil {
-		return nil
+		return gone
 	}
-	return gone
+	return append(gone, over...)
 }
 
 // What a job's directory tells of the job.
@@ -384,28 +425,28 @@ type jobState int
 
 const (
 	runs  jobState = iota // or is being set up
-	waits                 // for its extern step, unless Slurm has given it up
+	waits                 // for its extern step, or for its first step, or Slurm has given it up
 	ended
 )
 
-// judge looks at one directory; running is externs.
-func (d Doctor) judge(id string, running func() map[string]bool) (jobState, error) {
+// judge looks at one directory, and tells how old it is.
+func (d Doctor) judge(id string) (state jobState, age time.Duration, err error) {
 	info, err := os.Lstat(d.path(path.Join(jobsDir, id)))
 	if err != nil {
-		return runs, err
+		return runs, 0, err
 	}
-	age := d.Now().Sub(info.ModTime())
+	age = d.Now().Sub(info.ModTime())
 	known, alive := d.extern(id)
 	asked := !known && d.exists(path.Join(jobsDir, id, "asked"))
 	switch {
-	case alive, asked && running()[id]:
-		return runs, nil
-	case known, asked && age >= prologing, !asked && age >= settling:
-		return ended, nil
+	case alive:
+		return runs, age, nil
+	case known, !asked && age >= settling:
+		return ended, age, nil
 	case asked && age >= doubtful:
-		return waits, nil
+		return waits, age, nil
 	}
-	return runs, nil
+	return runs, age, nil
 }
 
 // extern reports whether the slurmstepd of the job's extern step still runs,

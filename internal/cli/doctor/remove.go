@@ -56,8 +56,8 @@ func (d Doctor) remove(ctx context.Context, id string) (bool, error) {
 		return false, fmt.Errorf("lock /%s: %w", path.Join(jobsDir, id), err)
 	}
 	// Nothing that was known before the lock need be true still.
-	state, err := d.judge(id, d.externs)
-	if err != nil || state == runs || state == waits && len(d.neverStarted(ctx, []string{id})) == 0 {
+	state, age, err := d.judge(id)
+	if err != nil || state == runs || state == waits && len(d.givenUp(ctx, map[string]time.Duration{id: age})) == 0 {
 		return false, err
 	}
 	if err := d.noteEnd(id); err != nil {
