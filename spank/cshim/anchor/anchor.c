@@ -49,6 +49,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../common/early.h"
 #include "../common/ended.h"
 #include "../common/jobfiles.h"
 #include "../common/rmtree.h"
@@ -57,9 +58,6 @@
 #define PLUGIN_FD 3
 #define HOST_FD 4
 #define SETUP_MS 30000
-/* Milliseconds for a set-up that nobody waits for yet: less than a step waits,
- * which can then still make its own, and say what is wrong. */
-#define EARLY_MS 10000
 /* Milliseconds for what a user has left; the rest is the extern step's. */
 #define CLEAR_MS 5000
 #define PEERS_MAX 1024

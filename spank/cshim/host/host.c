@@ -20,6 +20,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "../common/early.h"
 #include "../common/sys.h"
 
 #ifndef CARME_CORE
@@ -28,8 +29,6 @@
 
 enum { REQUEST_FD = 3, RESULT_FD, ANCHOR_FD, LAST_FD };
 
-/* Milliseconds for an early set-up; the anchor has the same (anchor.c). */
-#define EARLY_MS 10000
 /* For a process to end after SIGKILL. */
 #define KILL_MS 2000
 
