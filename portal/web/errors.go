@@ -43,8 +43,12 @@ func (s *Server) fail(c *gin.Context, err error) {
 			c.Redirect(http.StatusSeeOther, nextPath(cmp.Or(c.PostForm("next"), c.Query("next"))))
 			return
 		}
+		if step, ok := stepPages[stepOf(err)]; ok { // the logo, a bookmark, a second tab
+			s.toLogin(c, step, false)
+			return
+		}
 		s.cookie(c, cookieSession, "", 0)
-		s.toLogin(c, true)
+		s.toLogin(c, "/login", true)
 		return
 	case client.CodeNotFound:
 		status = http.StatusNotFound
@@ -72,6 +76,17 @@ func (s *Server) fail(c *gin.Context, err error) {
 		}
 	}
 	s.page(c, status, "error", view{Title: data.Title, Me: me(c), Data: data})
+}
+
+// stepPages are where a login goes on that is not complete.
+var stepPages = map[string]string{api.SessionPending: "/login/factor", api.SessionEnrol: "/login/enrol"}
+
+// stepOf is what a login waits for, or empty.
+func stepOf(err error) string {
+	if known, ok := errors.AsType[*client.RefusedError](err); ok {
+		return known.What.Step
+	}
+	return ""
 }
 
 // say is an error as a person reads it: in their language if it is a known one,

@@ -141,7 +141,7 @@ func csrfToken(c *gin.Context) string { return c.GetString(keyCSRF) }
 func (s *Server) session(c *gin.Context) {
 	token := cookieValue(c.Request, cookieSession)
 	if token == "" {
-		s.toLogin(c, false)
+		s.toLogin(c, "/login", false)
 		return
 	}
 	c.Set(keyToken, token)
@@ -173,9 +173,9 @@ func me(c *gin.Context) *api.Me {
 	return known
 }
 
-// toLogin sends a person to the login and back afterwards; who was logged in is
-// told that this has ended.
-func (s *Server) toLogin(c *gin.Context, ended bool) {
+// toLogin sends a person to a page of the login and back afterwards; who was logged in
+// is told that this has ended.
+func (s *Server) toLogin(c *gin.Context, page string, ended bool) {
 	next := "/"
 	if c.Request.Method == http.MethodGet && !strings.HasPrefix(c.Request.URL.Path, "/fragments/") {
 		next = c.Request.URL.RequestURI()
@@ -187,7 +187,7 @@ func (s *Server) toLogin(c *gin.Context, ended bool) {
 	if next != "/" {
 		query.Set("next", next)
 	}
-	to := strings.TrimSuffix("/login?"+query.Encode(), "?")
+	to := strings.TrimSuffix(page+"?"+query.Encode(), "?")
 	switch {
 	case c.GetHeader("HX-Request") != "":
 		c.Header("HX-Redirect", to)

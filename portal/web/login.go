@@ -106,7 +106,7 @@ func (s *Server) keep(c *gin.Context, answer api.LoginAnswer) {
 
 func (s *Server) factorPage(c *gin.Context) {
 	if cookieValue(c.Request, cookieSession) == "" {
-		s.toLogin(c, false)
+		s.toLogin(c, "/login", false)
 		return
 	}
 	s.page(c, http.StatusOK, "factor", view{
@@ -169,7 +169,7 @@ func again(c *gin.Context, next, action string) enrolData {
 
 func (s *Server) enrolPage(c *gin.Context) {
 	if cookieValue(c.Request, cookieSession) == "" {
-		s.toLogin(c, false)
+		s.toLogin(c, "/login", false)
 		return
 	}
 	in, err := s.backend.Enrol(c.Request.Context(), cookieValue(c.Request, cookieSession))

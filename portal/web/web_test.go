@@ -367,6 +367,29 @@ func TestAttack_a_link_to_a_step_of_the_login_logs_nobody_out(t *testing.T) {
 	}
 }
 
+// The logo, a bookmark or a second tab lead to other pages while somebody looks for the
+// code on the telephone.
+func TestLogin_that_is_not_complete_goes_on_where_it_was(t *testing.T) {
+	for user, page := range map[string]string{"alice": "/login/factor", "carol": "/login/enrol"} {
+		b := newBrowser(t)
+		b.post("/login", "/login", url.Values{"username": {user}, "password": {clienttest.Password}})
+		for path, want := range map[string]string{"/": page, "/jobs": page + "?next=%2Fjobs", "/security": page + "?next=%2Fsecurity"} {
+			if answer, _ := b.get(path); answer.StatusCode != http.StatusSeeOther || answer.Header.Get("Location") != want {
+				t.Errorf("%s, %s: %d to %q", user, path, answer.StatusCode, answer.Header.Get("Location"))
+			}
+		}
+		if answer, _ := b.get("/events"); answer.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s's events: %d", user, answer.StatusCode)
+		}
+	}
+	b := newBrowser(t)
+	b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}})
+	b.get("/jobs")
+	if answer, _ := b.post("/login/factor", "/login/factor", url.Values{"code": {"123456"}}); answer.Header.Get("Location") != "/" {
+		t.Errorf("the code afterwards: %d to %q", answer.StatusCode, answer.Header.Get("Location"))
+	}
+}
+
 func TestAttack_a_choice_of_colours_leads_back_to_own_pages_only(t *testing.T) {
 	b := newBrowser(t)
 	for next, want := range map[string]string{

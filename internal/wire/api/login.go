@@ -111,6 +111,9 @@ type Error struct {
 	Fields map[string]string `json:"fields,omitempty"`
 	// FieldCodes say the same for a client that has its own words for it.
 	FieldCodes map[string]Words `json:"field_codes,omitempty"`
+	// Step is the state of a login that is not complete, with "no_session": what it
+	// waits for.
+	Step string `json:"step,omitempty"`
 	// RetryAfter is in seconds, with "slow_down".
 	RetryAfter int `json:"retry_after,omitempty"`
 }

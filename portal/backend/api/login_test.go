@@ -160,8 +160,8 @@ func TestFactor_refuses(t *testing.T) {
 		t.Errorf("after three failures: %+v", e)
 	}
 	for _, path := range []string{"/v1/me", "/v1/jobs", "/v1/offer", "/v1/events", "/v1/cluster"} {
-		if status, e := w.ask(w.portal, "GET", path, a.Token, nil, nil); status != http.StatusUnauthorized || e.Code != "no_session" {
-			t.Errorf("%s without a second factor: %d", path, status)
+		if status, e := w.ask(w.portal, "GET", path, a.Token, nil, nil); status != http.StatusUnauthorized || e.Code != "no_session" || e.Step != wire.SessionPending {
+			t.Errorf("%s without a second factor: %d %+v", path, status, e)
 		}
 	}
 	if status, _ := w.ask(w.portal, "POST", "/v1/login/enrol", a.Token, nil, nil); status != http.StatusUnauthorized {

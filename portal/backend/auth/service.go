@@ -366,8 +366,14 @@ func (s *Service) Authenticate(ctx context.Context, token string, states ...stri
 	}
 	now := s.Now()
 	idle := sess.State == api.SessionFull && now.Sub(at(sess.Seen)) > s.Rules.IdleLife
-	if !now.Before(at(sess.Expires)) || idle || !slices.Contains(states, sess.State) {
+	switch {
+	case !now.Before(at(sess.Expires)) || idle:
 		return nil, problem.NoSession()
+	case slices.Contains(states, sess.State):
+	case sess.State == api.SessionFull:
+		return nil, problem.NoSession()
+	default:
+		return nil, problem.NotComplete(sess.State)
 	}
 	return sess, nil
 }

@@ -42,6 +42,13 @@ func NoSession() *Error {
 	return newError(http.StatusUnauthorized, "no_session", "You are not logged in; log in again.")
 }
 
+// NotComplete says that the caller's login is not complete; state is that of its session.
+func NotComplete(state string) *Error {
+	e := newError(http.StatusUnauthorized, "no_session", "Your login is not complete; show or set up your second factor.")
+	e.Body.Step = state
+	return e
+}
+
 // Forbidden says that this caller may not.
 func Forbidden() *Error {
 	return newError(http.StatusForbidden, "forbidden", "You may not do that.")

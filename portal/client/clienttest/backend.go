@@ -299,7 +299,11 @@ func (b *Backend) as(handle func(http.ResponseWriter, *http.Request, *session), 
 			states = []string{api.SessionFull}
 		}
 		if s == nil || !slices.Contains(states, s.State) {
-			fail(w, http.StatusUnauthorized, "no_session", "log in first")
+			e := api.Error{Code: "no_session", Message: "log in first"}
+			if s != nil && s.State != api.SessionFull {
+				e.Step = s.State
+			}
+			answer(w, http.StatusUnauthorized, api.ErrorBody{Error: e})
 			return
 		}
 		handle(w, r, s)
