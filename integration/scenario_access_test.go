@@ -79,6 +79,9 @@ func TestScenario_W19_all_that_matters_works_without_JavaScript(t *testing.T) {
 	b.do(click("form button.btn-danger"), appears("#jobhead"))
 	awaitState(t, id, 30*time.Second, "CANCELLED")
 	b.do(click("form[action='/logout'] button"), appears("#username"))
+	if at := b.path(); at != "/login" {
+		t.Errorf("who logs out comes to %s", at)
+	}
 	b.clean()
 }
 

@@ -250,6 +250,13 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 		b.shot(user)
 		b.clean()
 	}
+	// A terminal whose session has ended says so by itself.
+	scancel("-u", "bob")
+	b := users["bob"]
+	eventually(t, time.Minute, "the end of bob's session in his terminal", func() bool {
+		return strings.Contains(ask[string](b, "document.body.innerText"), "There is no session here")
+	})
+	b.shot("ended")
 }
 
 func TestScenario_W3_W14_a_session_from_the_command_line_is_in_the_portal(t *testing.T) {

@@ -125,7 +125,7 @@ func tail(req Request) Answer {
 		return failed(what, err)
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return Answer{Error: "the path is not a file"}
+		return Answer{Error: what + " is a device, a directory or the like", Code: "kind"}
 	}
 	offset := req.Offset
 	if offset < 0 {

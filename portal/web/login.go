@@ -23,7 +23,7 @@ type factorData struct {
 
 type enrolData struct {
 	Next, Secret, QRText, Action string
-	QR                           template.URL
+	QR, URI                      template.URL
 }
 
 type recoveryData struct {
@@ -156,15 +156,23 @@ func picture(text string) template.URL {
 	return template.URL("data:image/png;base64," + base64.StdEncoding.EncodeToString(data)) //nolint:gosec // a picture cannot act
 }
 
+// authenticator is a link that authenticator apps open, empty for anything else.
+func authenticator(text string) template.URL {
+	if !strings.HasPrefix(text, "otpauth://totp/") {
+		return ""
+	}
+	return template.URL(text) //nolint:gosec // no browser runs what is behind that scheme
+}
+
 func enrolment(in api.Enrolment, next, action string) enrolData {
 	text := base64.StdEncoding.EncodeToString(in.QR)
-	return enrolData{Next: next, Secret: in.Secret, QRText: text, QR: picture(text), Action: action}
+	return enrolData{Next: next, Secret: in.Secret, QRText: text, QR: picture(text), URI: authenticator(in.URI), Action: action}
 }
 
 // again is the same enrolment once more, after a wrong code: what was scanned
 // stays good.
 func again(c *gin.Context, next, action string) enrolData {
-	return enrolData{Next: next, Secret: c.PostForm("secret"), QRText: c.PostForm("qr"), QR: picture(c.PostForm("qr")), Action: action}
+	return enrolData{Next: next, Secret: c.PostForm("secret"), QRText: c.PostForm("qr"), QR: picture(c.PostForm("qr")), URI: authenticator(c.PostForm("uri")), Action: action}
 }
 
 func (s *Server) enrolPage(c *gin.Context) {

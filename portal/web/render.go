@@ -169,6 +169,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"why":       why,
 		"timing":    func(j api.Job) timing { return timingOf(texts, j, s.now()) },
 		"reason":    func(r string) string { return reason(texts, r) },
+		"inFours":   inFours,
 		"browser":   func(agent string) string { return browserName(texts, agent) },
 	}
 }
@@ -509,4 +510,13 @@ func browserName(texts catalogue, agent string) string {
 		return browser
 	}
 	return texts.text("browser", browser, system)
+}
+
+// inFours is a key as people copy it by hand.
+func inFours(key string) string {
+	var parts []string
+	for part := range slices.Chunk([]byte(key), 4) {
+		parts = append(parts, string(part))
+	}
+	return strings.Join(parts, " ")
 }

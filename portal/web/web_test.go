@@ -185,9 +185,13 @@ func TestEnrolment_shows_secret_then_recovery_codes_once(t *testing.T) {
 	if _, page := b.get("/login/enrol"); !strings.Contains(page, clienttest.Secret) {
 		t.Error("no secret")
 	}
-	answer, page := b.post("/login/enrol", "/login/enrol", url.Values{"code": {"000000"}, "secret": {clienttest.Secret}})
-	if answer.StatusCode != 401 || !strings.Contains(page, clienttest.Secret) {
+	const app = "otpauth://totp/Carme:carol?secret=" + clienttest.Secret
+	answer, page := b.post("/login/enrol", "/login/enrol", url.Values{"code": {"000000"}, "secret": {clienttest.Secret}, "uri": {app}})
+	if answer.StatusCode != 401 || !strings.Contains(page, `id="secret">JBSW Y3DP EHPK`) || !strings.Contains(page, `<a href="`+app+`"`) {
 		t.Errorf("wrong code: %d", answer.StatusCode)
+	}
+	if _, page := b.post("/login/enrol", "/login/enrol", url.Values{"code": {"000000"}, "uri": {"javascript:alert(1)"}}); strings.Contains(page, "javascript:alert") {
+		t.Error("the form's own address of the authenticator app is a link")
 	}
 	_, page = b.post("/login/enrol", "/login/enrol", url.Values{"code": {"123456"}})
 	if strings.Count(page, "<li>") != 10 {

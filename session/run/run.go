@@ -156,7 +156,7 @@ func (r *Runner) startApp(app *wire.App) *running {
 	if err := os.Remove(a.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		fmt.Fprintf(r.Stderr, "carme: app %s: %v\n", app.Name, err)
 	}
-	r.status(wire.AppStarting, app.Title+" is starting")
+	r.status(wire.AppStarting, "")
 	a.cmd = exec.Command(argv[0], argv[1:]...) //nolint:gosec,noctx // the site's description; it ends by stopApp
 	a.cmd.Stdout, a.cmd.Stderr, a.cmd.Env = r.Stdout, r.Stderr, env
 	// Ctrl-C in an interactive step is for the command.
@@ -252,7 +252,7 @@ func (r *Runner) status(state, text string) {
 		err = os.Rename(name+".new", name)
 	}
 	if err != nil {
-		fmt.Fprintf(r.Stderr, "carme: tell the portal that %s: %v\n", text, err)
+		fmt.Fprintf(r.Stderr, "carme: tell the portal that the app is %s: %v\n", state, err)
 	}
 }
 

@@ -157,6 +157,8 @@ func unreadable(e nodes.RefusedError, file string) words {
 	switch e.Code {
 	case "missing":
 		return say("output.missing", "There is no output: nothing has written to %s.", file)
+	case "kind":
+		return say("output.kind", "There is no output to show: %s is no ordinary file.", file)
 	case "denied":
 		return say("output.denied", "The output cannot be read: you may not open %s.", file)
 	case "server":

@@ -112,6 +112,8 @@ setInterval(() => {
 // their back-forward cache otherwise.
 document.addEventListener("submit", (event) => {
   const form = event.target;
+  // Who logs out need not be told that the login has ended.
+  if (form.getAttribute("action") === "/logout") source?.close();
   if (form.dataset.once !== undefined) {
     if (form.dataset.sent) {
       event.preventDefault();

@@ -47,15 +47,23 @@
     socket.onclose = (event) => {
       if (event.reason === "ended") {
         state.textContent = text.ended;
-        const again = term.onData((data) => {
-          if (data === "\r") { again.dispose(); connect(); }
+        const fresh = term.onData((data) => {
+          if (data === "\r") { fresh.dispose(); connect(); }
         });
         return;
       }
       state.textContent = event.reason && event.reason !== "behind" ? event.reason : text.lost;
-      setTimeout(connect, wait);
+      setTimeout(again, wait);
       wait = Math.min(wait * 2, 5000);
     };
+  };
+
+  // A session that has ended, or a login, does not come back: the portal has a page for
+  // that. A websocket does not say why it was refused.
+  const again = async () => {
+    const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" }).catch(() => null);
+    if ([401, 403, 404, 410].includes(answer?.status)) location.reload();
+    else connect();
   };
 
   term.onData((data) => send("i", data));
