@@ -35,6 +35,7 @@
  * vanishes without bye means that slurmstepd was killed: the step is ended.
  */
 #include "anchor.h"
+#include "sleeper.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -312,6 +313,9 @@ static void on_complete(struct anchor *a, struct peer *p)
 	a->complete = 1;
 	answer_type(p->fd, "completed");
 	sys_close(&a->lock);
+	/* Where it cannot be, a signal to the whole job ends it, as it says. */
+	if (a->sleeper >= 0)
+		sleeper_stays(a->sleeper);
 }
 
 static void on_join(struct anchor *a, struct peer *p, const struct record *r)
