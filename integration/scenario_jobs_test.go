@@ -95,6 +95,19 @@ func TestScenario_J2_signals_reach_the_program(t *testing.T) {
 			says("step 5")
 		})
 	}
+	// Slurm signals the extern step too, in which a sealed job lives: it would end five
+	// seconds later.
+	for where, seal := range seals {
+		t.Run("all of the job/"+where, func(t *testing.T) {
+			script := put(t, "alice", "it-all.sh", "#!/bin/bash\ntrap 'echo batch' USR1\nsrun bash -c 'trap \"echo usr1\" USR1; echo ready; for i in $(seq 90); do sleep 0.1; done; echo end' & wait $!; wait $!; echo step $?\n")
+			id := sbatch(t, "alice", "-w", node1, seal, script)
+			eventually(t, 20*time.Second, "ready", func() bool { return strings.Contains(homeFile(t, "alice", "it-"+id+".out"), "ready") })
+			root(t, ctl, "scancel", "-s", "USR1", id).ok(t)
+			if got := output(t, "alice", id); !strings.HasSuffix(got, "usr1\nend\nstep 0") {
+				t.Errorf("prints %q", got)
+			}
+		})
+	}
 	t.Run("--signal", func(t *testing.T) {
 		// Due at once: fifty-nine of sixty seconds before the limit.
 		script := put(t, "alice", "it-warned.sh", "#!/bin/bash\ntrap 'echo warned; exit 4' USR1\necho ready\nwhile :; do sleep 0.1; done\n")

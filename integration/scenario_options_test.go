@@ -219,6 +219,7 @@ func TestScenario_J1_J14_bad_values_are_refused_before_anything_is_queued(t *tes
 		"home":                        {[]string{"--carme", "--carme-home=maybe"}, []string{"yes or no"}},
 		"work directory":              {[]string{"--carme", "--carme-workdir=here"}, []string{"--carme-workdir"}},
 		"overlay":                     {[]string{"--carme=base", "--carme-overlay=ram"}, []string{"none, tmpfs or a directory"}},
+		"overlay as a side door":      {[]string{"--carme=base", "--carme-overlay=/etc/carme:ro"}, []string{"has no : or ,"}},
 		"overlay without an image":    {[]string{"--carme=none", "--carme-overlay=tmpfs"}, []string{"--carme=IMAGE"}},
 		"bind not allowed":            {[]string{"--carme", "--carme-bind=/usr/share"}, []string{"/usr/share", "/scratch/mallory"}},
 		"bind of another's scratch":   {[]string{"--carme", "--carme-bind=/scratch/alice"}, []string{"not allowed"}},
@@ -321,7 +322,7 @@ func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(
 		"broken image":         {[]string{"--carme=/home/alice/broken.sif"}, []string{"broken.sif", "check the image"}, true},
 		"unreadable image":     {[]string{"--carme=/home/alice/closed.sif"}, []string{"/home/alice/closed.sif as you: permission denied", "check the path"}, false},
 		"image is a pipe":      {[]string{"--carme=/home/alice/pipe.sif"}, []string{"/home/alice/pipe.sif", "neither a file nor a directory"}, false},
-		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing", "the overlay"}, false},
+		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing", "mkdir -p"}, false},
 		"no such conda":        {[]string{"--carme=none", "--carme-conda=/home/alice/hollow"}, []string{"no conda environment", "check the path"}, false},
 	}
 	for name, c := range cases {

@@ -351,3 +351,33 @@ func TestEachGroupIsLookedUpOnce(t *testing.T) {
 		t.Error("nobody is somebody")
 	}
 }
+
+func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
+	top := t.TempDir()
+	for name, make := range map[string]func(dir string) error{
+		"empty": func(string) error { return nil },
+		"used": func(dir string) error {
+			return errors.Join(os.Mkdir(filepath.Join(dir, "upper"), 0o700), os.Mkdir(filepath.Join(dir, "work"), 0o700))
+		},
+		"link":   func(dir string) error { return os.Symlink("/etc", filepath.Join(dir, "upper")) },
+		"file":   func(dir string) error { return os.WriteFile(filepath.Join(dir, "work"), nil, 0o600) },
+		"closed": func(dir string) error { return os.Chmod(dir, 0o500) },
+	} {
+		dir := filepath.Join(top, name)
+		if err := errors.Join(os.Mkdir(dir, 0o700), make(dir)); err != nil {
+			t.Fatal(err)
+		}
+		good := name == "empty" || name == "used" || name == "closed" && os.Getuid() == 0
+		if err := overlayDir(dir); (err == nil) != good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(top, "image.sif"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{filepath.Join(top, "image.sif"), filepath.Join(top, "none")} {
+		if err := overlayDir(path); err == nil {
+			t.Errorf("%s is taken", path)
+		}
+	}
+}

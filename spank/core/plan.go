@@ -172,3 +172,44 @@ func (j *job) checkImage(mnt int) error {
 	}
 	return nil
 }
+
+// checkOverlay looks at the directory of the overlay as the user. Apptainer would take an
+// image's file too, and its own directories in it (upper, work) as links to others.
+func (j *job) checkOverlay(mnt int) error {
+	dir := j.plan.Request.Overlay
+	if j.plan.Image == nil || !strings.HasPrefix(dir, "/") {
+		return nil
+	}
+	err := asUser(mnt, j.person, func() error { return overlayDir(dir) })
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("--carme-overlay: %s does not exist; make it, with mkdir -p", request.Quote(dir))
+	case err != nil:
+		return fmt.Errorf("--carme-overlay: %s cannot take what is written to the image: %w; name a directory of your own", request.Quote(dir), err)
+	}
+	return nil
+}
+
+// overlayDir checks that a directory can be written to, and that what an overlay before
+// has made there is directories as well.
+func overlayDir(dir string) error {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Faccessat2(fd, ".", unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+		return err
+	}
+	for _, name := range []string{"upper", "work"} {
+		var st unix.Stat_t
+		err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return fmt.Errorf("%q in it is no directory", name)
+		}
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return nil
+}

@@ -92,6 +92,9 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 		if err := j.checkImage(mnt); err != nil {
 			return err
 		}
+		if err := j.checkOverlay(mnt); err != nil {
+			return err
+		}
 		j.conda, err = j.findConda(mnt)
 		return err
 	})

@@ -570,7 +570,8 @@ void step_end(void)
 		return;
 	record_init(&r);
 	record_add(&r, "type", "bye");
-	if (msg_send(s->lease, &r, NULL))
+	/* EPIPE: Slurm has ended the job, and the anchor with it. */
+	if (msg_send(s->lease, &r, NULL) && errno != EPIPE)
 		slurm_error("carme: say farewell to the anchor: %m");
 	record_free(&r);
 	sys_close(&s->lease);

@@ -393,6 +393,11 @@ func (p *parser) overlay(v value) string {
 	if path == "" {
 		return ""
 	}
+	// Apptainer would read them as an option, and as the end of this one.
+	if strings.ContainsAny(path, ":,") {
+		p.failf("%s=%s: a directory for it has no : or , in its name; use another one", v.label, Quote(v.text))
+		return ""
+	}
 	if err := CheckSource(path); err != nil {
 		p.failf("%s=%s: %w", v.label, Quote(v.text), err)
 		return ""

@@ -169,6 +169,8 @@ func TestParseRefusesWithCauseAndRemedy(t *testing.T) {
 		"workdir relative":    {Input{Options: given("--carme", "--carme-workdir=src")}, "the path is relative"},
 		"overlay word":        {Input{Options: given("--carme", "--carme-overlay=big")}, "use none, tmpfs or a directory"},
 		"overlay in /dev":     {Input{Options: given("--carme", "--carme-overlay=/dev/shm/o")}, "/dev cannot be shown"},
+		"overlay read-only":   {Input{Options: given("--carme", "--carme-overlay=/etc/carme:ro")}, "has no : or ,"},
+		"two overlays":        {Input{Options: given("--carme", "--carme-overlay=/home/alice/o,/etc/carme")}, "has no : or ,"},
 		"overlay upwards":     {Input{Options: given("--carme", "--carme-overlay=/a/..")}, "has .. in it"},
 		"conda name":          {Input{Options: given("--carme", "--carme-conda=a b")}, "no name of an environment"},
 		"app name":            {Input{Options: given("--carme", "--carme-app=a/b")}, "no name of an app"},
