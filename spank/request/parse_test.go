@@ -399,7 +399,7 @@ func TestImageTypedWithASpaceIsCaught(t *testing.T) {
 		argv []string
 		says string
 	}{
-		"name":                 {[]string{"base", "hostname"}, `"base" is an image, and with a space srun would run it as the command; did you mean --carme=base?`},
+		"name":                 {[]string{"base", "hostname"}, `"base" is an image, and with a space Slurm would run it as the command; did you mean --carme=base?`},
 		"path":                 {[]string{"/images/x.sif", "hostname"}, "did you mean --carme=/images/x.sif?"},
 		"relative path":        {[]string{"./x.sif", "hostname"}, "did you mean --carme=$PWD/x.sif?"},
 		"sandbox":              {[]string{"/images/dir", "hostname"}, "did you mean --carme=/images/dir?"},

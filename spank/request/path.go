@@ -32,7 +32,7 @@ func covered() []string {
 func CleanPath(path string) (string, error) {
 	switch {
 	case path == "":
-		return "", errors.New("the path is empty")
+		return "", errors.New("the path is empty; write it from / on")
 	case strings.HasPrefix(path, "~"):
 		return "", errors.New("~ is not replaced here; write $HOME")
 	case path[0] != '/':

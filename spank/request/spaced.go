@@ -24,22 +24,22 @@ func DetectSpacedImage(argv, images []string, isSandbox func(path string) bool) 
 	word := argv[0]
 	switch {
 	case slices.Contains(images, word):
-		return fmt.Errorf("%s is an image, and with a space srun would run it as the command; did you mean --carme=%s? (to run a program of that name, write its path)",
+		return fmt.Errorf("%s is an image, and with a space Slurm would run it as the command; did you mean --carme=%s? (to run a program of that name, write its path)",
 			Quote(word), word)
 	case word == string(ActionList) || word == string(ActionHelp):
 		if len(argv) > 1 {
 			return nil
 		}
-		return fmt.Errorf("with a space srun would run %s as the command; did you mean --carme=%s?", word, word)
+		return fmt.Errorf("with a space Slurm would run %s as the command; did you mean --carme=%s?", word, word)
 	case strings.Contains(word, "://"), strings.HasSuffix(word, ".sif"):
 	case isSandbox != nil && strings.Contains(word, "/") && isSandbox(word):
 	default:
 		return nil
 	}
 	if !fitForMessage(word) {
-		return fmt.Errorf("%s looks like an image, and with a space srun would run it as the command; write --carme=IMAGE with an equals sign", Quote(word))
+		return fmt.Errorf("%s looks like an image, and with a space Slurm would run it as the command; write --carme=IMAGE with an equals sign", Quote(word))
 	}
-	return fmt.Errorf("%s looks like an image, and with a space srun would run it as the command; did you mean --carme=%s?", Quote(word), suggestion(word))
+	return fmt.Errorf("%s looks like an image, and with a space Slurm would run it as the command; did you mean --carme=%s?", Quote(word), suggestion(word))
 }
 
 // AfterCarme returns the words behind `--carme` on a command line if the next

@@ -283,10 +283,10 @@ void container_on_exit(struct container *c)
 	last_output(c->output, text, sizeof(text));
 	if (WIFSIGNALED(status))
 		snprintf(c->why, sizeof(c->why),
-			 "the container was killed by signal %d; %s",
-			 WTERMSIG(status), text);
+			 "the container was killed by signal %d%s%s",
+			 WTERMSIG(status), text[0] ? ": " : "", text);
 	else
 		snprintf(c->why, sizeof(c->why),
-			 "the container ended with status %d: %s",
-			 WEXITSTATUS(status), text);
+			 "the container ended with status %d%s%s",
+			 WEXITSTATUS(status), text[0] ? ": " : "", text);
 }

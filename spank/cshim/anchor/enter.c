@@ -36,12 +36,19 @@ static void refuse_directory(const char *dir)
 {
 	int error = errno;
 	const char *own = getenv("CARME_WORKDIR");
+	const char *name =
+	    own && !strcmp(own, dir) ? "CARME_WORKDIR" : "--carme-workdir";
 
-	fprintf(stderr,
-		"carme: %s=%s: %s in the container; choose a directory that it "
-		"has, or show this one with --carme-bind=%s\n",
-		own && !strcmp(own, dir) ? "CARME_WORKDIR" : "--carme-workdir",
-		dir, strerror(error), dir);
+	if (error == ENOENT)
+		fprintf(stderr,
+			"carme: %s=%s: %s in the container; choose a directory "
+			"that it has, or show this one with --carme-bind=%s\n",
+			name, dir, strerror(error), dir);
+	else
+		fprintf(stderr,
+			"carme: %s=%s: %s in the container; choose another "
+			"directory\n",
+			name, dir, strerror(error));
 }
 
 /* What to do about a command that does not run. The kernel says of a script
