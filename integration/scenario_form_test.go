@@ -351,3 +351,36 @@ func TestScenario_W4_what_was_typed_outlives_the_end_of_the_login(t *testing.T) 
 		})
 	}
 }
+
+// What the form will start is what can be seen of it.
+func TestScenario_W4_the_form_hides_nothing(t *testing.T) {
+	b := open(t)
+	b.login("alice")
+	opened := func() bool { return ask[bool](b, "document.querySelector('details.more').open") }
+	if opened() {
+		t.Error("what few people need is open at first")
+	}
+	// A wrong value that is folded away.
+	_ = ask[string](b, "document.getElementById('nodes').value = '99'")
+	b.do(click(startButton))
+	eventually(t, 5*time.Second, "the field that is wrong", opened)
+	if b.path() != "/" {
+		t.Errorf("it was sent: %s", b.path())
+	}
+	// Who goes elsewhere and comes back.
+	b.do(goTo(portalURL+"/"), click("label[for=app-terminal]"))
+	_ = ask[string](b, "document.getElementById('nodes').value = '2'")
+	b.do(click("nav a[href='/jobs']"), appears("table"), chromedp.NavigateBack(), appears(startButton))
+	eventually(t, 5*time.Second, "the button of what was chosen", func() bool { return strings.Contains(b.text(startButton), "Terminal") })
+	if nodes := ask[string](b, "document.getElementById('nodes').value"); nodes != "1" && !opened() {
+		t.Errorf("%s nodes are hidden", nodes)
+	}
+	// The limits follow what runs.
+	before := b.text("#limits")
+	id := sbatch(t, "alice", "--carme=base", "--mem=500", "--wrap", "sleep 100")
+	eventually(t, 30*time.Second, "one more active job", func() bool { return b.text("#limits") != before })
+	b.shot("limits")
+	scancel(id)
+	eventually(t, 30*time.Second, "one less", func() bool { return b.text("#limits") == before })
+	b.clean()
+}

@@ -170,6 +170,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"timing":    func(j api.Job) timing { return timingOf(texts, j, s.now()) },
 		"reason":    func(r string) string { return reason(texts, r) },
 		"inFours":   inFours,
+		"stoptext":  func(j api.Job) string { return texts.text(stopText(j)) },
 		"browser":   func(agent string) string { return browserName(texts, agent) },
 	}
 }
@@ -519,4 +520,13 @@ func inFours(key string) string {
 		parts = append(parts, string(part))
 	}
 	return strings.Join(parts, " ")
+}
+
+// stopText is the key of what happens when a job is stopped. Of an array the row that
+// waits is one of its own.
+func stopText(j api.Job) string {
+	if strings.Contains(j.ID, "[") {
+		return "stop.text.waiting"
+	}
+	return "stop.text"
 }

@@ -354,7 +354,7 @@ func TestEachGroupIsLookedUpOnce(t *testing.T) {
 
 func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
 	top := t.TempDir()
-	for name, make := range map[string]func(dir string) error{
+	for name, prepare := range map[string]func(dir string) error{
 		"empty": func(string) error { return nil },
 		"used": func(dir string) error {
 			return errors.Join(os.Mkdir(filepath.Join(dir, "upper"), 0o700), os.Mkdir(filepath.Join(dir, "work"), 0o700))
@@ -364,7 +364,7 @@ func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
 		"closed": func(dir string) error { return os.Chmod(dir, 0o500) },
 	} {
 		dir := filepath.Join(top, name)
-		if err := errors.Join(os.Mkdir(dir, 0o700), make(dir)); err != nil {
+		if err := errors.Join(os.Mkdir(dir, 0o700), prepare(dir)); err != nil {
 			t.Fatal(err)
 		}
 		good := name == "empty" || name == "used" || name == "closed" && os.Getuid() == 0

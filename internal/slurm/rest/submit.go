@@ -128,14 +128,17 @@ func oneLine(b []byte) string {
 }
 
 // Cancel cancels a job as the user. The id is as squeue prints it: by the number
-// alone an array ends with all its tasks. A job that has ended is no error.
+// alone an array ends with all its tasks, by a list in brackets those of them that still
+// wait. A job that has ended is no error.
 func (c *Client) Cancel(ctx context.Context, user, id string) error {
 	return c.call(ctx, user, func(ctx context.Context, as v0042.RequestEditorFn) error {
 		var got answer
 		var res *http.Response
 		var err error
 		if strings.Contains(id, "[") { // the path takes single jobs only
-			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}}, as) //nolint:bodyclose // read does
+			// Some of them may have begun since squeue said so.
+			waiting := []v0042.V0042KillJobsMsgJobState{v0042.V0042KillJobsMsgJobStatePENDING}
+			res, err = c.api.SlurmV0042DeleteJobs(ctx, v0042.SlurmV0042DeleteJobsJSONRequestBody{Jobs: &v0042.V0042KillJobsMsgJobsArray{id}, JobState: &waiting}, as) //nolint:bodyclose // read does
 		} else {
 			res, err = c.api.SlurmV0042DeleteJob(ctx, id, nil, as) //nolint:bodyclose // read does
 		}

@@ -1,4 +1,5 @@
 import htmx from "htmx.org";
+import "./fresh.js";
 import "./morph.js";
 
 window.htmx = htmx;
@@ -166,7 +167,16 @@ if (start) {
   start.addEventListener("change", update);
   if (location.pathname === "/") restore(start);
   start.addEventListener("submit", keepTyped);
+  // A browser cannot point at a field that is folded away.
+  const more = start.querySelector("details.more");
+  start.addEventListener("invalid", (event) => { if (more?.contains(event.target)) more.open = true; }, true);
   update();
+  // Who comes back finds the fields as they were, after this has run.
+  window.addEventListener("pageshow", () => {
+    const own = (field) => field.options ? ![...field.options].some((one) => one.selected && one.defaultSelected) && field.selectedIndex > 0 : field.value !== field.defaultValue;
+    if ([...more?.querySelectorAll("input, select") ?? []].some(own)) more.open = true;
+    update();
+  });
 }
 if (document.body.dataset.events !== undefined) sessionStorage.removeItem("carme-start");
 
@@ -197,6 +207,7 @@ function askToStop(event) {
   if (!dialog || !link || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
   event.preventDefault();
   dialog.querySelector("h2").textContent = dialog.dataset.title.replace("{0}", () => link.dataset.stop);
+  document.getElementById("stop-dialog-text").textContent = link.dataset.text;
   dialog.querySelector("form").action = link.href;
   dialog.showModal();
 }
