@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -52,6 +53,9 @@ func server(t *testing.T, version string, answers map[string]string) (c *Client,
 		}
 		mu.Lock()
 		seen = append(seen, r.Method+" "+path)
+		if body, err := io.ReadAll(r.Body); err == nil && r.Method == http.MethodDelete && len(body) > 0 {
+			seen[len(seen)-1] += " " + string(body)
+		}
 		mu.Unlock()
 		text, ok := answers[r.Method+" "+path]
 		if !ok {
@@ -150,6 +154,18 @@ func TestSubmit_tells_apart_what_happened(t *testing.T) {
 				t.Errorf("sent %v", sent)
 			}
 		})
+	}
+}
+
+func TestCancel_of_what_waits_of_an_array_ends_nothing_that_runs(t *testing.T) {
+	c, _, asked := server(t, "v0.0.42", map[string]string{"DELETE /jobs/": `{}`, "DELETE /job/7_2": `{}`})
+	for _, id := range []string{"7_[3-9%2]", "7_2"} {
+		if err := c.Cancel(t.Context(), "alice", id); err != nil {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	if got, want := asked(), []string{`DELETE /jobs/ {"job_state":["PENDING"],"jobs":["7_[3-9%2]"]}`, "DELETE /job/7_2"}; !slices.Equal(got, want) {
+		t.Errorf("asked %q", got)
 	}
 }
 

@@ -292,6 +292,17 @@ func TestArray_is_shown_by_task_and_only_what_was_meant_is_cancelled(t *testing.
 	if s := states(); s["500_1"] != "RUNNING" || s["500_[3-9]"] != "PENDING" {
 		t.Errorf("the others: %v", s)
 	}
+	// Whoever looks at a page on which some still waited means none of those that run.
+	w.slurm.mu.Lock()
+	delete(w.slurm.jobs, 500)
+	w.slurm.mu.Unlock()
+	w.eventually("no more waiting tasks", func() bool { w.clock.add(15 * time.Second); return states()["500_[3-9]"] == "" })
+	if status, e := w.ask(w.portal, "DELETE", "/v1/jobs/500", tok, nil, nil); status != http.StatusConflict || e.Words == nil || e.Words.Code != "conflict.array" {
+		t.Errorf("what waited: %d %+v", status, e)
+	}
+	if s := states(); s["500_1"] != "RUNNING" {
+		t.Errorf("a task that was not meant: %v", s)
+	}
 }
 
 func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {
