@@ -496,16 +496,17 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	if err != nil {
 		return err
 	}
+	// The number alone means what of an array waits; if none does, it has found a
+	// task, and that one was not meant.
+	if array, _, isTask := strings.Cut(j.ID, "_"); isTask && id == array && !strings.Contains(j.ID, "[") {
+		return conflict(say("conflict.array", "No task of this array waits any more; stop those that run in their own rows."))
+	}
 	if j.Stage == api.StageEnded || j.Stage == api.StageFailed {
 		return nil
 	}
 	n, ok := s.number(&j)
 	if !ok || j.ID == "" {
 		return conflict(say("conflict.unknown", "Slurm has not answered yet whether it has the job; try again in a moment."))
-	}
-	// An array whose tasks all run is shown by one of them: that one was not meant.
-	if array, _, isTask := strings.Cut(j.ID, "_"); isTask && id == array && id != strconv.FormatUint(uint64(n), 10) && !strings.Contains(j.ID, "[") {
-		return conflict(say("conflict.array", "No task of this array waits any more; stop those that run in their own rows."))
 	}
 	err = s.DB.Write(ctx, func(tx store.Tx) error {
 		return s.Audit.Write(ctx, tx, sess.UserName, "job cancel", j.ID, map[string]string{"intent": j.Intent})

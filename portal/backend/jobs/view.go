@@ -449,8 +449,7 @@ func (s *Service) named(ctx context.Context, sess *auth.Session, id string) (api
 }
 
 // pick is the job with an id, Slurm's or the submission's. By its number an array
-// is what of it waits, else the task that has the number in Slurm: a page stays
-// the same when one begins.
+// is what of it waits, else its first task: a page goes on when the last one begins.
 func pick(all api.Jobs, id string) (api.Job, error) {
 	if id == "" {
 		return api.Job{}, problem.NotFound()
