@@ -45,7 +45,7 @@ const (
 const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
 	"font-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// Serve serves terminals on the unix socket until SIGTERM or SIGINT.
+// Serve serves terminals on the unix socket until SIGTERM, SIGINT or SIGHUP.
 func Serve(socket string, env []string) error {
 	if _, err := fs.Stat(assets, "assets/dist/xterm.js"); err != nil {
 		return errors.New("this program was built without xterm.js; run \"make assets\" and build it again")
@@ -59,7 +59,8 @@ func Serve(socket string, env []string) error {
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	s := &server{env: env, shells: map[string]*shell{}}
+	s := newServer(env)
+	defer signal.Stop(s.hangup)
 	web := &http.Server{Handler: s.routes(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: log.New(os.Stderr, "terminal: ", 0)}
 	ended := make(chan error, 1)
 	go func() { ended <- web.Serve(listener) }()
@@ -67,6 +68,7 @@ func Serve(socket string, env []string) error {
 	case err := <-ended:
 		return fmt.Errorf("serve: %w", err)
 	case <-ctx.Done():
+	case <-s.hangup:
 	}
 	s.endAll()
 	if err := web.Close(); err != nil {
@@ -78,8 +80,18 @@ func Serve(socket string, env []string) error {
 // server holds the shells by the name in their address.
 type server struct {
 	env    []string
+	hangup chan os.Signal
 	mu     sync.Mutex
 	shells map[string]*shell
+}
+
+// newServer is a server without shells. It takes SIGHUP: a program that handles it
+// starts others with the default, but one that nohup has started hands on that it is
+// ignored, and a shell that ignores it outlives its terminal (signal(7)).
+func newServer(env []string) *server {
+	s := &server{env: env, hangup: make(chan os.Signal, 1), shells: map[string]*shell{}}
+	signal.Notify(s.hangup, syscall.SIGHUP)
+	return s
 }
 
 func (s *server) routes() http.Handler {

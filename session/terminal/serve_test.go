@@ -5,16 +5,19 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/coder/websocket"
 )
 
-func newServer(t *testing.T) (*server, *httptest.Server) {
+func serve(t *testing.T) (*server, *httptest.Server) {
 	t.Helper()
-	s := &server{env: append(os.Environ(), "SHELL=/bin/sh", "PS1=$ "), shells: map[string]*shell{}}
+	s := newServer(append(os.Environ(), "SHELL=/bin/sh", "PS1=$ "))
+	t.Cleanup(func() { signal.Stop(s.hangup) })
 	web := httptest.NewServer(s.routes())
 	t.Cleanup(func() {
 		s.endAll()
@@ -73,14 +76,14 @@ func awaits(t *testing.T, conn *websocket.Conn, want string) {
 }
 
 func TestA_shell_runs_what_is_typed(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	conn := dial(t, web, "1")
 	typed(t, conn, "echo $((6*7))x\n")
 	awaits(t, conn, "42x")
 }
 
 func TestA_shell_lives_on_and_shows_its_past_to_who_comes_back(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	first := dial(t, web, "1")
 	typed(t, first, "WORD=kept; echo $((20+3))y\n")
 	awaits(t, first, "23y")
@@ -93,8 +96,26 @@ func TestA_shell_lives_on_and_shows_its_past_to_who_comes_back(t *testing.T) {
 	awaits(t, second, "+kept+")
 }
 
+func TestA_shell_ends_with_its_server_also_where_nohup_has_started_it(t *testing.T) {
+	signal.Ignore(syscall.SIGHUP)
+	s, web := serve(t)
+	conn := dial(t, web, "1")
+	typed(t, conn, "echo $((6*7))x\n")
+	awaits(t, conn, "42x")
+	shells := s.all()
+	s.endAll()
+	for _, sh := range shells {
+		select {
+		case <-sh.done:
+		case <-time.After(20 * time.Second):
+			_ = sh.cmd.Process.Kill()
+			t.Error("a shell lives on")
+		}
+	}
+}
+
 func TestTwo_names_are_two_shells(t *testing.T) {
-	s, web := newServer(t)
+	s, web := serve(t)
 	dial(t, web, "1")
 	dial(t, web, "2")
 	for deadline := time.Now().Add(10 * time.Second); len(s.all()) < 2 && time.Now().Before(deadline); <-time.After(10 * time.Millisecond) {
@@ -105,7 +126,7 @@ func TestTwo_names_are_two_shells(t *testing.T) {
 }
 
 func TestA_size_reaches_the_shell(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	conn := dial(t, web, "1")
 	if err := conn.Write(t.Context(), websocket.MessageBinary, []byte(`r{"rows":33,"cols":111}`)); err != nil {
 		t.Fatal(err)
@@ -115,7 +136,7 @@ func TestA_size_reaches_the_shell(t *testing.T) {
 }
 
 func TestA_shell_that_ends_says_so_and_is_replaced(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	conn := dial(t, web, "1")
 	typed(t, conn, "exit\n")
 	for {
@@ -132,7 +153,7 @@ func TestA_shell_that_ends_says_so_and_is_replaced(t *testing.T) {
 }
 
 func TestAnother_origin_is_refused(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	_, resp, err := websocket.Dial(t.Context(), web.URL+"/t/1/ws", &websocket.DialOptions{
 		HTTPHeader: http.Header{"Origin": {"https://evil.example"}},
 	})
@@ -146,7 +167,7 @@ func TestAnother_origin_is_refused(t *testing.T) {
 }
 
 func TestPages_and_names(t *testing.T) {
-	_, web := newServer(t)
+	_, web := serve(t)
 	for path, want := range map[string]int{
 		"/health": 204, "/t/1": 200, "/t/0": 404, "/t/x": 404, "/src/terminal.js": 200, "/src/": 404, "/dist/": 404, "/src//": 404, "/t/../../etc/passwd": 404,
 	} {
