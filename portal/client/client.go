@@ -243,6 +243,11 @@ func (c *Client) EndSession(ctx context.Context, token, id string) error {
 	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/me/sessions/" + url.PathEscape(id), token: token})
 }
 
+// EndOtherSessions ends all of the user's login sessions but this one.
+func (c *Client) EndOtherSessions(ctx context.Context, token string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/me/sessions", token: token})
+}
+
 // RenewRecovery replaces the recovery codes.
 func (c *Client) RenewRecovery(ctx context.Context, token string, in api.Confirm) (api.LoginAnswer, error) {
 	return post[api.LoginAnswer](ctx, c, token, "/v1/me/recovery", in)

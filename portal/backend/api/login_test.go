@@ -394,6 +394,38 @@ func TestReplaced_factor_ends_other_sessions(t *testing.T) {
 	}
 }
 
+func TestSessions_all_others_end_at_once_half_ones_and_those_of_nobody_else(t *testing.T) {
+	w := newWorld(t)
+	first, secret := w.login("alice")
+	w.clock.add(time.Minute)
+	var here wire.LoginAnswer
+	w.must(w.portal, "POST", "/v1/login/factor", w.password("alice").Token, wire.Factor{Code: w.code(secret)}, &here)
+	half := w.password("alice").Token
+	bob, _ := w.login("bob")
+	next := w.revocations()
+	w.must(w.portal, "DELETE", "/v1/me/sessions", here.Token, nil, nil)
+	for range 2 {
+		if r := next(); r.Kind != wire.RevokeSession {
+			t.Errorf("portals were told %+v", r)
+		}
+	}
+	for name, c := range map[string]struct {
+		token string
+		want  int
+	}{"the first": {first, http.StatusUnauthorized}, "this one": {here.Token, http.StatusOK}, "bob's": {bob, http.StatusOK}} {
+		if status, _ := w.ask(w.portal, "GET", "/v1/me", c.token, nil, nil); status != c.want {
+			t.Errorf("%s: %d", name, status)
+		}
+	}
+	w.clock.add(time.Minute)
+	if status, _ := w.ask(w.portal, "POST", "/v1/login/factor", half, wire.Factor{Code: w.code(secret)}, nil); status != http.StatusUnauthorized {
+		t.Errorf("the half login goes on: %d", status)
+	}
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/me/sessions", w.password("alice").Token, nil, nil); status != http.StatusUnauthorized {
+		t.Errorf("a half login ends others: %d", status)
+	}
+}
+
 func TestAttack_what_is_refused_is_in_the_log(t *testing.T) {
 	w := newWorld(t)
 	alice, _ := w.login("alice")

@@ -49,6 +49,7 @@ func table() []route {
 		{method: "POST", path: "/v1/logout", states: any3, handle: logout},
 		{method: "GET", path: "/v1/me", states: full(), handle: me},
 		{method: "GET", path: "/v1/me/sessions", states: full(), handle: mySessions},
+		{method: "DELETE", path: "/v1/me/sessions", states: full(), handle: endOthers},
 		{method: "DELETE", path: "/v1/me/sessions/{id}", states: full(), handle: endSession},
 		{method: "POST", path: "/v1/me/recovery", states: full(), handle: recovery},
 		{method: "POST", path: "/v1/me/factors/totp", states: full(), handle: replaceFactor},
@@ -154,6 +155,13 @@ func mySessions(r *request) error {
 
 func endSession(r *request) error {
 	if err := r.server.Auth.End(r.Context(), r.session.UserName, r.session.UserName, r.PathValue("id"), "session ended by its user"); err != nil {
+		return err
+	}
+	return r.done()
+}
+
+func endOthers(r *request) error {
+	if err := r.server.Auth.EndOthers(r.Context(), r.session); err != nil {
 		return err
 	}
 	return r.done()

@@ -471,6 +471,21 @@ func (s *Service) End(ctx context.Context, actor, user, id, act string) error {
 	return err
 }
 
+// EndOthers ends all of the user's sessions but this one, those that still owe a second
+// factor included.
+func (s *Service) EndOthers(ctx context.Context, sess *Session) error {
+	err := s.DB.Write(ctx, func(tx store.Tx) error {
+		if err := s.endAll(ctx, tx, sess.UserName, sess.ID); err != nil {
+			return err
+		}
+		return s.Audit.Write(ctx, tx, sess.UserName, "other sessions ended by their user", sess.ID, map[string]string{"user": sess.UserName})
+	})
+	if err == nil {
+		s.Revoke.Wake()
+	}
+	return err
+}
+
 // endAll ends every session of a user except one.
 func (s *Service) endAll(ctx context.Context, tx store.Tx, user, except string) error {
 	var ids []string

@@ -339,6 +339,7 @@ func (b *Backend) routes() {
 	m.HandleFunc("POST /v1/logout", b.as(b.logout, api.SessionFull, api.SessionPending, api.SessionEnrol))
 	m.HandleFunc("GET /v1/me", b.as(b.me))
 	m.HandleFunc("GET /v1/me/sessions", b.as(b.mySessions))
+	m.HandleFunc("DELETE /v1/me/sessions", b.as(b.endOthers))
 	m.HandleFunc("DELETE /v1/me/sessions/{id}", b.as(b.endSession))
 	m.HandleFunc("POST /v1/me/recovery", b.as(b.recovery))
 	m.HandleFunc("POST /v1/me/factors/totp", b.as(b.totp))
@@ -455,6 +456,15 @@ func (b *Backend) endSession(w http.ResponseWriter, r *http.Request, s *session)
 		}
 	}
 	fail(w, http.StatusNotFound, "not_found", "there is no such session")
+}
+
+func (b *Backend) endOthers(w http.ResponseWriter, _ *http.Request, s *session) {
+	for _, one := range b.sessions {
+		if one.user == s.user && one != s {
+			b.end(one)
+		}
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 func (b *Backend) recovery(w http.ResponseWriter, r *http.Request, _ *session) {
