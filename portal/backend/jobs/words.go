@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/carme-hpc/carme/internal/slurm"
@@ -65,6 +66,23 @@ func notSubmitted(stored string) words {
 	return words{text: stored}
 }
 
+// slurmIO is what an end looks like where slurmstepd could not open the job's files: it
+// tells ESLURMD_IO_ERROR (slurm_errno.h, 4021), which is read as a status of wait(2).
+const slurmIO = 4021 & 0x7f
+
+// Exit codes of a shell (POSIX, Shell Command Language 2.8.2).
+const (
+	exitNotExecutable = 126
+	exitNotFound      = 127
+	exitSignal        = 128 // and the signal
+)
+
+var exits = map[int]string{
+	exitNotExecutable:                 "A command in it could not be run (exit code 126): the file is no program, or you may not run it. Its error output names it.",
+	exitNotFound:                      "A command in it was not found (exit code 127). Its error output names it; check the name and that the image has it.",
+	exitSignal + int(syscall.SIGKILL): "A program in it was killed (exit code 137), most often for want of memory. Start it with more memory.",
+}
+
 // reason says why a job ended.
 func (s *Service) reason(row *slurm.QueueRow) words {
 	node, starved := s.starved[row.ID]
@@ -91,8 +109,17 @@ func (s *Service) reason(row *slurm.QueueRow) words {
 		return say("end.revoked", "Another cluster took it.")
 	case "FAILED":
 		switch {
+		case row.Signal == slurmIO:
+			return say("end.files", "Slurm could not open its output, error or input file. Check that its directory is there and that you may write into it, then start it again.")
 		case row.Signal > 0:
 			return say("end.signal", "It was ended by signal %s. Its error output may say why.", strconv.Itoa(row.Signal))
+		case row.ExitCode == exitNotExecutable, row.ExitCode == exitNotFound:
+			return say(fmt.Sprintf("end.exit.%d", row.ExitCode), exits[row.ExitCode])
+		case row.ExitCode == exitSignal+int(syscall.SIGKILL):
+			return say("end.exit.137", exits[row.ExitCode])
+		case row.ExitCode > exitSignal && row.ExitCode <= exitSignal+64:
+			return say("end.exit.signal", "A program in it was ended by signal %s (exit code %s). Its error output may say why.",
+				strconv.Itoa(row.ExitCode-exitSignal), strconv.Itoa(row.ExitCode))
 		case row.ExitCode > 0:
 			return say("end.exit", "It ended with exit code %s. Its error output may say why.", strconv.Itoa(row.ExitCode))
 		}
