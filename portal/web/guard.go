@@ -124,6 +124,13 @@ func (s *Server) csrf(c *gin.Context) {
 		if left, ok := s.strangers.Turn(s.now()); ok {
 			s.log.InfoContext(c.Request.Context(), "form: without its token", "path", c.FullPath(), "from", source(c.Request), "left_out", left)
 		}
+		if c.FullPath() == "/login/enrol" && s.known(c) { // the page of the codes, loaded again
+			s.page(c, http.StatusForbidden, "error", view{
+				Title: s.text(c, "recovery.gone"), Me: me(c), Data: errorData{Title: s.text(c, "recovery.gone"), Text: s.text(c, "recovery.gone.text")},
+			})
+			c.Abort()
+			return
+		}
 		s.fail(c, &client.RefusedError{What: foreignForm})
 	}
 }
@@ -154,6 +161,21 @@ func (s *Server) session(c *gin.Context) {
 		return
 	}
 	c.Set(keyMe, &me)
+}
+
+// known finds out who is logged in, for a page that is shown to anybody, and says
+// whether somebody is.
+func (s *Server) known(c *gin.Context) bool {
+	token := cookieValue(c.Request, cookieSession)
+	if token == "" {
+		return false
+	}
+	me, err := s.backend.Me(c.Request.Context(), token)
+	if err != nil { // then it is shown as to anybody
+		return false
+	}
+	c.Set(keyMe, &me)
+	return true
 }
 
 // quickPath says whether a path needs no name on its answer.

@@ -249,8 +249,9 @@ func stale(texts catalogue, age int, problem, code string) string {
 
 const minute = 60 // seconds
 
-// readForm is the start form as it was sent.
-func readForm(c *gin.Context) (api.Start, map[string]string) {
+// readForm is the start form as it was sent, and what is wrong with its numbers by
+// their fields.
+func readForm(c *gin.Context, texts catalogue) (api.Start, map[string]string) {
 	problems := map[string]string{}
 	number := func(name string, least int) int {
 		text := strings.TrimSpace(c.PostForm(name))
@@ -258,11 +259,15 @@ func readForm(c *gin.Context) (api.Start, map[string]string) {
 			return least
 		}
 		n, err := strconv.Atoi(text)
-		if err != nil || n < least || n > 1<<20 {
-			problems[name] = name
+		switch {
+		case err != nil:
+			problems[name] = texts.text("start.nonumber")
+			return least
+		case n < least:
+			problems[name] = texts.text("start.least", least)
 			return least
 		}
-		return n
+		return min(n, numberMax)
 	}
 	return api.Start{
 		ID: c.PostForm("id"), Image: c.PostForm("image"), App: c.PostForm("app"), GPUType: c.PostForm("gpu_type"),
@@ -271,6 +276,9 @@ func readForm(c *gin.Context) (api.Start, map[string]string) {
 		CPUs: number("cpus", 0), MemoryMB: int64(number("memory", 0)) * mbPerGB,
 	}, problems
 }
+
+// numberMax is more than anything has: the backend says how much there is.
+const numberMax = 1 << 20
 
 // refuse is the refusal of a form with fields that hold no numbers, and with what
 // else is wrong with it: all is said at once. To ask for a script starts nothing.
@@ -281,19 +289,19 @@ func (s *Server) refuse(c *gin.Context, in api.Start, wrong map[string]string) e
 		maps.Copy(what.Fields, known.What.Fields)
 		what.FieldCodes = maps.Clone(known.What.FieldCodes)
 	}
-	for name := range wrong {
+	for name, why := range wrong {
 		field := name
 		if name == "memory" {
 			field = "memory_mb"
 		}
-		what.Fields[field] = s.text(c, "start.nonumber")
+		what.Fields[field] = why
 		delete(what.FieldCodes, field)
 	}
 	return &client.RefusedError{What: what}
 }
 
 func (s *Server) start(c *gin.Context) {
-	in, wrong := readForm(c)
+	in, wrong := readForm(c, s.texts[chooseLanguage(c.Request)])
 	if len(wrong) > 0 {
 		s.showHome(c, http.StatusUnprocessableEntity, &in, s.refuse(c, in, wrong))
 		return
@@ -345,25 +353,59 @@ func (s *Server) suit(c *gin.Context, in *api.Start, refusal error) bool {
 
 type scriptData struct{ Script string }
 
+// wrongField is what is wrong with one field of the start form.
+type wrongField struct{ ID, Label, Text string }
+
+// unscripted is why a form has no script.
+type unscripted struct {
+	Text   string
+	Fields []wrongField
+}
+
 func (s *Server) script(c *gin.Context) {
-	in, _ := readForm(c)
-	script, err := s.backend.Script(c.Request.Context(), token(c), in)
-	if s.suit(c, &in, err) {
+	in, wrong := readForm(c, s.texts[chooseLanguage(c.Request)])
+	var script api.Script
+	var err error
+	if len(wrong) > 0 {
+		err = s.refuse(c, in, wrong)
+	} else if script, err = s.backend.Script(c.Request.Context(), token(c), in); s.suit(c, &in, err) {
 		script, err = s.backend.Script(c.Request.Context(), token(c), in)
 	}
-	if err != nil {
-		if c.GetHeader("HX-Request") == "" || client.Code(err) == client.CodeNoSession {
-			s.fail(c, err)
-			return
+	part := c.GetHeader("HX-Request") != ""
+	switch code := client.Code(err); {
+	case code == "" && part:
+		s.fragment(c, "script", "script", view{Data: scriptData(script)})
+	case code == "":
+		s.page(c, http.StatusOK, "script", view{Title: s.text(c, "start.script"), Nav: "home", Me: me(c), Data: scriptData(script)})
+	case code == client.CodeNoSession:
+		s.fail(c, err)
+	case part: // scripts take over answers of success only
+		s.fragment(c, "script", "unscripted", view{Data: s.unscripted(c, err)})
+	case code == client.CodeInvalid, code == client.CodeLimit:
+		s.showHome(c, http.StatusUnprocessableEntity, &in, err)
+	default:
+		s.fail(c, err)
+	}
+}
+
+// unscripted says what is wrong with a form, field by field.
+func (s *Server) unscripted(c *gin.Context, refusal error) unscripted {
+	texts := s.texts[chooseLanguage(c.Request)]
+	all := problems(texts, refusal)
+	if len(all) == 0 {
+		return unscripted{Text: s.say(c, refusal)}
+	}
+	out := unscripted{Text: texts.text("script.refused")}
+	for _, name := range fieldOrder {
+		if text := all[name]; text != "" {
+			out.Fields = append(out.Fields, wrongField{ID: name, Label: texts.text("start." + strings.ReplaceAll(name, "_", "")), Text: text})
+			delete(all, name)
 		}
-		script.Script = "# " + s.say(c, err)
 	}
-	v := view{Title: s.text(c, "start.script"), Nav: "home", Me: me(c), Data: scriptData(script)}
-	if c.GetHeader("HX-Request") != "" {
-		s.fragment(c, "script", "script", v)
-		return
+	for _, name := range slices.Sorted(maps.Keys(all)) { // of no field of the form
+		out.Fields = append(out.Fields, wrongField{Text: all[name]})
 	}
-	s.page(c, http.StatusOK, "script", v)
+	return out
 }
 
 type jobsData struct {
@@ -380,6 +422,15 @@ func (s *Server) listed(c *gin.Context, ask func(ctx context.Context, token stri
 		s.fail(c, err)
 		return nil
 	}
+	slices.SortStableFunc(jobs.Jobs, func(a, b api.Job) int { // what can still be acted on comes first
+		switch {
+		case alive(a) == alive(b):
+			return 0
+		case alive(a):
+			return -1
+		}
+		return 1
+	})
 	return &jobsData{Jobs: jobs.Jobs, Sessions: liveSessions(jobs.Jobs), Stale: stale(s.texts[chooseLanguage(c.Request)], jobs.Age, jobs.Problem, jobs.ProblemCode)}
 }
 
@@ -445,7 +496,7 @@ func (s *Server) job(c *gin.Context) {
 			output.Problem = s.say(c, err)
 		}
 		output.Problem = said(texts, output.Code, output.Args, output.Problem)
-		data.Output = fromLine(output)
+		data.Output = fromLine(unstyled(output))
 	}
 	s.page(c, http.StatusOK, "job", view{Title: jobName(texts, job), Nav: "jobs", Me: me(c), Data: data})
 }
@@ -501,7 +552,7 @@ func (s *Server) output(c *gin.Context) {
 	}
 	output, err := s.backend.Output(c.Request.Context(), token(c), c.Param("id"), streamName(c), offset)
 	output.Problem = said(s.texts[chooseLanguage(c.Request)], output.Code, output.Args, output.Problem)
-	s.json(c, output, err)
+	s.json(c, unstyled(output), err)
 }
 
 func (s *Server) metrics(c *gin.Context) {

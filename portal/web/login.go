@@ -27,8 +27,9 @@ type enrolData struct {
 }
 
 type recoveryData struct {
-	Codes []string
-	Next  string
+	User, Host string // whose they are and where, for those who print them
+	Codes      []string
+	Next       string
 }
 
 func (s *Server) text(c *gin.Context, key string) string {
@@ -203,7 +204,7 @@ func (s *Server) enrolConfirm(c *gin.Context) {
 		return
 	}
 	s.keep(c, answer)
-	s.page(c, http.StatusOK, "recovery", view{Title: s.text(c, "recovery.title"), Wide: true, Once: true, Data: recoveryData{Codes: answer.RecoveryCodes, Next: next}})
+	s.page(c, http.StatusOK, "recovery", view{Title: s.text(c, "recovery.title"), Wide: true, Once: true, Data: recoveryData{User: answer.User.Name, Host: c.Request.Host, Codes: answer.RecoveryCodes, Next: next}})
 }
 
 func (s *Server) logout(c *gin.Context) {

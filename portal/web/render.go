@@ -170,7 +170,9 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"timing":    func(j api.Job) timing { return timingOf(texts, j, s.now()) },
 		"reason":    func(r string) string { return reason(texts, r) },
 		"inFours":   inFours,
-		"stoptext":  func(j api.Job) string { return texts.text(stopText(j)) },
+		"onscreen":  onScreen,
+		"jobcalled": func(j api.Job) string { return jobCalled(texts, j) },
+		"stoptext":  func(j api.Job) string { return stopText(texts, j) },
 		"browser":   func(agent string) string { return browserName(texts, agent) },
 	}
 }
@@ -391,6 +393,15 @@ func jobName(texts catalogue, j api.Job) string {
 	return texts.text("job.number", j.ID)
 }
 
+// jobCalled is a job's name for those who hear one link of many: several sessions may
+// have the same name.
+func jobCalled(texts catalogue, j api.Job) string {
+	if j.ID == "" || jobName(texts, j) == texts.text("job.number", j.ID) {
+		return jobName(texts, j)
+	}
+	return texts.text("job.called", jobName(texts, j), j.ID)
+}
+
 // appURL is where a session is entered, empty as long as it cannot be.
 func (s *Server) appURL(j api.Job) string {
 	if j.Host == "" || j.Stage != api.StageReady {
@@ -522,11 +533,11 @@ func inFours(key string) string {
 	return strings.Join(parts, " ")
 }
 
-// stopText is the key of what happens when a job is stopped. Of an array the row that
-// waits is one of its own.
-func stopText(j api.Job) string {
+// stopText is what happens when a job is stopped. Of an array the row that waits is one
+// of its own.
+func stopText(texts catalogue, j api.Job) string {
 	if strings.Contains(j.ID, "[") {
-		return "stop.text.waiting"
+		return texts.text("stop.text.waiting")
 	}
-	return "stop.text"
+	return texts.text("stop.text", j.ID)
 }

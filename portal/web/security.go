@@ -23,6 +23,8 @@ func (s *Server) security(c *gin.Context) {
 		said = &notice{Kind: "ok", Text: s.text(c, "security.totp.done")}
 	case "session":
 		said = &notice{Kind: "ok", Text: s.text(c, "security.session.done")}
+	case "others":
+		said = &notice{Kind: "ok", Text: s.text(c, "security.others.done")}
 	}
 	s.showSecurity(c, http.StatusOK, said)
 }
@@ -75,7 +77,7 @@ func (s *Server) totp(c *gin.Context) {
 	case err != nil:
 		s.fail(c, err)
 	default:
-		s.page(c, http.StatusOK, "enrol", view{Title: s.text(c, "enrol.title"), Nav: "security", Me: me(c), Data: enrolment(in, "", "/security/totp/confirm")})
+		s.page(c, http.StatusOK, "enrol", view{Title: s.text(c, "enrol.title"), Nav: "security", Me: me(c), Once: true, Data: enrolment(in, "", "/security/totp/confirm")})
 	}
 }
 
@@ -84,7 +86,7 @@ func (s *Server) totpConfirm(c *gin.Context) {
 	switch {
 	case wrongCode(err):
 		s.page(c, http.StatusUnprocessableEntity, "enrol", view{
-			Title: s.text(c, "enrol.title"), Nav: "security", Me: me(c), Notice: s.bad(c, err), Data: again(c, "", "/security/totp/confirm"),
+			Title: s.text(c, "enrol.title"), Nav: "security", Me: me(c), Once: true, Notice: s.bad(c, err), Data: again(c, "", "/security/totp/confirm"),
 		})
 	case err != nil:
 		s.fail(c, err)
@@ -102,7 +104,7 @@ func (s *Server) recovery(c *gin.Context) {
 		s.fail(c, err)
 	default:
 		s.page(c, http.StatusOK, "recovery", view{
-			Title: s.text(c, "recovery.title"), Nav: "security", Me: me(c), Once: true, Data: recoveryData{Codes: answer.RecoveryCodes, Next: "/security"},
+			Title: s.text(c, "recovery.title"), Nav: "security", Me: me(c), Once: true, Data: recoveryData{User: me(c).User.Name, Host: c.Request.Host, Codes: answer.RecoveryCodes, Next: "/security"},
 		})
 	}
 }
@@ -113,4 +115,12 @@ func (s *Server) endSession(c *gin.Context) {
 		return
 	}
 	c.Redirect(http.StatusSeeOther, "/security?done=session")
+}
+
+func (s *Server) endOthers(c *gin.Context) {
+	if err := s.backend.EndOtherSessions(c.Request.Context(), token(c)); err != nil {
+		s.fail(c, err)
+		return
+	}
+	c.Redirect(http.StatusSeeOther, "/security?done=others")
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/gin-gonic/gin"
@@ -83,10 +84,15 @@ func (s *Server) routes() http.Handler {
 	e.RedirectTrailingSlash, e.RedirectFixedPath, e.HandleMethodNotAllowed = false, false, true
 	_ = e.SetTrustedProxies(nil) // none; nil is always valid
 	e.Use(s.recover, s.headers, s.crossOrigin)
-	nothing := func(c *gin.Context) { s.fail(c, &client.RefusedError{What: notFound}) }
-	e.NoRoute(nothing)
-	e.NoMethod(nothing)
+	e.NoRoute(func(c *gin.Context) {
+		if c.Request.Method == http.MethodGet && s.known(c) {
+			s.csrf(c) // the page has forms
+		}
+		s.fail(c, &client.RefusedError{What: notFound})
+	})
+	e.NoMethod(func(c *gin.Context) { c.AbortWithStatus(http.StatusMethodNotAllowed) }) // Allow says which
 
+	e.GET("/robots.txt", func(c *gin.Context) { c.String(http.StatusOK, "User-agent: *\nDisallow: /\n") })
 	e.GET("/healthz", func(c *gin.Context) { c.String(http.StatusOK, "ok\n") })
 	e.GET(assetPrefix+":name", gin.WrapH(s.assets))
 	e.HEAD(assetPrefix+":name", gin.WrapH(s.assets))
@@ -121,6 +127,19 @@ func (s *Server) routes() http.Handler {
 	in.POST("/security/totp", s.totp)
 	in.POST("/security/totp/confirm", s.totpConfirm)
 	in.POST("/security/recovery", s.recovery)
+	in.POST("/security/sessions/end", s.endOthers)
 	in.POST("/security/sessions/:id/end", s.endSession)
-	return e
+	return heads(e)
+}
+
+// heads answers HEAD as GET; the server leaves the body out (RFC 9110, 9.3.2). A
+// stream of events has no end to wait for.
+func heads(pages http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodHead && r.URL.Path != "/events" && !strings.HasPrefix(r.URL.Path, assetPrefix) {
+			r = r.Clone(r.Context())
+			r.Method = http.MethodGet
+		}
+		pages.ServeHTTP(w, r)
+	})
 }

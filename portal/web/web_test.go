@@ -252,7 +252,7 @@ func TestRecovery_a_wrong_code_has_no_next_one_to_wait_for(t *testing.T) {
 	if _, page := b.post("/login/factor", "/login/factor", url.Values{"recovery": {"zzzz"}}); !strings.Contains(page, "This recovery code is wrong") || strings.Contains(page, "next one") {
 		t.Error(page)
 	}
-	if _, page := b.post("/login/factor", "/login/factor", url.Values{"code": {"000000"}}); !strings.Contains(page, "Wait for the next one.") {
+	if _, page := b.post("/login/factor", "/login/factor", url.Values{"code": {"000000"}}); !strings.Contains(page, "wait for the next one.") {
 		t.Error(page)
 	}
 }
@@ -895,5 +895,144 @@ func TestPages_can_be_made_in_every_language(t *testing.T) {
 		if parsed, err := parse(); err != nil || parsed.Lookup("main") == nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+func TestScript_of_a_form_that_is_wrong_says_what_is_wrong_with_which_field(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	form := url.Values{"image": {"base"}, "app": {"jupyterlab"}, "minutes": {"60"}, "gpus": {"0"}, "nodes": {"two"}, "cpus": {"-1"}}
+	answer, page := b.post("/", "/script", form, "HX-Request: true")
+	for _, want := range []string{`<a href="#nodes">Nodes</a>: Enter a whole number.`, `<a href="#cpus">CPUs per node</a>: It must be 0 or more.`} {
+		if answer.StatusCode != http.StatusOK || !strings.Contains(page, want) {
+			t.Errorf("%d, no %q in %s", answer.StatusCode, want, page)
+		}
+	}
+	if strings.Contains(page, "#SBATCH") {
+		t.Error("there is a script, of another form")
+	}
+	answer, page = b.post("/", "/script", form)
+	if answer.StatusCode != http.StatusUnprocessableEntity || !strings.Contains(page, `value="two"`) || !strings.Contains(page, `id="nodes-problem">Enter a whole number.`) {
+		t.Errorf("without scripts: %d %s", answer.StatusCode, page)
+	}
+	form.Set("nodes", "1")
+	form.Set("cpus", "")
+	if answer, page = b.post("/", "/script", form, "HX-Request: true"); answer.StatusCode != http.StatusOK || !strings.Contains(page, "#SBATCH") {
+		t.Errorf("a good one: %d %s", answer.StatusCode, page)
+	}
+}
+
+func TestSecurity_all_other_logins_end_at_once_and_half_ones_are_called_so(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	if _, page := b.get("/security"); strings.Contains(page, "everywhere else") {
+		t.Error("there is nowhere else")
+	}
+	mine := b.client.Jar
+	for _, half := range []bool{false, true} {
+		b.fresh()
+		if half {
+			b.post("/login", "/login", url.Values{"username": {"alice"}, "password": {clienttest.Password}})
+		} else {
+			b.login()
+		}
+	}
+	b.client.Jar = mine
+	_, page := b.get("/security")
+	if strings.Count(page, "/end\"><input") != 2+1 || strings.Count(page, "password entered, code missing") != 1 {
+		t.Errorf("%s", page)
+	}
+	answer, _ := b.post("/security", "/security/sessions/end", nil)
+	if to := answer.Header.Get("Location"); to != "/security?done=others" {
+		t.Fatal(to)
+	}
+	if _, page = b.get("/security?done=others"); !strings.Contains(page, "All other logins have ended.") || strings.Contains(page, "/end\"><input") {
+		t.Errorf("%s", page)
+	}
+}
+
+func TestRecovery_codes_say_whose_they_are_and_a_reload_where_to_get_others(t *testing.T) {
+	b := newBrowser(t)
+	b.post("/login", "/login", url.Values{"username": {"carol"}, "password": {clienttest.Password}})
+	_, page := b.get("/login/enrol")
+	form := url.Values{"code": {clienttest.Code}, "secret": {clienttest.Secret}, "csrf": {formToken.FindStringSubmatch(page)[1]}}
+	if _, page = b.post("", "/login/enrol", form); strings.Count(page, "<li>") != 10 || !strings.Contains(page, "For carol at "+strings.TrimPrefix(b.server.URL, "https://")) {
+		t.Fatalf("%s", page)
+	}
+	answer, page := b.post("", "/login/enrol", form)
+	if answer.StatusCode != http.StatusForbidden || !strings.Contains(page, "The recovery codes were shown once") || strings.Contains(page, "Nothing was done") {
+		t.Errorf("%d %s", answer.StatusCode, page)
+	}
+}
+
+func TestPages_answer_HEAD_and_name_what_they_take(t *testing.T) {
+	b := newBrowser(t)
+	ask := func(method, path string) *http.Response {
+		req, err := http.NewRequestWithContext(t.Context(), method, b.server.URL+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := b.client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(answer.Body)
+		_ = answer.Body.Close()
+		if method == http.MethodHead && (err != nil || len(body) > 0) {
+			t.Errorf("%s: %q %v", path, body, err)
+		}
+		return answer
+	}
+	if a := ask(http.MethodHead, "/login"); a.StatusCode != http.StatusOK {
+		t.Errorf("HEAD /login: %d", a.StatusCode)
+	}
+	if a := ask(http.MethodHead, "/"); a.StatusCode != http.StatusSeeOther {
+		t.Errorf("HEAD /: %d", a.StatusCode)
+	}
+	if a := ask(http.MethodPut, "/login"); a.StatusCode != http.StatusMethodNotAllowed || !strings.Contains(a.Header.Get("Allow"), "POST") {
+		t.Errorf("PUT /login: %d, %q", a.StatusCode, a.Header.Get("Allow"))
+	}
+	if a := ask(http.MethodGet, "/robots.txt"); a.StatusCode != http.StatusOK {
+		t.Errorf("robots: %d", a.StatusCode)
+	}
+}
+
+func TestPage_that_is_not_there_still_has_the_way_back_for_who_is_logged_in(t *testing.T) {
+	b := newBrowser(t)
+	if answer, page := b.get("/nothing"); answer.StatusCode != http.StatusNotFound || strings.Contains(page, `action="/logout"`) {
+		t.Errorf("a stranger: %d", answer.StatusCode)
+	}
+	b.login()
+	if answer, page := b.get("/nothing"); answer.StatusCode != http.StatusNotFound || !strings.Contains(page, `action="/logout"`) || !strings.Contains(page, `href="/jobs"`) {
+		t.Errorf("%d %s", answer.StatusCode, page)
+	}
+}
+
+func TestSessions_of_one_name_are_told_apart(t *testing.T) {
+	b := newBrowser(t)
+	var ids []string
+	for range 2 {
+		ids = append(ids, b.backend.Add(api.Job{User: "alice", App: "jupyterlab", Carme: true, Stage: api.StageAllocated, State: "RUNNING", Started: time.Now(), Detail: &api.JobDetail{}}))
+	}
+	b.login()
+	_, page := b.get("/")
+	for _, id := range ids {
+		for _, want := range []string{"Job " + id + " · ", `aria-label="Stop JupyterLab, job ` + id + `"`, `data-text="Job ` + id + ` and everything`} {
+			if !strings.Contains(page, want) {
+				t.Errorf("no %q", want)
+			}
+		}
+	}
+}
+
+func TestJobs_that_have_not_ended_come_first(t *testing.T) {
+	b := newBrowser(t)
+	live := b.backend.Add(api.Job{User: "alice", Name: "live", Stage: api.StageQueued, State: "PENDING", Detail: &api.JobDetail{}})
+	over := b.backend.Add(api.Job{User: "alice", Name: "over", Stage: api.StageEnded, State: "COMPLETED", Detail: &api.JobDetail{}})
+	b.login()
+	_, page := b.get("/jobs")
+	first, last := strings.Index(page, `href="/jobs/`+live+`"`), strings.Index(page, `href="/jobs/`+over+`"`)
+	if first < 0 || last < first {
+		t.Errorf("at %d and %d", first, last)
 	}
 }

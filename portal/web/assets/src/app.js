@@ -4,6 +4,9 @@ import "./morph.js";
 
 window.htmx = htmx;
 
+// What was done is said once, not at each reload.
+if (new URLSearchParams(location.search).has("done")) history.replaceState(null, "", location.pathname);
+
 // Times are the server's in UTC until the browser says them in its own zone.
 const lang = navigator.languages.find((one) => one.startsWith(document.documentElement.lang)) ?? document.documentElement.lang;
 const clock = new Intl.DateTimeFormat(lang, { dateStyle: "medium", timeStyle: "short" });
@@ -165,8 +168,12 @@ if (start) {
     if (text && known() && text.textContent !== known().description) text.textContent = known().description;
   };
   start.addEventListener("change", update);
+  // A command is that of the form as it was.
+  start.addEventListener("input", () => document.getElementById("script").replaceChildren());
   if (location.pathname === "/") restore(start);
   start.addEventListener("submit", keepTyped);
+  // A choice of language or colours shows the page anew.
+  for (const form of document.querySelectorAll('form[action="/prefs"]')) form.addEventListener("submit", keepTyped);
   // A browser cannot point at a field that is folded away.
   const more = start.querySelector("details.more");
   start.addEventListener("invalid", (event) => { if (more?.contains(event.target)) more.open = true; }, true);
@@ -273,6 +280,16 @@ document.addEventListener("click", async (event) => {
   said.textContent = said.dataset.done;
   setTimeout(() => { said.textContent = said.dataset.before; }, 2000);
 });
+for (const button of document.querySelectorAll("[data-download]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(new Blob([`${document.getElementById(button.dataset.download).innerText.trim()}\n`], { type: "text/plain" }));
+    link.download = button.dataset.name;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  });
+}
 for (const button of document.querySelectorAll("[data-print]")) {
   button.hidden = false;
   button.addEventListener("click", () => window.print());
@@ -282,6 +299,18 @@ for (const button of document.querySelectorAll("[data-print]")) {
 const output = document.getElementById("output");
 if (output && output.dataset.url) {
   let next = Number(output.dataset.next);
+  // A carriage return begins a line again: of a progress bar the last state is shown.
+  let again = output.textContent.endsWith("\r");
+  if (again) output.textContent = output.textContent.slice(0, -1);
+  const write = (text) => {
+    if (!again && !text.includes("\r")) {
+      output.append(text);
+      return;
+    }
+    const all = (output.textContent + (again ? "\r" : "") + text).replace(/\r+\n/g, "\n");
+    again = all.endsWith("\r");
+    output.textContent = all.replace(/\r+$/, "").replace(/[^\n]*\r(?=[^\r\n])/g, "");
+  };
   let timer;
   const none = document.getElementById("output-none");
   const more = async () => {
@@ -294,7 +323,7 @@ if (output && output.dataset.url) {
           if (part.text) {
             const atEnd = output.scrollTop + output.clientHeight >= output.scrollHeight - 30;
             if (part.offset < next) output.textContent = "";
-            output.append(part.text);
+            write(part.text);
             if (output.textContent.length > 400000) {
               output.textContent = output.textContent.slice(-300000);
               document.getElementById("output-end").hidden = false;
