@@ -1,11 +1,13 @@
 package terminal
 
 import (
+	"bytes"
 	"context"
 	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"html/template"
 	"io/fs"
 	"log"
 	"net"
@@ -77,9 +79,13 @@ func Serve(socket string, env []string) error {
 	return nil
 }
 
+// pageTemplate is the page of every terminal; it is given the job's number.
+var pageTemplate = template.Must(template.ParseFS(assets, "assets/src/terminal.html"))
+
 // server holds the shells by the name in their address.
 type server struct {
 	env    []string
+	job    string // Slurm's number of it, empty outside of one
 	hangup chan os.Signal
 	mu     sync.Mutex
 	shells map[string]*shell
@@ -89,7 +95,7 @@ type server struct {
 // starts others with the default, but one that nohup has started hands on that it is
 // ignored, and a shell that ignores it outlives its terminal (signal(7)).
 func newServer(env []string) *server {
-	s := &server{env: env, hangup: make(chan os.Signal, 1), shells: map[string]*shell{}}
+	s := &server{env: env, job: variable(env, "SLURM_JOB_ID"), hangup: make(chan os.Signal, 1), shells: map[string]*shell{}}
 	signal.Notify(s.hangup, syscall.SIGHUP)
 	return s
 }
@@ -136,8 +142,13 @@ func (s *server) page(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
+	var page bytes.Buffer
+	if err := pageTemplate.Execute(&page, s.job); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
 	w.Header().Set("Cache-Control", "no-cache")
-	http.ServeFileFS(w, r, assets, "assets/src/terminal.html")
+	http.ServeContent(w, r, "terminal.html", time.Time{}, bytes.NewReader(page.Bytes()))
 }
 
 // shell returns the shell of that name, a new one if there is none.

@@ -188,3 +188,13 @@ func TestPages_and_names(t *testing.T) {
 		}
 	}
 }
+
+func TestPage_says_which_job_it_is_of(t *testing.T) {
+	s := newServer([]string{"SLURM_JOB_ID=42"})
+	t.Cleanup(func() { signal.Stop(s.hangup) })
+	w := httptest.NewRecorder()
+	s.routes().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/t/1", nil))
+	if w.Code != http.StatusOK || !strings.Contains(w.Body.String(), `<body data-job="42">`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -56,10 +57,8 @@ func startShell(env []string) (*shell, error) {
 // loginShell is $SHELL if the image has it, else the best that it has.
 func loginShell(env []string) string {
 	candidates := []string{"/bin/bash", "/bin/sh"}
-	for _, e := range env {
-		if len(e) > 6 && e[:6] == "SHELL=" {
-			candidates = append([]string{e[6:]}, candidates...)
-		}
+	if own := variable(env, "SHELL"); own != "" {
+		candidates = append([]string{own}, candidates...)
 	}
 	for _, c := range candidates {
 		if path, err := exec.LookPath(c); err == nil {
@@ -67,6 +66,17 @@ func loginShell(env []string) string {
 		}
 	}
 	return "/bin/sh"
+}
+
+// variable is the last value of a variable in an environment.
+func variable(env []string, name string) string {
+	value := ""
+	for _, one := range env {
+		if rest, ok := strings.CutPrefix(one, name+"="); ok {
+			value = rest
+		}
+	}
+	return value
 }
 
 // pump hands the shell's output to everyone until the shell ends.

@@ -3,8 +3,8 @@
 "use strict";
 (() => {
   const says = {
-    en: { wait: "Connecting", open: "Connected", ended: "The shell has ended. Press Enter for a new one.", lost: "Connection lost, trying again", more: "New terminal" },
-    de: { wait: "Verbindung wird aufgebaut", open: "Verbunden", ended: "Die Shell ist beendet. Die Eingabetaste startet eine neue.", lost: "Verbindung unterbrochen, neuer Versuch läuft", more: "Neues Terminal" },
+    en: { wait: "Connecting", open: "Connected", ended: "The shell has ended. Press Enter for a new one.", lost: "Connection lost, trying again", more: "New terminal", leave: "Shift+F6 leaves the terminal", reader: "Screen reader" },
+    de: { wait: "Verbindung wird aufgebaut", open: "Verbunden", ended: "Die Shell ist beendet. Die Eingabetaste startet eine neue.", lost: "Verbindung unterbrochen, neuer Versuch läuft", more: "Neues Terminal", leave: "Umschalt+F6 verlässt das Terminal", reader: "Screenreader" },
   };
   const lang = navigator.languages.map((one) => one.slice(0, 2)).find((one) => one in says) ?? "en";
   const text = says[lang];
@@ -16,14 +16,37 @@
   document.getElementById("new").textContent = text.more;
   state.textContent = text.wait;
   document.getElementById("new").href = "/t/" + (Number(number) + 1);
-  document.title = "Terminal " + number;
+  const job = document.body.dataset.job;
+  document.title = "Terminal " + number + (job ? " – Job " + job : "");
+  document.getElementById("leave").textContent = text.leave;
 
-  const term = new Terminal({ cursorBlink: true, scrollback: 10000, screenReaderMode: false, theme: { background: "#10141a" } });
+  const reader = document.getElementById("reader");
+  const wants = "screen-reader";
+  const term = new Terminal({ cursorBlink: true, scrollback: 10000, screenReaderMode: localStorage.getItem(wants) === "1", theme: { background: "#10141a" } });
   const fit = new FitAddon.FitAddon();
   term.loadAddon(fit);
   term.open(document.getElementById("terminal"));
   fit.fit();
   term.focus();
+
+  // Every key is the shell's; one leads back to the page.
+  term.attachCustomKeyEventHandler((event) => {
+    if (event.key !== "F6" || !event.shiftKey) return true;
+    if (event.type === "keydown") reader.focus();
+    event.preventDefault();
+    return false;
+  });
+  reader.textContent = text.reader;
+  const read = (on) => {
+    term.options.screenReaderMode = on;
+    reader.setAttribute("aria-pressed", String(on));
+  };
+  read(term.options.screenReaderMode);
+  reader.addEventListener("click", () => {
+    read(!term.options.screenReaderMode);
+    localStorage.setItem(wants, term.options.screenReaderMode ? "1" : "0");
+    term.focus();
+  });
 
   const encoder = new TextEncoder();
   let socket = null;
