@@ -2,12 +2,14 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -102,7 +104,6 @@ func Run(ctx context.Context, m Machine, args []string, stdout, stderr io.Writer
 	cmd.SetOut(stdout)
 	cmd.SetErr(stderr)
 	err := cmd.ExecuteContext(ctx)
-	var usage usageError
 	switch {
 	case err == nil:
 		return exitOK
@@ -110,7 +111,7 @@ func Run(ctx context.Context, m Machine, args []string, stdout, stderr io.Writer
 		return exitFailed
 	}
 	fmt.Fprintf(stderr, "carme: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
-	if errors.As(err, &usage) || strings.HasPrefix(err.Error(), "unknown command") {
+	if _, wrong := errors.AsType[usageError](err); wrong {
 		return exitUsage
 	}
 	return exitFailed
@@ -124,10 +125,14 @@ func (m Machine) command(out io.Writer) *cobra.Command {
 		Long:          "carme shows what a job is isolated from and which images there are, and examines nodes.\nJobs are isolated with srun --carme, sbatch --carme and salloc --carme: see srun --carme=help.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Version:       version.String(),
+		Args:          subcommand,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	root.SetVersionTemplate("carme {{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w; %s --help lists the options", err, cmd.CommandPath())}
+	})
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(m.proof(out), m.doctor(out), m.images(out), m.setup(out), versionCommand(out))
 	root.AddCommand(headCommands(out)...)
@@ -137,11 +142,31 @@ func (m Machine) command(out io.Writer) *cobra.Command {
 // args makes a mistake in the arguments one of usage.
 func args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, given []string) error {
-		if err := check(cmd, given); err != nil {
-			return usageError{err}
+		if check(cmd, given) == nil {
+			return nil
 		}
+		what := "something is missing"
+		if len(given) > 0 {
+			what = fmt.Sprintf("%d arguments are not what it takes", len(given))
+			if len(given) == 1 {
+				what = fmt.Sprintf("%q is not what it takes", given[0])
+			}
+		}
+		return usageError{fmt.Errorf("%s: %s; usage: %s", cmd.CommandPath(), what, cmd.UseLine())}
+	}
+}
+
+// subcommand refuses what is none.
+func subcommand(cmd *cobra.Command, given []string) error {
+	if len(given) == 0 {
 		return nil
 	}
+	meant := ""
+	cmd.SuggestionsMinimumDistance = 2
+	if like := cmd.SuggestionsFor(given[0]); len(like) > 0 {
+		meant = fmt.Sprintf("did you mean %q? ", like[0])
+	}
+	return usageError{fmt.Errorf("%s has no command %q; %s%s --help lists them", cmd.CommandPath(), given[0], meant, cmd.CommandPath())}
 }
 
 func (m Machine) proof(out io.Writer) *cobra.Command {
@@ -168,6 +193,11 @@ func (m Machine) proof(out io.Writer) *cobra.Command {
 // report makes the report of the job around this process, or of the one named.
 func (m Machine) report(ctx context.Context, ids []string) (proof.Report, error) {
 	record, err := proof.Inside(m.Root)
+	if len(ids) > 0 {
+		if err := proof.CheckID(ids[0]); err != nil {
+			return proof.Report{}, usageError{err}
+		}
+	}
 	if len(ids) > 0 && (err != nil || fmt.Sprint(record.JobID) != ids[0]) {
 		if record, err = proof.OfJob(m.Root, ids[0]); err != nil {
 			return proof.Report{}, err
@@ -234,6 +264,9 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 			if record != nil {
 				return fmt.Errorf("this is inside isolated job %d, where the node is not to be seen; carme proof examines the job, and carme doctor the node, outside of jobs, as root", record.JobID)
 			}
+			if m.UID != 0 && m.Root == "/" {
+				return errors.New("whether this node is ready cannot be told: only root may see its devices, cgroups and Carme's directories; run it as root, sudo carme doctor")
+			}
 			d := doctor.Doctor{
 				Root: m.Root, Node: m.Node, Run: m.Run, NVML: m.NVML, Object: m.Object, Now: m.Now, TrustOwner: m.TrustOwner,
 			}
@@ -263,7 +296,8 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 }
 
 func (m Machine) images(out io.Writer) *cobra.Command {
-	return &cobra.Command{
+	var asJSON bool
+	cmd := &cobra.Command{
 		Use:   "images",
 		Short: "List the images you may use",
 		Long:  "Lists the images of the catalogue that you may use, as srun --carme=list does.",
@@ -284,10 +318,35 @@ func (m Machine) images(out io.Writer) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = io.WriteString(out, request.List(policy.New(cfg).Images(), groups))
+			images := policy.New(cfg).Images()
+			if asJSON {
+				return writeImages(out, images, groups)
+			}
+			_, err = io.WriteString(out, request.List(images, groups))
 			return err
 		},
 	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	return cmd
+}
+
+// writeImages prints the images that a user in these groups may use, by name.
+func writeImages(out io.Writer, images []request.Image, groups []string) error {
+	type entry struct {
+		Name        string `json:"name"`
+		Description string `json:"description"`
+		Default     bool   `json:"default"`
+	}
+	list := []entry{}
+	for _, image := range images {
+		if image.VisibleTo(groups) {
+			list = append(list, entry{image.Name, image.Description, image.Default})
+		}
+	}
+	slices.SortFunc(list, func(a, b entry) int { return strings.Compare(a.Name, b.Name) })
+	enc := json.NewEncoder(out)
+	enc.SetIndent("", "  ")
+	return enc.Encode(list)
 }
 
 func versionCommand(out io.Writer) *cobra.Command {

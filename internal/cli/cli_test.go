@@ -75,12 +75,12 @@ func TestMistakesOnTheCommandLineAreOneLine(t *testing.T) {
 		status int
 		says   string
 	}{
-		"unknown command":    {[]string{"prove"}, 2, `carme: unknown command "prove"`},
+		"unknown command":    {[]string{"prove"}, 2, `carme: carme has no command "prove"`},
 		"unknown flag":       {[]string{"proof", "--yaml"}, 2, "carme: unknown flag: --yaml"},
-		"too many arguments": {[]string{"proof", "1", "2"}, 2, "carme: accepts at most 1 arg"},
+		"too many arguments": {[]string{"proof", "1", "2"}, 2, "carme: carme proof: 2 arguments are not what it takes; usage:"},
 		"not in a job":       {[]string{"proof"}, 1, "carme: this is not inside an isolated job"},
 		"no such job":        {[]string{"proof", "9"}, 1, "carme: job 9 is not isolated on this node"},
-		"needless argument":  {[]string{"version", "x"}, 2, "carme: unknown command"},
+		"needless argument":  {[]string{"version", "x"}, 2, `carme: carme version: "x" is not what it takes`},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
@@ -169,7 +169,54 @@ func TestInsideAJobOneIsToldWhereToAsk(t *testing.T) {
 	}
 }
 
+func TestACallThatIsWrongSaysWhatItTakes(t *testing.T) {
+	for call, want := range map[string]string{
+		"end-logins":   "carme: carme end-logins: something is missing; usage: carme end-logins USER [flags]\n",
+		"proof a b":    "carme: carme proof: 2 arguments are not what it takes; usage: carme proof [JOBID] [flags]\n",
+		"proof abc":    "carme: \"abc\" is no id of a job; for a task",
+		"doctor x":     "carme: carme doctor: \"x\" is not what it takes; usage: carme doctor [flags]\n",
+		"prof":         "carme: carme has no command \"prof\"; did you mean \"proof\"? carme --help lists them\n",
+		"frobnicate":   "carme: carme has no command \"frobnicate\"; carme --help lists them\n",
+		"audit lst":    "carme: carme audit has no command \"lst\"; did you mean \"list\"? carme audit --help lists them\n",
+		"images --xml": "carme: unknown flag: --xml; carme images --help lists the options\n",
+	} {
+		if status, out, errs := run(t, machine(t, nil), strings.Fields(call)...); status != 2 || out != "" || !strings.HasPrefix(errs, want) {
+			t.Errorf("%s: status %d, %q, %q", call, status, out, errs)
+		}
+	}
+}
+
+func TestDoctorDoesNotJudgeANodeThatItCannotSee(t *testing.T) {
+	m := machine(t, nil)
+	m.Root, m.UID = "/", 10001
+	if status, out, errs := run(t, m, "doctor"); status != 1 || out != "" || !strings.Contains(errs, "cannot be told") || !strings.Contains(errs, "as root") {
+		t.Errorf("status %d, %q, %q", status, out, errs)
+	}
+}
+
+func TestImagesAreListedAsJSON(t *testing.T) {
+	m := machine(t, map[string]string{
+		"etc/carme/spank.yaml":      "default_image: base",
+		"etc/carme/images.d/a.yaml": "{name: base, path: /a, description: The base}",
+		"etc/carme/images.d/b.yaml": "{name: torch, path: /b, groups: [ml]}",
+	})
+	status, out, errs := run(t, m, "images", "--json")
+	var got []struct {
+		Name, Description string
+		Default           bool
+	}
+	if err := json.Unmarshal([]byte(out), &got); err != nil || status != 0 {
+		t.Fatalf("status %d, %v, %q", status, err, errs)
+	}
+	if len(got) != 1 || got[0].Name != "base" || got[0].Description != "The base" || !got[0].Default {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestVersionAndHelpAreShown(t *testing.T) {
+	if status, out, _ := run(t, machine(t, nil), "--version"); status != 0 || !strings.HasPrefix(out, "carme 0.") {
+		t.Errorf("--version: status %d, %q", status, out)
+	}
 	if status, out, _ := run(t, machine(t, nil), "version"); status != 0 || !strings.HasPrefix(out, "carme 0.") {
 		t.Errorf("status %d, %q", status, out)
 	}

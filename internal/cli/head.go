@@ -40,7 +40,7 @@ func headCommands(out io.Writer) []*cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return told(h.VerifyAudit(cmd.Context())) },
 	})
 	audit := &cobra.Command{
-		Use: "audit", Short: "Show and check who did what (head node)", Args: args(cobra.NoArgs),
+		Use: "audit", Short: "Show and check who did what (head node)", Args: subcommand,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	audit.AddCommand(list, verify)

@@ -55,12 +55,20 @@ func Inside(root string) (*wire.Proof, error) {
 	return p, err
 }
 
+// CheckID says what is wrong with the id of a job.
+func CheckID(id string) error {
+	if _, err := strconv.ParseUint(id, 10, 32); err != nil {
+		return fmt.Errorf("%q is no id of a job; for a task of an array or a component of a heterogeneous job, take the id that scontrol show job prints as JobId", id)
+	}
+	return nil
+}
+
 // OfJob reads the record of a job on this node, below root, as only root can.
 // The id is that of one job: an array task has one of its own.
 func OfJob(root, id string) (*wire.Proof, error) {
 	n, err := strconv.ParseUint(id, 10, 32)
 	if err != nil {
-		return nil, fmt.Errorf("%q is no id of a job; for a task of an array or a component of a heterogeneous job, take the id that scontrol show job prints as JobId", id)
+		return nil, CheckID(id)
 	}
 	p, err := read(root, fmt.Sprintf("%s/%d/proof.json", jobsDir, n))
 	switch {
