@@ -306,8 +306,10 @@ func TestScenario_J14_J7_a_command_that_does_not_run_in_the_image(t *testing.T) 
 }
 
 func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(t *testing.T) {
-	as(t, "alice", login, "sh", "-c", "echo nonsense >broken.sif; echo nonsense >closed.sif; chmod 000 closed.sif; rm -f pipe.sif; mkfifo pipe.sif; mkdir -p hollow").ok(t)
-	t.Cleanup(func() { cleanUp(login, "rm -rf /home/alice/pipe.sif /home/alice/closed.sif /home/alice/hollow") })
+	as(t, "alice", login, "sh", "-c", "printf '#!/usr/bin/env run-singularity\\n\\0SIF_MAGIC\\0nonsense' >broken.sif; echo nonsense >text.sif; echo nonsense >closed.sif; chmod 000 closed.sif; rm -f pipe.sif; mkfifo pipe.sif; mkdir -p hollow").ok(t)
+	t.Cleanup(func() {
+		cleanUp(login, "rm -rf /home/alice/broken.sif /home/alice/text.sif /home/alice/pipe.sif /home/alice/closed.sif /home/alice/hollow")
+	})
 	root(t, node1, "ln", "-sfn", "/etc", "/scratch/alice/it-link").ok(t)
 	cases := map[string]struct {
 		args  []string
@@ -322,6 +324,8 @@ func TestScenario_J14_a_mistake_seen_on_the_node_is_one_line_and_drains_nothing(
 		"broken image":         {[]string{"--carme=/home/alice/broken.sif"}, []string{"broken.sif", "check the image"}, true},
 		"unreadable image":     {[]string{"--carme=/home/alice/closed.sif"}, []string{"/home/alice/closed.sif as you: permission denied", "check the path"}, false},
 		"image is a pipe":      {[]string{"--carme=/home/alice/pipe.sif"}, []string{"/home/alice/pipe.sif", "neither a file nor a directory"}, false},
+		"image is a home":      {[]string{"--carme=/home/alice"}, []string{"/home/alice is no image", "a directory without the root file system", "--carme=list"}, false},
+		"image is a text":      {[]string{"--carme=/home/alice/text.sif"}, []string{"/home/alice/text.sif is no image", "a file of another kind", "SIF file"}, false},
 		"overlay not writable": {[]string{"--carme=base", "--carme-overlay=/scratch/alice/nothing"}, []string{"/scratch/alice/nothing", "mkdir -p"}, false},
 		"no such conda":        {[]string{"--carme=none", "--carme-conda=/home/alice/hollow"}, []string{"no conda environment", "check the path"}, false},
 	}

@@ -4,6 +4,7 @@ package integration
 
 import (
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -27,6 +28,13 @@ type proof struct {
 			Kind string `json:"kind"`
 			UUID string `json:"uuid"`
 		} `json:"devices"`
+		Options []struct {
+			Name  string `json:"name"`
+			Value string `json:"value"`
+		} `json:"options"`
+		Mounts []struct {
+			Target string `json:"target"`
+		} `json:"mounts"`
 	} `json:"record"`
 }
 
@@ -63,10 +71,22 @@ func TestScenario_J15_the_proof_inside_a_job_says_what_is_so(t *testing.T) {
 					t.Errorf("%s namespace of its own: %v", ns.Kind, own)
 				}
 			}
-			var gpus []string
+			var gpus, mounts []string
 			for _, d := range p.Record.Devices {
 				if d.Kind == "gpu" {
 					gpus = append(gpus, d.Path+" "+d.UUID)
+				}
+			}
+			name, value, _ := strings.Cut(strings.TrimPrefix(seal, "--"), "=")
+			if o := p.Record.Options; len(o) != 1 || o[0].Name != name || o[0].Value != value {
+				t.Errorf("options %+v of a job with %s", o, seal)
+			}
+			for _, m := range p.Record.Mounts {
+				mounts = append(mounts, m.Target)
+			}
+			for _, want := range []string{"/dev", "/dev/pts", "/tmp", "/run/user"} {
+				if !slices.Contains(mounts, want) {
+					t.Errorf("%s is not among %q", want, mounts)
 				}
 			}
 			if want := "/dev/nvidia2 " + gpuUUID(node1, 2); len(gpus) != 1 || gpus[0] != want {

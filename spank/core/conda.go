@@ -41,7 +41,7 @@ func (j *job) findConda(mnt int) (prefix string, err error) {
 	case strings.HasPrefix(name, "/"):
 		err = fmt.Errorf("--carme-conda: there is no conda environment %s that you can read (it would have a directory conda-meta); check the path", request.Quote(name))
 	default:
-		err = fmt.Errorf("--carme-conda: there is no conda environment %s; write its directory, since it is not among %s", request.Quote(name), strings.Join(candidates, ", "))
+		err = fmt.Errorf("--carme-conda: there is no conda environment %s in the usual places (carme(7)); write its directory, as conda env list shows it", request.Quote(name))
 	}
 	return prefix, err
 }

@@ -381,3 +381,51 @@ func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
 		}
 	}
 }
+
+func TestImage_is_what_the_runtime_knows_as_one(t *testing.T) {
+	top := t.TempDir()
+	for name, c := range map[string]struct {
+		content string   // of a file
+		dirs    []string // or a directory's
+		format  string
+	}{
+		"sif":      {content: "#!/usr/bin/env run-singularity\n\x00SIF_MAGIC\x00", format: config.FormatSIF},
+		"squashfs": {content: "hsqs and more", format: config.FormatSIF},
+		"ext3":     {content: strings.Repeat("\x00", 1080) + "\x53\xef", format: config.FormatSIF},
+		"text":     {content: strings.Repeat("nonsense ", 200)},
+		"empty":    {},
+		"sandbox":  {dirs: []string{".singularity.d"}, format: config.FormatSandbox},
+		"rootfs":   {dirs: []string{"usr"}, format: config.FormatSandbox},
+		"home":     {dirs: []string{"projects"}},
+	} {
+		path := filepath.Join(top, name)
+		err := os.WriteFile(path, []byte(c.content), 0o600)
+		if c.dirs != nil {
+			err = errors.Join(os.Remove(path), os.Mkdir(path, 0o700))
+		}
+		for _, dir := range c.dirs {
+			err = errors.Join(err, os.Mkdir(filepath.Join(path, dir), 0o700))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		fd, format, err := openImage(path)
+		if _, none := errors.AsType[noImageError](err); none != (c.format == "") || format != c.format && err == nil {
+			t.Errorf("%s is %q, %v", name, format, err)
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+	}
+	if _, _, err := openImage("/dev/null"); err == nil {
+		t.Error("a device is an image")
+	}
+}
+
+func TestProof_has_the_options_as_they_were_given(t *testing.T) {
+	j := &job{options: []wire.Field{{Key: "carme", Value: "(null)"}, {Key: "carme_net", Value: "private"}, {Key: "carme_debug", Value: ""}}}
+	want := []wire.ProofOption{{Name: "carme"}, {Name: "carme-net", Value: "private"}, {Name: "carme-debug"}}
+	if got := j.proofOptions(); !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
+	}
+}

@@ -3,7 +3,10 @@ package core
 import (
 	"errors"
 	"fmt"
+	"io"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -104,6 +107,54 @@ func (j *job) mayBind(actual string, b policy.Bind) (readOnly bool, err error) {
 	return readOnly || b.ReadOnly, nil
 }
 
+// noImageError says that a path leads to something else than an image.
+type noImageError string
+
+func (e noImageError) Error() string { return string(e) }
+
+// imageDirs are those of which the root of every image has one: Apptainer's own, and
+// what the smallest root file systems have.
+var imageDirs = []string{".singularity.d", "usr", "etc"}
+
+// rootFS checks that a directory can be the root of an image; people name the one in
+// which the image lies.
+func rootFS(fd int) error {
+	for _, name := range imageDirs {
+		var st unix.Stat_t
+		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); !errors.Is(err, unix.ENOENT) {
+			return err
+		}
+	}
+	return noImageError("it is a directory without the root file system of an image (" + strings.Join(imageDirs, ", ") + ")")
+}
+
+// Where the magic numbers of what Apptainer runs as a file stand, in bytes.
+const (
+	sifMagicAt = 32 // after the launch script (SIF specification, global header)
+	extMagicAt = 1024 + 56
+)
+
+// imageFile checks that a file is one of the formats that the runtime knows (SIF,
+// squashfs, ext3); it would name a path of ours.
+func imageFile(fd int) error {
+	file, err := os.Open("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // nothing was written
+	head, err := io.ReadAll(io.LimitReader(file, extMagicAt+2))
+	if err != nil {
+		return err
+	}
+	at := func(offset int, magic string) bool {
+		return len(head) >= offset+len(magic) && string(head[offset:offset+len(magic)]) == magic
+	}
+	if at(sifMagicAt, "SIF_MAGIC") || at(0, "hsqs") || at(extMagicAt, "\x53\xef") {
+		return nil
+	}
+	return noImageError("it is a file of another kind, or a part of one")
+}
+
 // openImage opens an image and tells a sandbox, which is a directory, from a SIF
 // file. As the user: root may not even look at it.
 func openImage(path string) (fd int, format string, err error) {
@@ -127,10 +178,17 @@ func openImage(path string) (fd int, format string, err error) {
 	case unix.S_IFREG:
 		format, mode = config.FormatSIF, unix.R_OK
 	default:
-		return -1, "", errors.New("neither a file nor a directory")
+		return -1, "", noImageError("it is neither a file nor a directory")
 	}
 	// Apptainer would say so too, but name a path of ours.
 	if err := unix.Faccessat2(fd, "", mode, unix.AT_EMPTY_PATH); err != nil {
+		return -1, "", err
+	}
+	look := imageFile
+	if format == config.FormatSandbox {
+		look = rootFS
+	}
+	if err := look(fd); err != nil {
 		return -1, "", err
 	}
 	return fd, format, nil
@@ -149,6 +207,9 @@ func (j *job) checkImage(mnt int) error {
 		fd, format, err = openImage(img.Path)
 		return err
 	})
+	if _, other := errors.AsType[noImageError](err); other {
+		return fmt.Errorf("%s is no image: %w; an image is a SIF file, or the directory that apptainer build --sandbox makes; --carme=list shows the site's", img.Path, err)
+	}
 	if err != nil {
 		return fmt.Errorf("open the image %s as you: %w; check the path and its permissions", img.Path, err)
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,6 +24,7 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 		Cgroup: wire.ProofCgroup{Version: j.cgroupV, ConstrainDevices: j.constrain == constrainYes},
 	}
 	p.StepID = j.stepNumber()
+	p.Options = j.proofOptions()
 	if len(j.cgroups) > 0 {
 		p.Cgroup.JobPath = j.cgroups[0].Path
 	}
@@ -48,6 +50,20 @@ func (j *job) proof(s *sandbox, started *wire.Record) ([]byte, error) {
 		return nil, fmt.Errorf("encode the proof: %w", err)
 	}
 	return out.Bytes(), nil
+}
+
+// proofOptions are the options as they were given; one without a value may come as
+// "(null)" (request.Parse).
+func (j *job) proofOptions() []wire.ProofOption {
+	var list []wire.ProofOption
+	for _, o := range j.options {
+		value := o.Value
+		if value == request.NoValue {
+			value = ""
+		}
+		list = append(list, wire.ProofOption{Name: strings.ReplaceAll(o.Key, "_", "-"), Value: value})
+	}
+	return list
 }
 
 // writeProof keeps the record on the node, for the admin.

@@ -181,6 +181,7 @@ func (s *sandbox) devices() error {
 	s.note(wire.MountPrivate, "/dev", "tmpfs", "")
 	s.note(wire.MountPrivate, "/dev/shm", "tmpfs", "size="+s.job.plan.Site.Tmp.Size)
 	s.note(wire.MountPrivate, "/dev/mqueue", "mqueue", "")
+	s.note(wire.MountSystem, "/dev/pts", "/dev/pts", "")
 	return privateDev(shown, s.job.plan.Site.Tmp.Size)
 }
 

@@ -20,7 +20,8 @@ func Help() string {
                                     JupyterLab in the job; the portal shows the way in
 
 `)
-	table := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	var rows strings.Builder
+	table := tabwriter.NewWriter(&rows, 0, 0, 2, ' ', 0)
 	for _, o := range Options() {
 		line := "  --" + o.Name
 		switch {
@@ -32,9 +33,12 @@ func Help() string {
 		fmt.Fprintf(table, "%s\t%s\t%s\n", line, o.Usage, o.Env)
 	}
 	_ = table.Flush() // into memory
+	for row := range strings.Lines(rows.String()) {
+		b.WriteString(strings.TrimRight(row, " \n") + "\n")
+	}
 	b.WriteString(`
 The right column is the environment variable with the default (yes and no switch CARME on and off).
-All of them work in #SBATCH lines. Network, binds, home and overlay are fixed by a job's first step.
+All work in #SBATCH lines. Network, binds, home, overlay and app are fixed by a job's first step.
 In a job, "carme proof" shows what it is isolated from. Manual: carme(7)
 `)
 	return b.String()

@@ -31,9 +31,9 @@ const (
 // modeCheck is what spank/cshim/local.c sends as `mode`.
 const modeCheck = "check"
 
-// null is how Slurm hands over an option that has no value when it forwards it
+// NoValue is how Slurm hands over an option that has no value when it forwards it
 // through the environment.
-const null = "(null)"
+const NoValue = "(null)"
 
 // Given is one option as typed: its name without dashes, and its value, which
 // is empty or "(null)" if there was none.
@@ -189,7 +189,7 @@ func (p *parser) collect(in Input) (typed, inherited map[string]value) {
 			continue
 		}
 		v := value{label: in.label(g), text: g.Value, given: true}
-		if v.text == null {
+		if v.text == NoValue {
 			v.text = ""
 		}
 		if o.Arg == "" && v.text != "" && v.label != o.Env { // a variable has a value in any case
@@ -204,7 +204,7 @@ func (p *parser) collect(in Input) (typed, inherited map[string]value) {
 	}
 	for _, o := range Options() {
 		if count[o.Name] > 1 {
-			p.failf("--%s is given %d times; give it once%s (#SBATCH lines count)", o.Name, count[o.Name], onceHint(o.Name))
+			p.failf("--%s is given %d times; give it once%s (#SBATCH lines count, and all components of a heterogeneous job)", o.Name, count[o.Name], onceHint(o.Name))
 		}
 	}
 	return typed, inherited
@@ -271,7 +271,7 @@ func onOff(text string) (on bool, image string) {
 	switch text {
 	case No, "0":
 		return false, ""
-	case Yes, "1", null:
+	case Yes, "1", NoValue:
 		return true, ""
 	}
 	return true, text
@@ -456,9 +456,14 @@ func (p *parser) binds(label string, entries []string) []Bind {
 	}
 	var binds []Bind
 	taken := map[string]bool{}
+	empty := false
 	for _, entry := range entries {
 		b, err := ParseBind(entry)
 		switch {
+		case entry == "" && empty: // was said
+		case entry == "":
+			empty = true
+			p.failf("%s: %w", label, err)
 		case err != nil:
 			p.failf("%s: %s: %w", label, Quote(entry), err)
 		case taken[b.Dst]:
