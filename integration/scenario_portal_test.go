@@ -253,9 +253,10 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 	// A terminal whose session has ended says so by itself.
 	scancel("-u", "bob")
 	b := users["bob"]
-	eventually(t, time.Minute, "the end of bob's session in his terminal", func() bool {
-		return strings.Contains(ask[string](b, "document.body.innerText"), "There is no session here")
-	})
+	b.within(time.Minute, appears("body:not([data-job]) h1")) // of the portal's page
+	if got := b.text("h1"); got != "There is no session here" {
+		t.Errorf("bob's terminal has become %q", got)
+	}
 	b.shot("ended")
 }
 

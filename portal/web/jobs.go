@@ -33,6 +33,7 @@ type homeData struct {
 	GPUChoices  []int
 	TimeChoices []int
 	MaxNodes    int
+	MaxCPUs     int
 	ImageText   string
 	AppTitle    string
 	Runs        map[string]bool // apps that an offered image has
@@ -191,6 +192,10 @@ func (d *homeData) choices() {
 		}
 	}
 	slices.Sort(d.TimeChoices)
+	for _, node := range d.Cluster.Nodes {
+		d.MaxCPUs = max(d.MaxCPUs, node.CPUs)
+	}
+	d.MaxCPUs = cmp.Or(d.MaxCPUs, mostCPUs)
 	d.MaxNodes = cmp.Or(d.Offer.Nodes, mostNodes)
 	if limits.Nodes > 0 {
 		d.MaxNodes = min(d.MaxNodes, limits.Nodes)
@@ -199,8 +204,9 @@ func (d *homeData) choices() {
 
 const (
 	mbPerGB = 1024
-	// mostNodes is what the form takes if nobody knows how many there are.
+	// mostNodes and mostCPUs are what the form takes if nobody knows how many there are.
 	mostNodes = 1024
+	mostCPUs  = 4096
 )
 
 // runnable are the apps that one of the images has.

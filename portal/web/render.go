@@ -170,6 +170,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"timing":    func(j api.Job) timing { return timingOf(texts, j, s.now()) },
 		"reason":    func(r string) string { return reason(texts, r) },
 		"inFours":   inFours,
+		"future":    func(at time.Time) bool { return at.After(s.now()) },
 		"onscreen":  onScreen,
 		"jobcalled": func(j api.Job) string { return jobCalled(texts, j) },
 		"stoptext":  func(j api.Job) string { return stopText(texts, j) },

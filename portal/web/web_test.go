@@ -1036,3 +1036,28 @@ func TestJobs_that_have_not_ended_come_first(t *testing.T) {
 		t.Errorf("at %d and %d", first, last)
 	}
 }
+
+func TestForm_asks_for_no_more_CPUs_than_a_node_has(t *testing.T) {
+	b := newBrowser(t)
+	b.login()
+	if _, page := b.get("/"); !regexp.MustCompile(`id="cpus"[^>]* max="64"`).MatchString(page) {
+		t.Error(regexp.MustCompile(`<input[^>]*id="cpus"[^>]*>`).FindString(page))
+	}
+}
+
+func TestJob_that_waits_says_when_it_is_expected_to_start_unless_that_is_over(t *testing.T) {
+	b := newBrowser(t)
+	add := func(at time.Time) string {
+		return b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageQueued, State: "PENDING", Reason: "Resources", Expected: at, Detail: &api.JobDetail{}})
+	}
+	soon, late, never := add(time.Now().Add(time.Hour)), add(time.Now().Add(-time.Hour)), add(time.Time{})
+	b.login()
+	for id, want := range map[string]bool{soon: true, late: false, never: false} {
+		if _, page := b.get("/jobs/" + id); strings.Contains(page, "Slurm expects to start it at <time") != want {
+			t.Errorf("%s: %v", id, !want)
+		}
+	}
+	if _, page := b.get("/jobs"); strings.Count(page, "Slurm expects to start it at <time") != 1 {
+		t.Error("the table says it of another one")
+	}
+}

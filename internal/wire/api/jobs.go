@@ -136,7 +136,9 @@ type Job struct {
 	GPUs      []JobGPUs `json:"gpus"`
 	Submitted time.Time `json:"submitted"`
 	Started   time.Time `json:"started"`
-	Ended     time.Time `json:"ended"`
+	// Expected is when Slurm expects a job that waits to start, as far as it knows.
+	Expected time.Time `json:"expected"`
+	Ended    time.Time `json:"ended"`
 	// Minutes is the time limit, 0 for none.
 	Minutes  int    `json:"minutes"`
 	ExitCode int    `json:"exit_code"`

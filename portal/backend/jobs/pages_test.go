@@ -138,7 +138,7 @@ func TestList_says_what_the_queue_says_of_jobs_that_nobody_has_asked_for(t *test
 		case j.ID == "1" && j.EndCode == "end.exit" && j.EndArgs[0] == "3" && j.Ended.Equal(at.Add(time.Hour)) && j.Started.Equal(at) && j.Nodes[0] == "n1" && j.Name == "a\uFFFDb":
 		case j.ID == "2" && j.EndCode == "end.signal" && j.EndArgs[0] == "9":
 		case j.ID == "3" && j.EndCode == "end.timeout" && j.Minutes == 5:
-		case j.ID == "4" && j.Reason == "JobHeldUser" && j.Started.IsZero() && j.MemoryMB == 2048 && j.GPUs[0] == (api.JobGPUs{Type: "a100", Count: 2}) && j.Account == "x":
+		case j.ID == "4" && j.Reason == "JobHeldUser" && j.Started.IsZero() && j.Expected.Equal(at) && j.MemoryMB == 2048 && j.GPUs[0] == (api.JobGPUs{Type: "a100", Count: 2}) && j.Account == "x":
 		default:
 			t.Errorf("%+v", j)
 		}

@@ -300,7 +300,7 @@ func (s *Service) assemble(row slurm.QueueRow, user string, i *intent, host stri
 		j.Nodes = []string{}
 	}
 	if row.State == statePending { // Slurm's guess, not a time that has been
-		j.Started = time.Time{}
+		j.Started, j.Expected = time.Time{}, row.Started
 	}
 	if i != nil {
 		in := i.start()
