@@ -85,11 +85,15 @@ func TestScenario_W19_all_that_matters_works_without_JavaScript(t *testing.T) {
 	b.clean()
 }
 
+// shiftF6 leads out of a terminal.
+const shiftF6 = "Shift+F6"
+
 // strokes are keys that are more than a character, with their number.
 //
 //nolint:gochecknoglobals // a constant that Go cannot write
 var strokes = map[string]input.DispatchKeyEventParams{
 	kb.Tab: {Key: "Tab", WindowsVirtualKeyCode: 9}, kb.Enter: {Key: "Enter", WindowsVirtualKeyCode: 13, Text: "\r"},
+	shiftF6:   {Key: "F6", WindowsVirtualKeyCode: 117, Modifiers: 8},
 	kb.Escape: {Key: "Escape", WindowsVirtualKeyCode: 27}, kb.ArrowDown: {Key: "ArrowDown", WindowsVirtualKeyCode: 40},
 }
 

@@ -375,12 +375,33 @@ func TestScenario_W4_the_form_hides_nothing(t *testing.T) {
 	if nodes := ask[string](b, "document.getElementById('nodes').value"); nodes != "1" && !opened() {
 		t.Errorf("%s nodes are hidden", nodes)
 	}
-	// The limits follow what runs.
-	before := b.text("#limits")
-	id := sbatch(t, "alice", "--carme=base", "--mem=500", "--wrap", "sleep 100")
-	eventually(t, 30*time.Second, "one more active job", func() bool { return b.text("#limits") != before })
+	// The limits follow what runs, and with them what is free.
+	free := func() string { return regexp.MustCompile(`\d+ of \d+ free`).FindString(b.text("#cluster")) }
+	before, all := b.text("#limits"), free()
+	id := sbatch(t, "alice", "--carme=base", "--mem=500", "--gres=gpu:a100:1", "--wrap", "sleep 100")
+	eventually(t, 30*time.Second, "one more active job with a GPU", func() bool { return regexp.MustCompile(`GPUs in use\s+1\b`).MatchString(b.text("#limits")) })
+	if now := free(); all != "4 of 4 free" || now != "3 of 4 free" {
+		t.Errorf("of A100 there were %s, and with the job %s", all, now)
+	}
+	if option := ask[string](b, `document.querySelector("#gpu_type option[value=a100]").textContent`); !strings.Contains(option, "3 of 4 free") {
+		t.Errorf("the form says %q", option)
+	}
 	b.shot("limits")
 	scancel(id)
-	eventually(t, 30*time.Second, "one less", func() bool { return b.text("#limits") == before })
+	eventually(t, 30*time.Second, "one less", func() bool { return b.text("#limits") == before && free() == all })
+	// A form that is wrong has no command, but says what to change.
+	_ = ask[string](b, "document.getElementById('nodes').value = 'two'; document.getElementById('cpus').value = '-1'; document.querySelector('details.more').open = false; ''")
+	b.do(click("button[formaction='/script']"), appears("#script [role=alert] a[href='#cpus']"))
+	if got := b.text("#script"); !strings.Contains(got, "CPUs per node: It must be 0 or more.") || strings.Contains(got, "#SBATCH") {
+		t.Errorf("instead of the command: %q", got)
+	}
+	b.shot("no-command")
+	b.axe("a form without a command")
+	b.do(click("#script a[href='#cpus']"))
+	eventually(t, 5*time.Second, "the field that is named", opened)
+	b.do(chooseText("#cpus", "1"))
+	if got := ask[string](b, "document.getElementById('script').textContent"); got != "" {
+		t.Errorf("of another form there is still %q", got)
+	}
 	b.clean()
 }

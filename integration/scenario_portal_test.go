@@ -3,12 +3,15 @@
 package integration
 
 import (
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	cdpbrowser "github.com/chromedp/cdproto/browser"
 	"github.com/chromedp/cdproto/target"
 	"github.com/chromedp/chromedp"
 	"github.com/chromedp/chromedp/kb"
@@ -33,9 +36,52 @@ func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
 	b.enrol("alice")
 	b.shot("recovery")
 	b.axe("recovery codes")
+	if got := b.text("#kept"); !strings.HasPrefix(got, "For alice at "+strings.TrimPrefix(portalURL, "https://")) {
+		t.Errorf("the codes are %.60q", got)
+	}
+	dir := t.TempDir()
+	yes := cdpbrowser.SetDownloadBehaviorParams{Behavior: cdpbrowser.SetDownloadBehaviorBehaviorAllow, DownloadPath: dir}
+	if _, err := chromedp.Call(b.ctx, cdpbrowser.SetDownloadBehavior, yes); err != nil {
+		t.Fatal(err)
+	}
+	b.do(click("[data-download]"))
+	eventually(t, 20*time.Second, "a file with the codes", func() bool {
+		text, err := os.ReadFile(filepath.Join(dir, "carme-recovery-codes.txt"))
+		return err == nil && len(regexp.MustCompile(`(?m)^[a-z2-7]{5}-[a-z2-7-]+$`).FindAllString(string(text), -1)) == 10 && strings.HasPrefix(string(text), "For alice at ")
+	})
 	b.do(goTo(portalURL+"/"), appears("#start"))
 	b.shot("dashboard")
 	b.axe("dashboard")
+	b.clean()
+}
+
+func TestScenario_W2_all_other_logins_end_by_one_button(t *testing.T) {
+	b := open(t)
+	other := visit(t, "alice").login()
+	b.password("alice", "alice-pass")
+	b.do(appears("a[href*='recovery=1']"), click("a[href*='recovery=1']"), fill("#recovery", other.codes[0]), send("#recovery"), appears("#start"))
+	half := visit(t, "alice")
+	half.password("alice", "alice-pass")
+	b.do(goTo(portalURL+"/security"), appears("form[action='/security/sessions/end']"))
+	if got := b.text("main"); !strings.Contains(got, "password entered, code missing") {
+		t.Errorf("nothing is said of a login that has shown the password alone: %s", got)
+	}
+	b.shot("before")
+	b.axe("security with other logins")
+	b.do(click("form[action='/security/sessions/end'] button"), appears(".notice.is-ok"))
+	if r := other.get("/jobs"); !strings.HasPrefix(r.to(), "/login") {
+		t.Errorf("another login lives on: %d to %q", r.code, r.to())
+	}
+	if r := half.get("/"); !strings.HasPrefix(r.to(), "/login") || strings.HasPrefix(r.to(), "/login/factor") {
+		t.Errorf("the half login goes on: %d to %q", r.code, r.to())
+	}
+	if got := b.text("main"); strings.Contains(got, "code missing") || strings.Contains(got, "Log out there") {
+		t.Errorf("afterwards: %s", got)
+	}
+	b.do(chromedp.Reload(), appears("#own-title"))
+	if b.has(".notice.is-ok") {
+		t.Error("what was done is said again")
+	}
 	b.clean()
 }
 
@@ -248,6 +294,21 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 			return strings.Contains(screen, "terminal-42") && strings.Contains(screen, user)
 		})
 		b.shot(user)
+		if title := ask[string](b, "document.title"); !strings.Contains(title, "Job ") {
+			t.Errorf("the terminal is called %q", title)
+		}
+		// Every key is the shell's but the one that leads out.
+		b.press(kb.Tab)
+		if !b.has(".xterm-helper-textarea:focus") {
+			t.Error("Tab is not the shell's")
+		}
+		b.press(shiftF6)
+		if !b.has("#reader:focus") {
+			t.Error("there is no way out of the terminal by keyboard")
+		}
+		b.press(kb.Enter)
+		b.do(appears("#reader[aria-pressed=true]"), appears(".xterm-accessibility"))
+		b.axe("a terminal")
 		b.clean()
 	}
 	// A terminal whose session has ended says so by itself.

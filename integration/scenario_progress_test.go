@@ -115,7 +115,7 @@ func TestScenario_W7_the_page_says_in_words_why_a_job_has_ended(t *testing.T) {
 		"exit code":       {plain(t, "it-exit", "--mem=100", "--wrap=echo the disk is on fire >&2; exit 3"), "It ended with exit code 3. Its error output may say why.", "Er endete mit Exit-Code 3.", "the disk is on fire"},
 		"signal":          {plain(t, "it-signal", "--mem=100", "--wrap=kill -SEGV $$"), "It was ended by signal 11.", "Er wurde durch Signal 11 beendet.", ""},
 		"no such command": {plain(t, "it-127", "--mem=100", "--wrap=no-such-command"), "A command in it was not found (exit code 127).", "Ein Befehl darin wurde nicht gefunden", "no-such-command"},
-		"no output file":  {plain(t, "it-files", "--mem=100", "--output=/home/bob/none/x.out", "--wrap=true"), "Slurm could not open its output, error or input file.", "Slurm konnte die Ausgabe-", ""},
+		"no output file":  {plain(t, "it-files", "--mem=100", "--output=/nowhere/x.out", "--wrap=true"), "Slurm could not open its output, error or input file.", "Slurm konnte die Ausgabe-", ""},
 		"done":            {plain(t, "it-done", "--mem=100", "--wrap=echo all is well"), "It finished without an error.", "Der Job ist ohne Fehler zu Ende gegangen.", "all is well"},
 		"failed app":      {sbatch(t, "bob", "-J", "it-app", "--carme=base", "--carme-app=broken", "--mem=500", "--wrap=:"), "It ended with exit code 9. Its error output may say why.", "Er endete mit Exit-Code 9.", "no licence found"},
 	}

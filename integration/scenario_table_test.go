@@ -72,7 +72,7 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 		{array + "_[3-4%2]", "it-array", `Queued\s+As many tasks of its array run as you allowed at once\.`},
 		{held, "it-held", `Queued\s+You hold it back`},
 		{after, "it-after", `Queued\s+It waits for another job\.`},
-		{later, "it-later", `Queued\s+It waits for the time that you set\.[\s\S]*asks for 10 minutes`},
+		{later, "it-later", `Queued\s+It waits for the time that was set for it\. Slurm expects to start it at .*` + at + `.*\.[\s\S]*asks for 10 minutes`},
 		{queue, "it-queue", `Queued\s+(It waits until enough|Other jobs come first)`},
 		{session, "it-session", `base[\s\S]*Ready[\s\S]*Open`},
 	} {

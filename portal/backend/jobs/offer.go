@@ -2,6 +2,7 @@ package jobs
 
 import (
 	"context"
+	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/carme-hpc/carme/internal/config"
 	"github.com/carme-hpc/carme/internal/slurm"
+	"github.com/carme-hpc/carme/internal/slurm/rest"
 	"github.com/carme-hpc/carme/internal/wire/api"
 	"github.com/carme-hpc/carme/portal/backend/auth"
 	"github.com/carme-hpc/carme/portal/backend/problem"
@@ -202,6 +204,51 @@ func queuedGPUs(rows []slurm.QueueRow) map[string]int {
 	return out
 }
 
+// heldGPUs is what the jobs of a queue have, by node and type. That is as young as the
+// queue; what the nodes themselves say is asked for more seldom. It is nil where the
+// queue does not tell: Slurm names the types if AccountingStorageTRES does
+// (slurm.conf(5)), of several nodes only how many there are on all of them, and a
+// suspended job's row not whether it has kept its GPUs.
+func heldGPUs(rows []slurm.QueueRow) map[string]map[string]int {
+	out := map[string]map[string]int{}
+	for i := range rows {
+		row := &rows[i]
+		if row.State == statePending || slurm.Over(row.State) {
+			continue
+		}
+		gpus := gpusOf(row.TRES)
+		if len(gpus) == 0 {
+			continue
+		}
+		nodes := slurm.Expand(row.NodeList)
+		for _, g := range gpus {
+			if g.Type == "" || len(nodes) == 0 || g.Count%len(nodes) != 0 || row.State == "SUSPENDED" {
+				return nil
+			}
+			for _, node := range nodes {
+				if out[node] == nil {
+					out[node] = map[string]int{}
+				}
+				out[node][g.Type] += g.Count / len(nodes)
+			}
+		}
+	}
+	return out
+}
+
+// agree says whether nodes have as many GPUs in use as the queue tells: some jobs may be
+// hidden from it, or have begun in between.
+func agree(nodes []rest.Node, held map[string]map[string]int) bool {
+	for i := range nodes {
+		used := gresGPUs(nodes[i].GresUsed)
+		maps.DeleteFunc(used, func(_ string, n int) bool { return n == 0 })
+		if !maps.Equal(used, held[nodes[i].Name]) {
+			return false
+		}
+	}
+	return true
+}
+
 // unusable says that no job starts on a node in that state (sinfo(1)).
 func unusable(states []string) bool {
 	return slices.ContainsFunc(states, func(s string) bool {
@@ -223,6 +270,9 @@ func (s *Service) gpus(usable bool) []api.GPUCount {
 			continue
 		}
 		used := gresGPUs(n.GresUsed)
+		if s.pic.held != nil && s.pic.agreed {
+			used = s.pic.held[n.Name]
+		}
 		for kind, total := range gresGPUs(n.Gres) {
 			g := by[kind]
 			if g == nil {

@@ -204,3 +204,32 @@ func TestJob_is_found_by_whatever_the_list_calls_it_and_by_its_owner_alone(t *te
 		}
 	}
 }
+
+func TestGPUs_in_use_are_as_young_as_the_queue_where_it_agrees_with_the_nodes(t *testing.T) {
+	nodes := []rest.Node{
+		{Name: "n1", Gres: "gpu:a100:4", GresUsed: "gpu:a100:2(IDX:0-1)", States: []string{"MIXED"}},
+		{Name: "n2", Gres: "gpu:a100:4", GresUsed: "gpu:a100:1(IDX:0)", States: []string{"MIXED"}},
+	}
+	one := slurm.QueueRow{ID: 1, State: "RUNNING", NodeList: "n[1-2]", TRES: "cpu=2,gres/gpu=2,gres/gpu:a100=2"}
+	two := slurm.QueueRow{ID: 2, State: "RUNNING", NodeList: "n1", TRES: "gres/gpu:a100=1"}
+	begun := slurm.QueueRow{ID: 3, State: "RUNNING", NodeList: "n2", TRES: "gres/gpu:a100=3"}
+	for name, c := range map[string]struct {
+		then, now []slurm.QueueRow
+		free      int
+	}{
+		"nothing has changed":     {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, two}, 5},
+		"one has begun":           {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, two, begun}, 2},
+		"one has ended":           {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, {ID: 2, State: "COMPLETED", NodeList: "n1", TRES: two.TRES}}, 6},
+		"one is not to be seen":   {[]slurm.QueueRow{one}, []slurm.QueueRow{one, begun}, 5},
+		"types are not told":      {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, two, {ID: 4, State: "RUNNING", NodeList: "n2", TRES: "gres/gpu=1"}}, 5},
+		"nodes are not told":      {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, two, {ID: 4, State: "RUNNING", NodeList: "n[1-2]", TRES: "gres/gpu:a100=3"}}, 5},
+		"one may have let go":     {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, {ID: 2, State: "SUSPENDED", NodeList: "n1", TRES: two.TRES}}, 5},
+		"one waits, asks for all": {[]slurm.QueueRow{one, two}, []slurm.QueueRow{one, two, {ID: 5, State: statePending, TRES: "gres/gpu:a100=8"}}, 5},
+	} {
+		s := &Service{}
+		s.pic.nodes, s.pic.agreed, s.pic.held = nodes, agree(nodes, heldGPUs(c.then)), heldGPUs(c.now)
+		if got := s.gpus(false); len(got) != 1 || got[0].Free != c.free || got[0].Used != 8-c.free {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}

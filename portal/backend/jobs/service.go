@@ -153,6 +153,8 @@ type picture struct {
 	nodes      []rest.Node
 	partitions []rest.Partition
 	nodesAt    time.Time
+	held       map[string]map[string]int // GPUs in use by node and type, nil if the queue does not tell
+	agreed     bool                      // the nodes said the same when they were asked
 }
 
 // detail is what slurmrestd says of one job: where it writes to, and for whom it is.
@@ -390,7 +392,7 @@ func (s *Service) refresh(ctx context.Context) {
 		s.pic.rows[r.ID] = r
 		s.pic.byUID[r.UID] = append(s.pic.byUID[r.UID], r.ID)
 	}
-	s.pic.queued = queuedGPUs(rows)
+	s.pic.queued, s.pic.held = queuedGPUs(rows), heldGPUs(rows)
 	for id, d := range s.details {
 		if row, ok := s.pic.rows[id]; ok {
 			d.row, d.at = row, now
@@ -432,6 +434,7 @@ func (s *Service) refreshNodes(ctx context.Context) {
 	s.mu.Lock()
 	same := reflect.DeepEqual(s.pic.nodes, list) && reflect.DeepEqual(s.pic.partitions, parts)
 	s.pic.nodes, s.pic.partitions, s.pic.nodesAt = list, parts, s.Now()
+	s.pic.agreed = agree(list, s.pic.held)
 	s.mu.Unlock()
 	s.changed.Add(1)
 	if !same {

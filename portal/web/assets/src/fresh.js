@@ -11,6 +11,9 @@ function adopt(page) {
     const own = document.querySelector(`#gpu_type option[value="${CSS.escape(option.value)}"]`);
     if (own && own.textContent !== option.textContent) own.textContent = option.textContent;
   }
+  const cluster = document.getElementById("cluster");
+  const newest = page.getElementById("cluster");
+  if (cluster && newest) cluster.replaceChildren(...newest.childNodes);
   const button = document.querySelector("#start .go button.btn-primary");
   const newer = page.querySelector("#start .go button.btn-primary");
   if (button && newer) button.disabled = newer.disabled;
