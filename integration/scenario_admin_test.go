@@ -30,6 +30,8 @@ func TestScenario_A2_doctor_finds_a_sound_node_ready_and_names_what_is_wrong(t *
 			t.Errorf("%s: %s", node, out)
 		}
 	}
+	root(t, login, "timeout", "60", "carme", "doctor").fails(t, login+" is no compute node", "on the nodes")
+	as(t, "alice", node1, "timeout", "60", "carme", "doctor").fails(t, "cannot be told", "as root")
 	undo(t, node2, "chmod 755 /usr/libexec/carme/carme-anchor; rm -f /etc/carme/disabled")
 	sh(t, node2, "chmod 777 /usr/libexec/carme/carme-anchor; touch /etc/carme/disabled")
 	r := root(t, node2, "timeout", "60", "carme", "doctor")

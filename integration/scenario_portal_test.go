@@ -40,7 +40,7 @@ func TestScenario_W1_W2_a_first_login_enrols_a_second_factor(t *testing.T) {
 		t.Errorf("the codes are %.60q", got)
 	}
 	dir := t.TempDir()
-	yes := cdpbrowser.SetDownloadBehaviorParams{Behavior: cdpbrowser.SetDownloadBehaviorBehaviorAllow, DownloadPath: dir}
+	yes := cdpbrowser.SetDownloadBehaviorParams{Behavior: cdpbrowser.SetDownloadBehaviorBehaviorAllow, DownloadPath: dir} //nolint:misspell // their name
 	if _, err := chromedp.Call(b.ctx, cdpbrowser.SetDownloadBehavior, yes); err != nil {
 		t.Fatal(err)
 	}

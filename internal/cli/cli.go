@@ -270,6 +270,9 @@ func (m Machine) doctor(out io.Writer) *cobra.Command {
 			d := doctor.Doctor{
 				Root: m.Root, Node: m.Node, Run: m.Run, NVML: m.NVML, Object: m.Object, Now: m.Now, TrustOwner: m.TrustOwner,
 			}
+			if d.NoNode(cmd.Context()) {
+				return fmt.Errorf("%s is no compute node: it has no slurmd, and Slurm knows no node of that name; run carme doctor on the nodes", m.Node)
+			}
 			if clean {
 				removed, err := d.Clean(cmd.Context())
 				if err != nil {

@@ -5,7 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -191,6 +193,32 @@ func TestDoctorDoesNotJudgeANodeThatItCannotSee(t *testing.T) {
 	m.Root, m.UID = "/", 10001
 	if status, out, errs := run(t, m, "doctor"); status != 1 || out != "" || !strings.Contains(errs, "cannot be told") || !strings.Contains(errs, "as root") {
 		t.Errorf("status %d, %q, %q", status, out, errs)
+	}
+}
+
+func TestDoctorSaysWhereThereIsNothingToExamine(t *testing.T) {
+	for name, c := range map[string]struct {
+		slurmd, scontrol error
+		says             string
+		want             bool
+	}{
+		"a login host":         {exec.ErrNotFound, errors.New("exit status 1"), "Node node1 not found\n", true},
+		"a node without PATH":  {exec.ErrNotFound, nil, "NodeName=node1", false},
+		"slurmctld is silent":  {exec.ErrNotFound, errors.New("Unable to contact slurm controller"), "", false},
+		"slurmd does not run":  {errors.New("exit status 1"), errors.New("exit status 1"), "Node node1 not found\n", false},
+		"of another directory": {exec.ErrNotFound, exec.ErrNotFound, "", false},
+	} {
+		m := machine(t, nil)
+		m.Run = func(_ context.Context, program string, _ ...string) ([]byte, error) {
+			if program == "slurmd" {
+				return nil, fmt.Errorf("run slurmd: %w", c.slurmd)
+			}
+			return []byte(c.says), c.scontrol
+		}
+		status, out, errs := run(t, m, "doctor")
+		if got := strings.HasPrefix(errs, "carme: node1 is no compute node"); got != c.want || status != 1 || got != (out == "") {
+			t.Errorf("%s: status %d, %q, %q", name, status, out, errs)
+		}
 	}
 }
 

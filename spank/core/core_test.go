@@ -429,3 +429,15 @@ func TestProof_has_the_options_as_they_were_given(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+func TestUser_has_in_an_image_the_full_name_that_the_directory_gives(t *testing.T) {
+	for want, p := range map[string]person{
+		"alice:x:10001:100:Alice Example:/home/alice:/bin/sh": {Name: "alice", Full: "Alice Example", UID: 10001, GID: 100, Home: "/home/alice"},
+		"bob:x:2:3:bob:/home/bob:/bin/sh":                     {Name: "bob", UID: 2, GID: 3, Home: "/home/bob"},
+		"eve:x:2:0:a /root /bin/zsh:/home/eve:/bin/sh":        {Name: "eve", Full: "a:/root:/bin/zsh", UID: 2, Home: "/home/eve"},
+	} {
+		if got := p.passwd(); got != want {
+			t.Errorf("%s, not %s", got, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"strconv"
@@ -20,7 +21,7 @@ const (
 func (s *sandbox) names() error {
 	p := s.job.person
 	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
-	lines := []string{strings.Join([]string{p.Name, "x", id(p.UID), id(p.GID), p.Name, p.Home, "/bin/sh"}, ":")}
+	lines := []string{p.passwd()}
 	if err := withLocal("/etc/passwd", passwdView, lines); err != nil {
 		return err
 	}
@@ -29,6 +30,14 @@ func (s *sandbox) names() error {
 		lines = append(lines, strings.Join([]string{g.name, "x", id(g.gid), p.Name}, ":"))
 	}
 	return withLocal("/etc/group", groupView, lines)
+}
+
+// passwd is the user's line (passwd(5)). The shell is one that every image has; the
+// user's own may be none of its programs.
+func (p person) passwd() string {
+	id := func(n uint32) string { return strconv.FormatUint(uint64(n), 10) }
+	full := strings.ReplaceAll(cmp.Or(p.Full, p.Name), ":", " ")
+	return strings.Join([]string{p.Name, "x", id(p.UID), id(p.GID), full, p.Home, "/bin/sh"}, ":")
 }
 
 // withLocal writes the lines of the node's file and those of extra whose name

@@ -15,6 +15,7 @@ type person struct {
 	UID, GID uint32
 	GIDs     []uint32 // supplementary groups, as Slurm has them
 	Name     string
+	Full     string // as the directory spells it out, empty if it does not
 	Home     string
 	Groups   []string // names of GID and GIDs, for the catalogue
 	named    []namedGroup
@@ -35,7 +36,7 @@ func lookUp(uid, gid uint32, gids []uint32) (person, error) {
 	if err != nil {
 		return p, fmt.Errorf("user %d is unknown on this node: %w", uid, err)
 	}
-	p.Name, p.Home = u.Username, u.HomeDir
+	p.Name, p.Full, p.Home = u.Username, u.Name, u.HomeDir
 	asked := map[uint32]bool{}
 	for _, g := range append([]uint32{gid}, gids...) {
 		if asked[g] {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -131,6 +132,16 @@ func (d Doctor) exports() Finding {
 		return fail(name, mendPackage, "should not be exported: %s", strings.Join(strange, " "))
 	}
 	return ok(name, "those that Slurm looks for, no others")
+}
+
+// NoNode reports whether this is surely no compute node: it has no slurmd, and slurmctld
+// says that there is no such node.
+func (d Doctor) NoNode(ctx context.Context) bool {
+	if _, err := slurm.NodeVersion(ctx, d.run); !errors.Is(err, exec.ErrNotFound) {
+		return false
+	}
+	out, err := d.run(ctx, "scontrol", "show", "node", d.Node)
+	return err != nil && strings.Contains(string(out), "Node "+d.Node+" not found")
 }
 
 // release compares the Slurm the plugin was built for with the one here.
