@@ -328,7 +328,7 @@ func TestAttack_W2_nothing_is_reached_between_password_and_code(t *testing.T) {
 			t.Errorf("GET %s: %s", path, r)
 		}
 	}
-	for _, path := range []string{"/jobs", "/script", "/jobs/1/stop", "/security/totp", "/security/totp/confirm", "/security/recovery", "/login/enrol"} {
+	for _, path := range []string{"/jobs", "/script", "/jobs/1/stop", "/security/totp", "/security/totp/confirm", "/security/recovery", "/security/sessions/end", "/login/enrol"} {
 		half.give(portalURL, portalCookie, pending)
 		r := half.send("POST", path, url.Values{"csrf": {token}, "code": {alice.codeAt(time.Now())}}.Encode(), formType)
 		front := path == "/login/enrol" && r.to() == "/" // which is shut, as above

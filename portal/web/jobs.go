@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -475,6 +476,7 @@ type jobData struct {
 	PlotNames map[string]string
 	OneFile   bool   // output and errors are one
 	File      string // that the output is from
+	Stopping  bool   // it was just told to stop
 }
 
 func (s *Server) oneJob(c *gin.Context) (api.Job, bool) {
@@ -496,6 +498,8 @@ func (s *Server) job(c *gin.Context) {
 	}
 	texts := s.texts[chooseLanguage(c.Request)]
 	data := newJobData(c, texts, job)
+	id := c.Param("id") // of an array's number there may be another task by now
+	data.Stopping = c.Query("done") == "stop" && alive(job) && (jobRef(job) == id || job.Intent == id)
 	if job.ID != "" {
 		output, err := s.backend.Output(c.Request.Context(), token(c), job.ID, data.Stream, -tail)
 		if err != nil {
@@ -592,5 +596,5 @@ func (s *Server) stop(c *gin.Context) {
 		s.fail(c, err)
 		return
 	}
-	c.Redirect(http.StatusSeeOther, "/jobs/"+c.Param("id"))
+	c.Redirect(http.StatusSeeOther, "/jobs/"+url.PathEscape(c.Param("id"))+"?done=stop")
 }

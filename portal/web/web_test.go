@@ -557,8 +557,8 @@ func TestStart_the_same_form_twice_is_one_job(t *testing.T) {
 		!strings.Contains(page, `aria-invalid="true" aria-describedby="nodes-problem" autofocus`) || !strings.Contains(page, `value="many"`) || !strings.Contains(page, `value="kept"`) {
 		t.Errorf("no number: %d", answer.StatusCode)
 	}
-	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 {
-		t.Errorf("stop: %d", answer.StatusCode)
+	if answer, _ := b.post("/jobs/"+id+"/stop", "/jobs/"+id+"/stop", nil); answer.StatusCode != 303 || answer.Header.Get("Location") != "/jobs/"+id+"?done=stop" {
+		t.Errorf("stop: %d to %s", answer.StatusCode, answer.Header.Get("Location"))
 	}
 }
 
@@ -1059,5 +1059,17 @@ func TestJob_that_waits_says_when_it_is_expected_to_start_unless_that_is_over(t 
 	}
 	if _, page := b.get("/jobs"); strings.Count(page, "Slurm expects to start it at <time") != 1 {
 		t.Error("the table says it of another one")
+	}
+}
+
+func TestStop_is_said_until_the_job_has_ended(t *testing.T) {
+	b := newBrowser(t)
+	live := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageReady, State: "RUNNING", Started: time.Now(), Detail: &api.JobDetail{}})
+	over := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageEnded, State: "CANCELLED", Started: time.Now(), Detail: &api.JobDetail{}})
+	b.login()
+	for path, want := range map[string]bool{"/jobs/" + live + "?done=stop": true, "/jobs/" + live: false, "/fragments/jobs/" + live: false, "/jobs/" + over + "?done=stop": false} {
+		if _, page := b.get(path); strings.Contains(page, `id="job-stopping"`) != want {
+			t.Errorf("%s: %v", path, !want)
+		}
 	}
 }
