@@ -133,6 +133,14 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 		b.do(goTo(portalURL+"/jobs/"+c.page+"/stop"), click("form button.btn-danger"), appears("#jobhead"))
 		eventually(t, 30*time.Second, "an end of what was stopped, and of no more", func() bool { return slices.Equal(tasks(), c.left) })
 	}
+	// And all of one at once.
+	all := plain(t, "it-all", "--mem=100", "--array=1-3%1", "--wrap=exec sleep 170")
+	awaitState(t, all+"_1", time.Minute, "RUNNING")
+	b.do(goTo(portalURL+"/jobs/"+all+"_1"), click("#stop-array"), appears("form button.btn-danger"))
+	b.shot("whole-array")
+	b.axe("the question about an array")
+	b.do(click("form button.btn-danger"), appears("#jobhead"))
+	eventually(t, 30*time.Second, "an end of all tasks", func() bool { return root(t, ctl, "squeue", "-h", "-j", all).out == "" })
 	b.clean()
 }
 

@@ -321,6 +321,11 @@ func (c *Client) Stop(ctx context.Context, token, id string) error {
 	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/jobs/" + url.PathEscape(id), token: token})
 }
 
+// StopArray ends all tasks of the array to which a job belongs.
+func (c *Client) StopArray(ctx context.Context, token, id string) error {
+	return c.do(ctx, call{method: http.MethodDelete, path: "/v1/jobs/" + url.PathEscape(id) + "?array=all", token: token})
+}
+
 // Output is a part of a job's output ("out") or error log ("err"). A negative
 // offset counts from the end.
 func (c *Client) Output(ctx context.Context, token, id, stream string, offset int64) (api.Output, error) {

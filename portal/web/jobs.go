@@ -583,16 +583,27 @@ func (s *Server) json(c *gin.Context, v any, err error) {
 	}
 }
 
-type stopData struct{ Job api.Job }
+type stopData struct {
+	Job api.Job
+	All bool // the whole array
+}
+
+// wholeArray is the value of the field array that means it.
+const wholeArray = "all"
 
 func (s *Server) stopPage(c *gin.Context) {
 	if job, ok := s.oneJob(c); ok {
-		s.page(c, http.StatusOK, "stop", view{Title: s.text(c, "stop"), Nav: "jobs", Me: me(c), Data: stopData{job}})
+		data := stopData{Job: job, All: c.Query("array") == wholeArray && arrayOf(job) != ""}
+		s.page(c, http.StatusOK, "stop", view{Title: s.text(c, "stop"), Nav: "jobs", Me: me(c), Data: data})
 	}
 }
 
 func (s *Server) stop(c *gin.Context) {
-	if err := s.backend.Stop(c.Request.Context(), token(c), c.Param("id")); err != nil {
+	stop := s.backend.Stop
+	if c.PostForm("array") == wholeArray {
+		stop = s.backend.StopArray
+	}
+	if err := stop(c.Request.Context(), token(c), c.Param("id")); err != nil {
 		s.fail(c, err)
 		return
 	}

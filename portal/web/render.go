@@ -172,6 +172,7 @@ func (s *Server) functions(texts catalogue) template.FuncMap {
 		"inFours":   inFours,
 		"future":    func(at time.Time) bool { return at.After(s.now()) },
 		"onscreen":  onScreen,
+		"arrayof":   arrayOf,
 		"jobcalled": func(j api.Job) string { return jobCalled(texts, j) },
 		"stoptext":  func(j api.Job) string { return stopText(texts, j) },
 		"browser":   func(agent string) string { return browserName(texts, agent) },
@@ -381,6 +382,15 @@ func jobRef(j api.Job) string {
 	}
 	// What of an array waits, 123_[4-9], changes with every task that begins.
 	array, _, _ := strings.Cut(j.ID, "_[")
+	return array
+}
+
+// arrayOf is the number of the array to which a job belongs, empty if to none.
+func arrayOf(j api.Job) string {
+	array, _, is := strings.Cut(j.ID, "_")
+	if !is {
+		return ""
+	}
 	return array
 }
 

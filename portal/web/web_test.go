@@ -1073,3 +1073,29 @@ func TestStop_is_said_until_the_job_has_ended(t *testing.T) {
 		}
 	}
 }
+
+func TestStop_of_a_whole_array_asks_and_ends_all_of_its_tasks(t *testing.T) {
+	b := newBrowser(t)
+	for _, id := range []string{"500_1", "500_2", "500_[3-9]"} {
+		b.backend.Add(api.Job{ID: id, User: "alice", Name: "x", Stage: api.StageAllocated, State: "RUNNING", Detail: &api.JobDetail{}})
+	}
+	other := b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageAllocated, State: "RUNNING", Detail: &api.JobDetail{}})
+	b.login()
+	if _, page := b.get("/jobs/" + other); strings.Contains(page, "stop-array") {
+		t.Error("a job of no array can be stopped as one")
+	}
+	if _, page := b.get("/jobs/500_1"); !strings.Contains(page, `href="/jobs/500_1/stop?array=all">Stop the whole array<`) {
+		t.Error(page)
+	}
+	if _, page := b.get("/jobs/500_1/stop?array=all"); !strings.Contains(page, "Stop all tasks of array 500?") || !strings.Contains(page, `name="array" value="all"`) {
+		t.Error(page)
+	}
+	if answer, _ := b.post("/jobs/500_1/stop?array=all", "/jobs/500_1/stop", url.Values{"array": {"all"}}); answer.StatusCode != http.StatusSeeOther {
+		t.Errorf("%d", answer.StatusCode)
+	}
+	for id, want := range map[string]bool{"500_1": false, "500_2": false, other: true} {
+		if _, page := b.get("/jobs/" + id); strings.Contains(page, `id="stop-job"`) != want {
+			t.Errorf("%s lives: %v", id, !want)
+		}
+	}
+}

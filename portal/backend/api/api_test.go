@@ -135,14 +135,15 @@ func (c *cluster) Submit(_ context.Context, user string, s rest.Submission) (uin
 func (c *cluster) Cancel(_ context.Context, user, id string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for n, j := range c.jobs {
-		if shown(j) == id && j.User == user {
+	err := rest.ErrNotFound
+	for n, j := range c.jobs { // by its number alone an array ends as a whole
+		if (shown(j) == id || strings.HasPrefix(shown(j), id+"_")) && j.User == user {
 			j.State = "CANCELLED"
 			c.jobs[n] = j
-			return nil
+			err = nil
 		}
 	}
-	return rest.ErrNotFound
+	return err
 }
 
 func (c *cluster) Job(_ context.Context, _ string, id uint32) (rest.Job, error) {

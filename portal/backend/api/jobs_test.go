@@ -303,6 +303,18 @@ func TestArray_is_shown_by_task_and_only_what_was_meant_is_cancelled(t *testing.
 	if s := states(); s["500_1"] != "RUNNING" {
 		t.Errorf("a task that was not meant: %v", s)
 	}
+	bob, _ := w.login("bob")
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/jobs/500_1?array=all", bob, nil, nil); status != http.StatusNotFound {
+		t.Errorf("bob ends alice's array: %d", status)
+	}
+	if s := states(); s["500_1"] != "RUNNING" {
+		t.Errorf("of alice's array there is %v", s)
+	}
+	w.must(w.portal, "DELETE", "/v1/jobs/500_2?array=all", tok, nil, nil)
+	w.eventually("all tasks are cancelled", func() bool { w.clock.add(15 * time.Second); return states()["500_1"] == "CANCELLED" })
+	if status, _ := w.ask(w.portal, "DELETE", "/v1/jobs/777?array=all", tok, nil, nil); status != http.StatusNotFound {
+		t.Errorf("an array that is not there: %d", status)
+	}
 }
 
 func TestRefusal_has_words_for_clients_with_their_own(t *testing.T) {

@@ -279,7 +279,11 @@ func getJob(r *request) error {
 }
 
 func cancelJob(r *request) error {
-	if err := r.server.Jobs.Cancel(r.Context(), r.session, r.PathValue("id")); err != nil {
+	cancel := r.server.Jobs.Cancel
+	if r.URL.Query().Get("array") == "all" {
+		cancel = r.server.Jobs.CancelArray
+	}
+	if err := cancel(r.Context(), r.session, r.PathValue("id")); err != nil {
 		return err
 	}
 	return r.done()

@@ -514,21 +514,57 @@ func (s *Service) Cancel(ctx context.Context, sess *auth.Session, id string) err
 	if err != nil {
 		return err
 	}
-	switch err := s.Slurm.Cancel(ctx, sess.UserName, j.ID); {
+	return s.end(ctx, sess, j.ID, n)
+}
+
+// CancelArray cancels all tasks of an array of the user's, those that wait and those that
+// run. The id is the array's number or that of any of them.
+func (s *Service) CancelArray(ctx context.Context, sess *auth.Session, id string) error {
+	array, _, _ := strings.Cut(id, "_")
+	all, err := s.named(ctx, sess, array)
+	if err != nil {
+		return err
+	}
+	tasks := slices.DeleteFunc(all.Jobs, func(j api.Job) bool { return !strings.HasPrefix(j.ID, array+"_") })
+	if len(tasks) == 0 {
+		return problem.NotFound()
+	}
+	var numbers []uint32
+	for i := range tasks {
+		if n, ok := s.number(&tasks[i]); ok && tasks[i].Stage != api.StageEnded {
+			numbers = append(numbers, n)
+		}
+	}
+	err = s.DB.Write(ctx, func(tx store.Tx) error {
+		return s.Audit.Write(ctx, tx, sess.UserName, "job cancel", array, map[string]string{"tasks": "all"})
+	})
+	if err != nil {
+		return err
+	}
+	return s.end(ctx, sess, array, numbers...)
+}
+
+// end cancels what Slurm knows by an id, and ends the sessions of those jobs.
+func (s *Service) end(ctx context.Context, sess *auth.Session, id string, jobs ...uint32) error {
+	switch err := s.Slurm.Cancel(ctx, sess.UserName, id); {
 	case errors.Is(err, rest.ErrNotFound):
 	case errors.Is(err, rest.ErrUnavailable):
 		return problem.Unavailable("Slurm does not answer now; the job goes on. Try again in a minute.")
 	case err != nil:
 		return err
 	}
-	if err := s.Routes.End(ctx, n); err != nil {
-		return err
-	}
-	if err := s.event(ctx, n, "", api.StageEnded); err != nil {
-		return err
+	for _, n := range jobs {
+		if err := s.Routes.End(ctx, n); err != nil {
+			return err
+		}
+		if err := s.event(ctx, n, "", api.StageEnded); err != nil {
+			return err
+		}
 	}
 	s.mu.Lock()
-	delete(s.details, n)
+	for _, n := range jobs {
+		delete(s.details, n)
+	}
 	s.mu.Unlock()
 	s.changed.Add(1)
 	s.Hub.bump(userKey(sess.UserName))

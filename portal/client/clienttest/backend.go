@@ -654,8 +654,13 @@ func (b *Backend) stop(w http.ResponseWriter, r *http.Request, s *session) {
 	if job == nil {
 		return
 	}
-	job.Stage, job.State, job.Ended, job.End, job.EndCode = api.StageEnded, "CANCELLED", time.Now(), "It was cancelled.", "end.cancelled"
-	b.revoke(api.RevokeJob, job.ID)
+	array, _, _ := strings.Cut(job.ID, "_")
+	for _, one := range b.jobs {
+		if one == job || r.URL.Query().Get("array") == "all" && one.User == job.User && strings.HasPrefix(one.ID, array+"_") {
+			one.Stage, one.State, one.Ended, one.End, one.EndCode = api.StageEnded, "CANCELLED", time.Now(), "It was cancelled.", "end.cancelled"
+			b.revoke(api.RevokeJob, one.ID)
+		}
+	}
 	w.WriteHeader(http.StatusNoContent)
 }
 
