@@ -57,7 +57,7 @@ func TestScenario_J8_a_conda_environment_is_active_in_the_job(t *testing.T) {
 			}
 		})
 	}
-	srun(t, "alice", "-w", node1, "--carme=none", "--carme-conda=it-none", "true").fails(t, "there is no conda environment", "/home/alice/.conda/envs/it-none")
+	srun(t, "alice", "-w", node1, "--carme=none", "--carme-conda=it-none", "true").fails(t, "there is no conda environment", "\"it-none\"", "conda env list")
 	// Of another user's home it cannot be taken.
 	as(t, "alice", login, "chmod", "700", "/home/alice/.conda").ok(t)
 	srun(t, "bob", "-w", node1, "--carme=none", "--carme-conda="+environment, "true").fails(t, "there is no conda environment")
