@@ -311,14 +311,21 @@ func TestScenario_W13_W14_a_terminal_for_each_of_two_users(t *testing.T) {
 		b.axe("a terminal")
 		b.clean()
 	}
-	// A terminal whose session has ended says so by itself.
-	scancel("-u", "bob")
+	// A terminal whose session has ended says so by itself, also where the shell has
+	// ended before.
 	b := users["bob"]
-	b.within(time.Minute, appears("body:not([data-job]) h1")) // of the portal's page
-	if got := b.text("h1"); got != "There is no session here" {
-		t.Errorf("bob's terminal has become %q", got)
+	b.do(click(".xterm-screen"))
+	b.keys("exit")
+	b.press(kb.Enter)
+	eventually(t, time.Minute, "the end of bob's shell", func() bool { return strings.HasPrefix(b.text("#state"), "The shell has ended.") })
+	for user, b := range users {
+		scancel("-u", user)
+		b.within(time.Minute, appears("body:not([data-job]) h1")) // of the portal's page
+		if got := b.text("h1"); got != "There is no session here" {
+			t.Errorf("%s's terminal has become %q", user, got)
+		}
+		b.shot("ended-" + user)
 	}
-	b.shot("ended")
 }
 
 func TestScenario_W3_W14_a_session_from_the_command_line_is_in_the_portal(t *testing.T) {

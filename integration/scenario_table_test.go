@@ -134,6 +134,7 @@ func TestScenario_W5_the_table_has_every_job_of_mine_and_nobody_elses(t *testing
 		eventually(t, 30*time.Second, "an end of what was stopped, and of no more", func() bool { return slices.Equal(tasks(), c.left) })
 	}
 	// And all of one at once.
+	scancel(queue) // nothing starts before it
 	all := plain(t, "it-all", "--mem=100", "--array=1-3%1", "--wrap=exec sleep 170")
 	awaitState(t, all+"_1", time.Minute, "RUNNING")
 	b.do(goTo(portalURL+"/jobs/"+all+"_1"), click("#stop-array"), appears("form button.btn-danger"))

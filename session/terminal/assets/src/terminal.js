@@ -71,8 +71,12 @@
       if (event.reason === "ended") {
         state.textContent = text.ended;
         const fresh = term.onData((data) => {
-          if (data === "\r") { fresh.dispose(); connect(); }
+          if (data !== "\r") return;
+          fresh.dispose();
+          clearTimeout(watch);
+          connect();
         });
+        look(2000);
         return;
       }
       state.textContent = event.reason && event.reason !== "behind" ? event.reason : text.lost;
@@ -83,10 +87,18 @@
 
   // A session that has ended, or a login, does not come back: the portal has a page for
   // that. A websocket does not say why it was refused.
-  const again = async () => {
+  const over = async () => {
     const answer = await fetch(location.pathname, { method: "HEAD", cache: "no-store" }).catch(() => null);
-    if ([401, 403, 404, 410].includes(answer?.status)) location.reload();
-    else connect();
+    if (![401, 403, 404, 410].includes(answer?.status)) return false;
+    location.reload();
+    return true;
+  };
+  const again = async () => { if (!await over()) connect(); };
+
+  // With a session its shells end too, some before it.
+  let watch = null;
+  const look = (after) => {
+    watch = setTimeout(async () => { if (!await over() && socket.readyState === WebSocket.CLOSED) look(Math.min(after * 2, 60000)); }, after);
   };
 
   term.onData((data) => send("i", data));
