@@ -1099,3 +1099,12 @@ func TestStop_of_a_whole_array_asks_and_ends_all_of_its_tasks(t *testing.T) {
 		}
 	}
 }
+
+func TestJob_that_ended_before_it_began_says_so(t *testing.T) {
+	b := newBrowser(t)
+	b.backend.Add(api.Job{User: "alice", Name: "x", Stage: api.StageEnded, State: "CANCELLED", Minutes: 10, Ended: time.Now(), Detail: &api.JobDetail{}})
+	b.login()
+	if _, page := b.get("/jobs"); !strings.Contains(page, "did not start") || strings.Contains(page, "asks for") {
+		t.Error(page)
+	}
+}

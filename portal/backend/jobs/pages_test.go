@@ -127,15 +127,17 @@ func TestList_says_what_the_queue_says_of_jobs_that_nobody_has_asked_for(t *test
 		{ID: 3, Shown: "3", State: "TIMEOUT", UID: 1, Minutes: 5},
 		{ID: 4, Shown: "4", State: statePending, UID: 1, Reason: "JobHeldUser", Started: at, TRES: "cpu=1,mem=2G,node=1,gres/gpu:a100=2", Account: "x"},
 		{ID: 5, Shown: "5", State: statePending, UID: 2, Reason: "Priority", Name: "bob's own"},
+		{ID: 6, Shown: "6", State: "CANCELLED", UID: 1, Started: at, Ended: at},
 	})
 	s.Refresh(t.Context())
 	all, err := s.List(t.Context(), "alice", 1)
-	if err != nil || len(all.Jobs) != 4 {
+	if err != nil || len(all.Jobs) != 5 {
 		t.Fatalf("%+v, %v", all, err)
 	}
 	for _, j := range all.Jobs {
 		switch {
 		case j.ID == "1" && j.EndCode == "end.exit" && j.EndArgs[0] == "3" && j.Ended.Equal(at.Add(time.Hour)) && j.Started.Equal(at) && j.Nodes[0] == "n1" && j.Name == "a\uFFFDb":
+		case j.ID == "6" && j.EndCode == "end.cancelled" && j.Started.IsZero() && j.Ended.Equal(at):
 		case j.ID == "2" && j.EndCode == "end.signal" && j.EndArgs[0] == "9":
 		case j.ID == "3" && j.EndCode == "end.timeout" && j.Minutes == 5:
 		case j.ID == "4" && j.Reason == "JobHeldUser" && j.Started.IsZero() && j.Expected.Equal(at) && j.MemoryMB == 2048 && j.GPUs[0] == (api.JobGPUs{Type: "a100", Count: 2}) && j.Account == "x":

@@ -299,8 +299,11 @@ func (s *Service) assemble(row slurm.QueueRow, user string, i *intent, host stri
 	if j.Nodes == nil {
 		j.Nodes = []string{}
 	}
-	if row.State == statePending { // Slurm's guess, not a time that has been
+	switch {
+	case row.State == statePending: // Slurm's guess, not a time that has been
 		j.Started, j.Expected = time.Time{}, row.Started
+	case slurm.Over(row.State) && row.NodeList == "": // it ended waiting, and Slurm calls that its start too
+		j.Started = time.Time{}
 	}
 	if i != nil {
 		in := i.start()
