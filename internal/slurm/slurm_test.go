@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 func answer(text string, err error) Runner {
@@ -147,9 +148,11 @@ func TestExec_a_program_nobody_waits_for_gives_way(t *testing.T) {
 	if string(own) == "10\n" {
 		t.Skip("these tests give way themselves")
 	}
-	// Its priority is set when it runs already.
+	// Its priority is set when it runs already: what it has started by then keeps its own.
 	const wait = `until [ "$(nice)" = 10 ]; do :; done; echo $A`
-	if out, err := ExecBackground(t.Context(), []string{"A=b"}, "timeout", "20", "sh", "-c", wait); err != nil || string(out) != "b\n" {
+	limit, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if out, err := ExecBackground(limit, []string{"A=b"}, "sh", "-c", wait); err != nil || string(out) != "b\n" {
 		t.Errorf("it says %q, and %v", out, err)
 	}
 	if out, err := ExecBackground(t.Context(), nil, "sh", "-c", "echo out; echo why >&2; exit 3"); err == nil || string(out) != "out\n" || !strings.Contains(err.Error(), "why") {
