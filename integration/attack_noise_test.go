@@ -110,7 +110,12 @@ func TestAttack_A9_W14_what_a_user_can_repeat_does_not_fill_the_logs(t *testing.
 					t.Errorf("%s wrote %d lines in %.1f s, of %d", l.daemon, n, seconds, done.Load())
 				}
 			}
-			if done.Load() < 100 {
+			// The answer about a job that is not there waits for Slurm's next picture.
+			least := int64(100)
+			if strings.HasPrefix(c.name, "jobs that") {
+				least = 8
+			}
+			if done.Load() < least {
 				t.Errorf("only %d were done", done.Load())
 			}
 		})
