@@ -1,6 +1,7 @@
 package doctor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -363,7 +364,7 @@ func (d Doctor) Clean(ctx context.Context) ([]string, error) {
 }
 
 // jobs lists the directories of jobs whose extern step has ended, or will never
-// be, and counts the others.
+// be, in the order of their numbers, and counts the others.
 func (d Doctor) jobs(ctx context.Context) (dead []string, live int, err error) {
 	entries, err := os.ReadDir(d.path(jobsDir))
 	if errors.Is(err, os.ErrNotExist) {
@@ -389,7 +390,9 @@ func (d Doctor) jobs(ctx context.Context) (dead []string, live int, err error) {
 		}
 	}
 	gone := d.givenUp(ctx, d.Asked.due(waiting))
-	return append(dead, gone...), live - len(gone), nil
+	dead = append(dead, gone...)
+	slices.SortFunc(dead, func(a, b string) int { return cmp.Or(cmp.Compare(len(a), len(b)), strings.Compare(a, b)) })
+	return dead, live - len(gone), nil
 }
 
 // givenUp are those of some jobs, by the ages of their directories, that have no extern
