@@ -126,8 +126,17 @@ func (b *browser) notebook(app, name string) {
 	}
 	b.within(2*time.Minute, appears(".jp-Notebook .cm-content"))
 	// The page calls a kernel idle before there is one; the server knows.
+	idle := regexp.MustCompile(`^\[\{[^{}]*"execution_state": ?"idle", ?"connections": ?[1-9][^{}]*\}\]$`)
+	kernels := ""
+	defer func() {
+		if b.t.Failed() {
+			b.shot("kernel")
+			b.t.Logf("its kernels: %s", kernels)
+		}
+	}()
 	eventually(b.t, 2*time.Minute, "an idle kernel", func() bool {
-		return ask[bool](b, "fetch('/api/kernels').then(r => r.json()).then(k => k.length == 1 && k[0].connections > 0 && k[0].execution_state == 'idle')")
+		kernels = ask[string](b, "fetch('/api/kernels').then(r => r.text())")
+		return idle.MatchString(kernels)
 	})
 }
 
