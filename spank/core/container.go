@@ -138,7 +138,11 @@ func (j *job) startContainer(anchor anchorConn) error {
 	if err != nil {
 		return err
 	}
-	_, err = anchor.call("accepted", spec, j.image)
+	fds := []int{j.image}
+	if j.overlay >= 0 {
+		fds = append(fds, j.overlay)
+	}
+	_, err = anchor.call("accepted", spec, fds...)
 	return err
 }
 

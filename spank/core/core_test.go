@@ -368,7 +368,7 @@ func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
 			t.Fatal(err)
 		}
 		good := name == "empty" || name == "used" || name == "closed" && os.Getuid() == 0
-		if err := overlayDir(dir); (err == nil) != good {
+		if _, err := overlayDir(dir, "job 1 on node1 a"); (err == nil) != good {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -376,8 +376,63 @@ func TestOverlay_is_a_directory_of_the_users_without_links(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{filepath.Join(top, "image.sif"), filepath.Join(top, "none")} {
-		if err := overlayDir(path); err == nil {
+		if _, err := overlayDir(path, "job 1 on node1 a"); err == nil {
 			t.Errorf("%s is taken", path)
+		}
+	}
+}
+
+func TestOverlay_is_for_one_job_at_a_time(t *testing.T) {
+	dir := t.TempDir()
+	const one, two = "job 1 on node1 a", "job 2 on node2 b"
+	take := func(user string) (int, error) {
+		t.Helper()
+		fd, err := overlayDir(dir, user)
+		if fd >= 0 {
+			t.Cleanup(func() { unix.Close(fd) })
+		}
+		return fd, err
+	}
+	first, err := take(one)
+	if err != nil || first < 0 {
+		t.Fatalf("an unused directory: %d, %v", first, err)
+	}
+	var used overlayInUseError
+	if _, err := take(two); !errors.As(err, &used) || used.who() != "job 1 on node1" {
+		t.Errorf("another job is told %v", err)
+	}
+	if _, err := take(one); !errors.As(err, &used) || string(used) != one {
+		t.Errorf("another image of the job is told %v", err)
+	}
+	// The one before may still be about to end.
+	next := make(chan error)
+	go func() {
+		_, err := overlayDir(dir, two)
+		next <- err
+	}()
+	unix.Close(first)
+	if err := <-next; err != nil {
+		t.Errorf("the next job is told %v", err)
+	}
+	for text, who := range map[string]string{"": "another job", "x": "another job", "job 1 on \x1b[31mn a": "another job", "job 7 on n-1.b f0": "job 7 on n-1.b"} {
+		if got := overlayInUseError(text).who(); got != who {
+			t.Errorf("of %q it says %s", text, got)
+		}
+	}
+}
+
+func TestOverlay_has_a_lock_of_its_own_or_none(t *testing.T) {
+	for name, prepare := range map[string]func(path string) error{
+		"link":      func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"pipe":      func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"directory": func(path string) error { return os.Mkdir(path, 0o700) },
+	} {
+		dir := t.TempDir()
+		if err := prepare(filepath.Join(dir, overlayLock)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := overlayDir(dir, "job 1 on node1 a"); err == nil || !strings.Contains(err.Error(), overlayLock) {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

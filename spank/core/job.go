@@ -41,6 +41,7 @@ type job struct {
 	plan       plan              // as allowed
 	image      int               // the image as a mount that is nowhere yet, with one
 	imageView  string            // where the runtime finds it
+	overlay    int               // the locked file of the overlay's directory, -1 for none
 	sources    map[string]string // the runtime's argument for each bind, by place
 	policy     *policy.Policy
 	owner      policy.User
@@ -133,7 +134,7 @@ func number(rec *wire.Record, key string) (uint32, error) {
 
 // newJob reads a request of the plugin (spank/cshim/step.c).
 func newJob(rec *wire.Record) (*job, error) {
-	j := &job{submitBind: -1, sources: map[string]string{}}
+	j := &job{submitBind: -1, overlay: -1, sources: map[string]string{}}
 	var err error
 	if j.id, err = number(rec, "job"); err != nil {
 		return nil, err

@@ -15,6 +15,9 @@ import (
 // (spank/cshim/early.c). It has no one to ask.
 const modeEarly = "early"
 
+// modeLater is that of a further step of the job.
+const modeLater = "later"
+
 // errLater is read by nobody.
 var errLater = errors.New("this takes what the extern step does not know; the job's first step sets it up")
 
@@ -88,27 +91,28 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 	if j.early && j.plan.Image != nil { // the site's default, of which the plugin knew nothing
 		return nil, errLater
 	}
+	mode, _ := rec.Get("mode")
 	err = withHostMounts(func(mnt int) error {
 		if err := j.checkImage(mnt); err != nil {
 			return err
 		}
-		if err := j.checkOverlay(mnt); err != nil {
+		j.conda, err = j.findConda(mnt)
+		if err != nil || mode == modeLater { // which has the job's overlay
 			return err
 		}
-		j.conda, err = j.findConda(mnt)
-		return err
+		return j.takeOverlay(mnt)
 	})
 	if err != nil {
 		return nil, err
 	}
 	c.lap("checked it against the site's policy")
-	switch mode, _ := rec.Get("mode"); mode {
+	switch mode {
 	case "first", modeEarly:
 		if !j.plan.Request.Enabled {
 			return nil, errors.New("the plugin asked for a job that is not to be sealed; tell the admin")
 		}
 		return j.first(rec, anchor, c)
-	case "later":
+	case modeLater:
 		return j.later(anchor)
 	default:
 		return nil, fmt.Errorf("unknown mode %q of the request", mode)
@@ -230,6 +234,9 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 		return answer, nil
 	}
 	if err := j.laterBinds(joined.All(boundKey)); err != nil {
+		return nil, err
+	}
+	if err := withHostMounts(j.takeOverlay); err != nil {
 		return nil, err
 	}
 	return answer, j.startContainer(anchor)

@@ -22,7 +22,8 @@
  *   start      + namespace fds      -> started  "pid", "pid1", "pidns"
  *   complete   (all is in place)    -> completed
  *   container  "key", "argv", "env", -> accepted
- *              "image", + its mount
+ *              "image", + its mount,
+ *              the overlay's lock
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
  *              "owner"                 mount namespace, device fds; "early"
  *                                      to the first one of an early set-up
@@ -397,6 +398,8 @@ static void on_container(struct anchor *a, struct peer *p,
 			answer_error(p->fd, "out of memory");
 			return;
 		}
+		if (c->pidfd >= 0) /* else nobody would let it go */
+			c->overlay = msg_fds_take(fds, 1);
 		c->next = a->containers;
 		a->containers = c;
 	}
