@@ -137,6 +137,34 @@ func TestScenario_J8_home_work_directory_and_overlay(t *testing.T) {
 	}
 }
 
+// What two containers at a time leave in one directory is undefined (the kernel's
+// overlayfs.rst, "Sharing and copying layers").
+func TestScenario_J8_a_directory_for_what_is_written_is_one_jobs_at_a_time(t *testing.T) {
+	const dir = "/scratch/alice/it-layer"
+	root(t, node1, "sh", "-c", "rm -rf "+dir+"; install -d -o alice -g alice "+dir).ok(t)
+	with := func(image string) []string {
+		return []string{"-w", node1, "--carme=" + image, "--carme-overlay=" + dir}
+	}
+	write := func(name string) []string {
+		return []string{"bash", "-c", "echo new >/usr/" + name + " && ls /usr | grep ^it"}
+	}
+	first := allocate(t, "alice", with("base-dir")...)
+	if got := first.srun(t, write("it1")...).ok(t); got != "it1" {
+		t.Errorf("its job finds %q", got)
+	}
+	srun(t, "alice", append(with("base"), "true")...).fails(t, dir, "in use by job "+first.id+" on carme-node1", "a directory for each job")
+	if r := first.srun(t, "--carme=base", "cat", "/usr/it1"); r.code != 0 {
+		t.Errorf("another image of its job does not start:\n%s", r.err)
+	}
+	if got := srun(t, "alice", "-w", node1, "--carme=base-dir", "bash", "-c", "ls /usr | grep -c ^it").out; got != "0" {
+		t.Errorf("a job without it finds %q", got)
+	}
+	scancel(first.id)
+	if got := srun(t, "alice", append(with("base-dir"), write("it2")...)...).ok(t); got != "it1\nit2" {
+		t.Errorf("the next job finds %q", got)
+	}
+}
+
 // Slurm says "couldn't chdir to …: going to /tmp instead" where a node has no such
 // directory, and runs the task.
 func TestScenario_J8_J14_who_starts_where_the_image_shows_nothing_is_told(t *testing.T) {

@@ -275,6 +275,24 @@ func TestFault_J14_J18_without_its_anchor_a_job_gets_no_further_step(t *testing.
 	}
 }
 
+// The lock of its --carme-overlay goes with the job, however it ends.
+func TestFault_J8_J14_a_killed_job_leaves_its_overlay_to_the_next(t *testing.T) {
+	const dir = "/scratch/alice/it-layer-killed"
+	root(t, node1, "sh", "-c", "rm -rf "+dir+"; install -d -o alice -g alice "+dir).ok(t)
+	with := []string{"-w", node1, "--carme=base-dir", "--carme-overlay=" + dir}
+	for name, kill := range map[string]string{"slurmstepd": "pkill -KILL -f '[s]lurmstepd: .[0-9]+[.]extern'", "anchor": "pkill -KILL -x carme-anchor"} {
+		a := allocate(t, "alice", with...)
+		srun(t, "alice", append(with, "true")...).fails(t, "in use by job "+a.id)
+		sh(t, node1, kill)
+		scancel(a.id)
+		if r := srun(t, "alice", append(with, "true")...); r.code != 0 {
+			t.Errorf("%s: the next job is told %s", name, r.err)
+		}
+	}
+	nothingRuns(t, node1)
+	idle(t)
+}
+
 // Many short steps in one sealed job: none is delayed, none drains the node.
 func TestFault_J14_J16_a_thousand_steps_in_one_job(t *testing.T) {
 	if suite() != "trixie" {

@@ -16,6 +16,8 @@ const (
 	// overlayLock is a file in the directory of an overlay that whoever writes to it has
 	// locked.
 	overlayLock = "carme.lock"
+	// overlayHeldKey is in the anchor's answer if the job has locked its overlay.
+	overlayHeldKey = "overlay.lock"
 	// overlayLast is how long the job before, whose end Slurm has told of already, may take
 	// to let it go.
 	overlayLast = 3 * time.Second
@@ -27,7 +29,7 @@ const (
 // takeOverlay looks at the directory of the overlay as the user, and locks it: what two
 // containers at a time leave in one is undefined (the kernel's overlayfs.rst). Apptainer
 // would take an image's file too, and its own directories in it (upper, work) as links
-// to others. The lock is the anchor's to keep, as long as the container lives.
+// to others. The lock is the anchor's to keep until the job's end.
 func (j *job) takeOverlay(mnt int) error {
 	dir := j.plan.Request.Overlay
 	if j.plan.Image == nil || !strings.HasPrefix(dir, "/") {
@@ -39,10 +41,8 @@ func (j *job) takeOverlay(mnt int) error {
 	})
 	used, inUse := errors.AsType[overlayInUseError](err)
 	switch {
-	case inUse && string(used) == j.overlayUser(): // by another image of this job
-		return nil
 	case inUse:
-		return fmt.Errorf("--carme-overlay: %s is in use by %s; name a directory for each job, and for each node that sees the same one", request.Quote(dir), used.who())
+		return fmt.Errorf("--carme-overlay: %s is %w; name a directory for each job, and for each node that sees the same one", request.Quote(dir), used)
 	case errors.Is(err, unix.ENOENT):
 		return fmt.Errorf("--carme-overlay: %s does not exist; make it, with mkdir -p", request.Quote(dir))
 	case err != nil:
@@ -51,24 +51,20 @@ func (j *job) takeOverlay(mnt int) error {
 	return nil
 }
 
-// overlayUser is what the file says: a job, a node, and the instance of the job there.
-var overlayUser = regexp.MustCompile(`^(job \d+ on [A-Za-z0-9.-]+) [0-9a-f]+$`)
+// overlayUser is what the file says.
+var overlayUser = regexp.MustCompile(`^job \d+ on [A-Za-z0-9.-]+$`)
 
-func (j *job) overlayUser() string {
-	return fmt.Sprintf("job %d on %s %s", j.id, j.node, j.instance)
-}
+func (j *job) overlayUser() string { return fmt.Sprintf("job %d on %s", j.id, j.node) }
 
-// overlayInUseError is what the file of a locked directory says.
+// overlayInUseError is what the file of a locked directory says. The file is the user's:
+// it may say anything.
 type overlayInUseError string
 
-func (e overlayInUseError) Error() string { return "in use by " + e.who() }
-
-// who leaves the instance out. The file is the user's: it may say anything.
-func (e overlayInUseError) who() string {
-	if m := overlayUser.FindStringSubmatch(string(e)); m != nil {
-		return m[1]
+func (e overlayInUseError) Error() string {
+	if who := string(e); overlayUser.MatchString(who) {
+		return "in use by " + who
 	}
-	return "another job"
+	return "in use by another job"
 }
 
 // overlayDir checks that a directory can be written to, and that what an overlay before
@@ -132,7 +128,7 @@ func lockFile(fd int, user string) (bool, error) {
 		case err == nil:
 			return true, writeOverlayUser(fd, user)
 		case !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EACCES):
-			return false, nil //nolint:nilerr // the file system has no locks
+			return false, nil // the file system has no locks
 		}
 		text := make([]byte, overlayUserMax)
 		n, err := unix.Pread(fd, text, 0)
@@ -140,7 +136,7 @@ func lockFile(fd int, user string) (bool, error) {
 			return false, err
 		}
 		used := overlayInUseError(strings.TrimSpace(string(text[:n])))
-		if string(used) == user || time.Now().After(end) {
+		if time.Now().After(end) {
 			return false, used
 		}
 	}

@@ -97,7 +97,7 @@ func serve(rec *wire.Record, anchor anchorConn, c *clock) (*wire.Record, error) 
 			return err
 		}
 		j.conda, err = j.findConda(mnt)
-		if err != nil || mode == modeLater { // which has the job's overlay
+		if err != nil || mode == modeLater { // see later
 			return err
 		}
 		return j.takeOverlay(mnt)
@@ -236,8 +236,10 @@ func (j *job) later(anchor anchorConn) (*wire.Record, error) {
 	if err := j.laterBinds(joined.All(boundKey)); err != nil {
 		return nil, err
 	}
-	if err := withHostMounts(j.takeOverlay); err != nil {
-		return nil, err
+	if _, held := joined.Get(overlayHeldKey); !held {
+		if err := withHostMounts(j.takeOverlay); err != nil {
+			return nil, err
+		}
 	}
 	return answer, j.startContainer(anchor)
 }

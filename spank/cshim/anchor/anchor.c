@@ -26,7 +26,8 @@
  *              the overlay's lock
  *   join       "step", "lease",     -> joined   the plan, + pidfd, pid and
  *              "owner"                 mount namespace, device fds; "early"
- *                                      to the first one of an early set-up
+ *                                      to the first one of an early set-up,
+ *                                      "overlay.lock" if the job has it
  *   enter      "key"                -> entered  "env", + user and mount
  *                                      namespace, once the container is up
  *   bye                             (the lease ends in peace)
@@ -97,6 +98,7 @@ struct anchor {
 	int filter;  /* cgroup.procs of Carme's own device cgroup */
 	int filters; /* the directory that it is in */
 	char filter_name[32];
+	int overlay; /* locked file of the overlay's directory */
 	struct container *containers;
 	struct peer peer[PEERS_MAX];
 	int peers;
@@ -349,6 +351,8 @@ static void on_join(struct anchor *a, struct peer *p, const struct record *r)
 		record_add(&out, "filter.procs", "1");
 		msg_fds_add(&fds, a->filter);
 	}
+	if (a->overlay >= 0)
+		record_add(&out, "overlay.lock", "1");
 	for (int i = 0; i < a->devices.n; i++)
 		msg_fds_add(&fds, a->devices.fd[i]);
 	/* The core asks on a step's lease too, and takes none for itself. */
@@ -394,12 +398,12 @@ static void on_container(struct anchor *a, struct peer *p,
 
 		c = container_start(&a->ns, &a->user, r, image);
 		sys_close(&image);
+		if (a->overlay < 0)
+			a->overlay = msg_fds_take(fds, 1);
 		if (!c) {
 			answer_error(p->fd, "out of memory");
 			return;
 		}
-		if (c->pidfd >= 0) /* else nobody would let it go */
-			c->overlay = msg_fds_take(fds, 1);
 		c->next = a->containers;
 		a->containers = c;
 	}
@@ -802,7 +806,7 @@ int main(void)
 	prctl(PR_SET_NAME, "carme-anchor", 0, 0, 0);
 	ignore_signals();
 	a.listener = a.pid1_pidfd = a.extern_pidfd = a.jobdir = a.ns.pid = -1;
-	a.sleeper = a.filter = a.filters = a.lock = -1;
+	a.sleeper = a.filter = a.filters = a.lock = a.overlay = -1;
 	for (int i = 0; i < NS_COUNT; i++)
 		a.ns.fd[i] = -1;
 	a.plan.bad = 1;

@@ -49,7 +49,6 @@ struct container {
 	int sock;	   /* from the hold program; it keeps the container */
 	int output;	   /* memfd with what the runtime printed */
 	int userns, mntns; /* of the hold program, once ready */
-	int overlay; /* locked file of its overlay's directory, -1 for none */
 	struct record env; /* the image's environment, "env" entries */
 	char why[512];
 };

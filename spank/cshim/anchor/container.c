@@ -167,7 +167,7 @@ struct container *container_start(const struct namespaces *ns,
 
 	if (!c)
 		return NULL;
-	c->pidfd = c->sock = c->output = c->userns = c->mntns = c->overlay = -1;
+	c->pidfd = c->sock = c->output = c->userns = c->mntns = -1;
 	c->key = strdup(key ? key : "");
 	c->env.bad = 1;
 	if (!c->key)
@@ -277,7 +277,6 @@ void container_on_exit(struct container *c)
 	sys_close(&c->pidfd);
 	sys_close(&c->userns);
 	sys_close(&c->mntns);
-	sys_close(&c->overlay);
 	if (c->state == CONTAINER_FAILED)
 		return; /* the reason is known */
 	c->state = CONTAINER_FAILED;
